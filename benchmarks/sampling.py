@@ -1,0 +1,88 @@
+"""Sampling: seconds a network row (one sequence, one evaluation), against a straightforward cached sampler in the
+same run.
+
+    python benchmarks/sampling.py [--threads 1]
+
+The baseline reuses its last prediction while nothing changed in the batch, as RADD's released sampler does, and at
+every step computes the output layer, the probabilities and Gumbel noise for every position of the canvas.
+"""
+
+import argparse
+import time
+
+import torch
+
+from unmask.sampling import Tweedie, expected_nfe, sample
+from unmask.transformer import Transformer, TransformerConfig
+
+LAYERS, WIDTH, HEADS, LENGTH, BATCH, STEPS = 6, 256, 8, 256, 4, 64
+
+
+@torch.inference_mode()
+def plain(network: Transformer, generator: torch.Generator) -> tuple[float, int]:
+    """(seconds, rows run) of the cached sampler; tokens and the mask are drawn jointly over the whole canvas."""
+    x = torch.full((BATCH, LENGTH), network.mask_id)
+    rows, p, start = 0, None, time.perf_counter()
+    for step in range(STEPS):
+        if p is None:
+            p = network.output(network.hidden(x)).softmax(-1)
+            rows += BATCH
+        move = 1 / (STEPS - step)
+        joint = torch.cat([p * move, torch.full((BATCH, LENGTH, 1), 1 - move)], -1)
+        noise = -torch.rand(joint.shape, generator=generator).clamp(min=1e-10).log()
+        drawn = (joint / noise).argmax(-1)
+        new = torch.where(x == network.mask_id, drawn, x)
+        p = None if bool((new != x).any()) else p
+        x = new
+    return time.perf_counter() - start, rows
+
+
+def ours(network: Transformer, seed: int) -> tuple[float, int]:
+    """(seconds, rows run) of the plan runner."""
+    canvas = torch.full((BATCH, LENGTH), network.mask_id)
+    start = time.perf_counter()
+    samples = sample(network, canvas, Tweedie(STEPS), seed=seed)
+    return time.perf_counter() - start, int(samples.nfe.sum())
+
+
+@torch.inference_mode()
+def layers_alone(network: Transformer) -> float:
+    """Seconds a row of the Transformer without its output layer."""
+    x = torch.full((BATCH, LENGTH), network.mask_id)
+    seconds = []
+    for _ in range(8):
+        start = time.perf_counter()
+        network.hidden(x)
+        seconds.append(time.perf_counter() - start)
+    return sorted(seconds)[len(seconds) // 2] / BATCH
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
+    torch.set_num_threads(parser.parse_args().threads)
+    print(
+        f"{torch.get_num_threads()} thread(s), torch {torch.__version__}; {LAYERS} layers, width {WIDTH}, "
+        f"L = {LENGTH}, batch {BATCH}, {STEPS} steps"
+    )
+    for vocab in (4096, 50257):
+        config = TransformerConfig(vocab=vocab, layers=LAYERS, width=WIDTH, heads=HEADS)
+        network = Transformer(config).eval()
+        base_seconds, base_rows = plain(network, torch.Generator().manual_seed(0))
+        base = base_seconds / base_rows
+        print(f"V = {vocab}: plain float32 {base:.4f} s a row, {base_rows} rows")
+        for dtype in (torch.float32, torch.bfloat16):
+            network = Transformer(config).eval().to(dtype)
+            ours(network, 0)
+            seconds, rows = ours(network, 1)
+            alone, row = layers_alone(network), seconds / rows
+            print(
+                f"V = {vocab}: ours {str(dtype)[6:]} {row:.4f} s a row, {base / row:.1f}x plain; "
+                f"layers alone {alone:.4f} s a row ({row / alone:.2f}x); "
+                f"rows {rows}, closed form {BATCH * expected_nfe(STEPS, LENGTH):.0f}"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""The command line: what it says when it is asked something impossible, and what machines read."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from unmask.checkpoint import CONFIG, MODEL, describe, write_tensors
+from unmask.cli import main
+from unmask.data import byte_tokenizer, prepare
+from unmask.files import write_json
+from unmask.transformer import Transformer, TransformerConfig
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    source = tmp_path_factory.mktemp("text") / "text.txt"
+    source.write_text("a line of text about nothing much.\n\n" * 60, encoding="utf-8")
+    return prepare(str(source), tmp_path_factory.mktemp("data") / "d", tokenizer="bytes", validation=0.2)
+
+
+def make_run(folder: Path, **changes) -> Path:
+    config = TransformerConfig(**{"vocab": 258, "layers": 1, "heads": 2, "width": 32, **changes})
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / CONFIG, {"name": "random", "network": describe(config)})
+    write_tensors(folder / MODEL, Transformer(config, seed=3).state_dict())
+    byte_tokenizer().save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "random")
+
+
+def fails(capsys, *words: object) -> str:
+    """The one line of an error; asserts exit code 2, one line, no traceback, nothing on standard output."""
+    with pytest.raises(SystemExit) as caught:
+        main([str(word) for word in words])
+    printed = capsys.readouterr()
+    assert caught.value.code == 2
+    assert printed.out == ""
+    assert "Traceback" not in printed.err
+    return " ".join(printed.err.split())
+
+
+def test_sample_prints_text_and_law(capsys, checkpoint):
+    main(["sample", "--checkpoint", str(checkpoint), "--prompt", "ab", "--length", "5", "--policy", "random-order"])
+    out = capsys.readouterr().out
+    assert out.startswith("ab")
+    assert "NFE 5; law: the random-order law" in out
+
+
+def test_sample_json_is_one_record_a_line(capsys, checkpoint, tmp_path):
+    out = tmp_path / "s.json"
+    main(["sample", "--checkpoint", str(checkpoint), "--count", "3", "--length", "4", "--json", "--out", str(out)])
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [record["nfe"] for record in records] == [4, 4, 4]
+    assert json.loads(out.read_text(encoding="utf-8"))["samples"] == records
+
+
+def test_template_from_a_file(capsys, checkpoint, tmp_path):
+    (tmp_path / "form.txt").write_text("name: {{3}}, age: {{1..2}}.", encoding="utf-8")
+    main(["sample", "--checkpoint", str(checkpoint), "--template", f"@{tmp_path / 'form.txt'}", "--json"])
+    record = json.loads(capsys.readouterr().out)
+    assert record["text"].startswith("name: ")
+    assert 4 <= record["nfe"] <= 5
+
+
+def test_perplexity_rows(capsys, checkpoint, data, tmp_path):
+    out = tmp_path / "result.json"
+    words = ["--checkpoint", str(checkpoint), "--data", str(data), "--length", "16", "--draws", "8", "--json"]
+    main(["evaluate", "perplexity", *words, "--out", str(out)])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["model"] for row in rows] == ["unigram", "bigram", "random"]
+    assert json.loads(out.read_text(encoding="utf-8"))["rows"] == rows
+
+
+@pytest.mark.parametrize("policy", ["random-order", "tweedie", "euler", "left-to-right", "fixed-order"])
+def test_every_policy_has_its_name(capsys, checkpoint, policy):
+    """In the two spellings."""
+    for words in (["--policy", policy], [policy]):
+        main(["sample", "--checkpoint", str(checkpoint), "--length", "3", "--json", *words])
+    first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert first["policy"].lower().startswith(policy.replace("-", ""))
+    assert first["text"] == second["text"]
+
+
+def test_a_run_folder_is_all_that_is_needed(checkpoint, tmp_path):
+    """Copied elsewhere, without its data or optimiser state, it samples the same text."""
+    elsewhere = tmp_path / "copy"
+    elsewhere.mkdir()
+    for name in (CONFIG, MODEL, "tokenizer.json"):
+        (elsewhere / name).write_bytes((checkpoint / name).read_bytes())
+    texts = []
+    for folder in (checkpoint, elsewhere):
+        command = [sys.executable, "-m", "unmask", "sample", "--checkpoint", str(folder), "--seed", "5"]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=100)
+        assert result.returncode == 0, result.stderr
+        texts.append(result.stdout)
+    assert texts[0] == texts[1]
+
+
+def test_causal_models_write_left_to_right_only(capsys, tmp_path):
+    folder = make_run(tmp_path / "causal", causal=True)
+    main(["sample", "--checkpoint", str(folder), "--length", "3", "--prompt", "x"])
+    assert "left-to-right" in capsys.readouterr().out
+    assert "LeftToRight()" in fails(capsys, "sample", "--checkpoint", folder, "--policy", "random-order")
+    assert "without a suffix" in fails(capsys, "sample", "--checkpoint", folder, "--suffix", "end")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sample", "--checkpoint", "nowhere"], "nowhere: no run folder"),
+        (["prepare", "--source", "nowhere", "--out", "d"], "nowhere"),
+        (["train", "tiny", "--data", "nowhere"], "nowhere"),
+        (["report", "nowhere"], "nowhere"),
+    ],
+)
+def test_what_is_not_there(capsys, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in fails(capsys, *words)
+    assert not list(tmp_path.iterdir()), "nothing may be left behind"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--temperature", "-1"], "temperature -1.0"),
+        (["--top-p", "0"], "top_p 0.0"),
+        (["--count", "0"], "count 0"),
+        (["--template", "{{0}}"], "blank {{0}}"),
+        (["--template", "{{5..2}}"], "blank {{5..2}}"),
+        (["--template", "{{2}}", "--prompt", "a"], "leave out --prompt"),
+        (["--template", "@nowhere"], "nowhere: no such file"),
+        (["--policy", "tweedie", "--steps", "0"], "steps 0 must be at least 1"),
+        (["--seed", "-1"], "must not be negative"),
+    ],
+)
+def test_impossible_options(capsys, checkpoint, words, message):
+    assert message in fails(capsys, "sample", "--checkpoint", checkpoint, *words)
+
+
+def test_unknown_names_are_answered_by_what_there_is(capsys, checkpoint):
+    assert "tweedie" in fails(capsys, "sample", "--checkpoint", checkpoint, "--policy", "twedie")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "shape", "config", "network", "tokenizer"])
+def test_damaged_run_folders(capsys, tmp_path, damage):
+    folder = make_run(tmp_path / "run")
+    if damage == "truncated":
+        (folder / MODEL).write_bytes((folder / MODEL).read_bytes()[:-100])
+    elif damage == "foreign":
+        (folder / MODEL).write_bytes(b"\x80\x04cposix\nsystem\n." * 9)
+    elif damage == "shape":
+        tensors = Transformer(TransformerConfig(vocab=258, layers=1, heads=2, width=64)).state_dict()
+        write_tensors(folder / MODEL, tensors)
+    elif damage == "config":
+        (folder / CONFIG).write_text("{ not json", encoding="utf-8")
+    elif damage == "network":
+        write_json(folder / CONFIG, {"network": {"vocab": 258, "colour": "blue"}})
+    else:
+        byte_tokenizer().inner.save(str(folder / "tokenizer.json"))
+        config = TransformerConfig(vocab=99, layers=1, heads=2, width=32)
+        write_json(folder / CONFIG, {"network": describe(config)})
+        write_tensors(
+            folder / MODEL, Transformer(TransformerConfig(vocab=99, layers=1, heads=2, width=32)).state_dict()
+        )
+    message = fails(capsys, "sample", "--checkpoint", folder)
+    assert str(folder.name) in message
+
+
+def test_half_precision_weights_keep_exact_output(checkpoint):
+    """A bfloat16 model's logits are float32, from a float32 product."""
+    from unmask.checkpoint import load
+
+    model = load(checkpoint, dtype=torch.bfloat16)
+    assert model.network.output.weight.dtype == torch.bfloat16
+    logits = model(torch.full((1, 4), model.mask_id), torch.arange(4))
+    assert isinstance(logits, torch.Tensor)
+    assert logits.dtype == torch.float32
+
+
+@pytest.mark.parametrize("command", ["demo", "prepare", "train", "sample", "evaluate", "report"])
+def test_help_is_there(capsys, command):
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    assert len(capsys.readouterr().out) > 200

@@ -1,0 +1,73 @@
+"""The demonstration, end to end, on a small text: what it makes, what it claims, and that it goes on."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from unmask.demo import Scale, demo
+from unmask.report.console import unmasking
+
+SMALL = Scale(vocab=300, layers=1, width=32, length=32, steps=12, sequences=16, draws=8, tokens=12)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    source = tmp_path_factory.mktemp("text")
+    for i in range(6):
+        text = f"The people of the {i} United States must keep the rights of every State of the Union.\n" * 20
+        (source / f"{i}.txt").write_text(text, encoding="utf-8")
+    out = tmp_path_factory.mktemp("runs") / "demo"
+    demo(out, SMALL, str(source))
+    return out
+
+
+def test_what_it_makes(made):
+    rows = {row["model"]: row for row in json.loads((made / "result.json").read_text(encoding="utf-8"))["rows"]}
+    assert list(rows) == ["unigram", "bigram", "mdm", "arm"]
+    assert rows["mdm"]["bound"] == "upper bound"
+    assert rows["mdm"]["stderr_mc"] > 0
+    assert rows["arm"]["bound"] == "exact"
+    assert len({row["tokens"] for row in rows.values()}) == 1
+    samples = json.loads((made / "samples.json").read_text(encoding="utf-8"))["samples"]
+    assert samples[0]["nfe"] == SMALL.tokens
+    assert samples[1]["nfe"] <= SMALL.tokens // 4
+    assert samples[2]["text"].startswith("We must")
+    configs = [json.loads((made / name / "config.json").read_text(encoding="utf-8")) for name in ("mdm", "arm")]
+    assert len({config["parameters"]["non_embedding"] for config in configs}) == 1
+    assert len({config["budget"]["flops_6nd"] for config in configs}) == 1
+    assert (made / "report.html").stat().st_size > 20_000
+
+
+def test_run_again_it_goes_on(made):
+    """Nothing is trained or measured again."""
+    files = [made / "result.json", made / "samples.json", made / "mdm" / "state.safetensors"]
+    before = [os.stat(file).st_mtime_ns for file in files]
+    source = json.loads((made / "data" / "manifest.json").read_text(encoding="utf-8"))["source"]
+    demo(made, SMALL, source)
+    assert [os.stat(file).st_mtime_ns for file in files] == before
+
+
+def test_text_emerges_on_a_terminal(made):
+    """The animation's last frame is the finished text, and holes were shown before."""
+    from unmask.checkpoint import load
+    from unmask.evaluate import write
+
+    model = load(made / "mdm")
+    console = Console(force_terminal=True, width=100, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    canvas = model.canvas("The {{4}}")
+    with unmasking(console, canvas, model.mask_id, model.tokenizer.pieces, seconds=0.01) as on_step:
+        assert on_step is not None
+        record = write(model, ["The {{4}}"], on_step=on_step)[0]
+    shown = console.export_text()
+    assert "·" in shown
+    assert record["text"].split("\n")[0][:20].strip() in shown
+
+
+def test_no_animation_off_a_terminal():
+    import torch
+
+    with unmasking(Console(file=open(os.devnull, "w")), torch.zeros(3), 9, lambda ids: [""]) as on_step:
+        assert on_step is None

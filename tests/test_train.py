@@ -1,0 +1,259 @@
+"""The trainer: exact resume, accumulation, the average, precision, and what stops a run."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from unmask.checkpoint import load, read_tensors
+from unmask.corruption import stratified
+from unmask.data import Blocks, Tokenizer, batch_indices, load_split, prepare
+from unmask.draws import keyed_generator
+from unmask.log import read_metrics
+from unmask.objectives import AnyOrder, LambdaDCE, NextToken, TimeDSE
+from unmask.train import Optimiser, TrainConfig, expected_level, train
+from unmask.transformer import Transformer, TransformerConfig
+
+WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("text")
+    for i in range(8):
+        lines = [" ".join(WORDS[(i + j + k) % 10] for k in range(8)) for j in range(30)]
+        (folder / f"{i}.txt").write_text("\n".join(lines), encoding="utf-8")
+    return prepare(str(folder), tmp_path_factory.mktemp("data") / "d", tokenizer="bytes", validation=0.2)
+
+
+def small(data: Path, **changes) -> TrainConfig:
+    causal = changes.pop("causal", False)
+    network = TransformerConfig(vocab=258, layers=1, heads=2, width=32, causal=causal, dropout=0.1)
+    config = TrainConfig(
+        network=network,
+        data=str(data),
+        objective=NextToken() if causal else AnyOrder(),
+        length=32,
+        batch=8,
+        steps=20,
+        optimiser=Optimiser(rate=1e-2, warmup=5),
+        precision="float32",
+        device="cpu",
+        validate_every=10,
+        validation_sequences=8,
+        save_every=10,
+    )
+    return replace(config, **changes)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return read_tensors(folder / "state.safetensors")[0]
+
+
+def same(a: Path, b: Path) -> bool:
+    left, right = weights(a), weights(b)
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+class Cut(Exception):
+    """A crash, right after a save."""
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_resume_is_bitwise(data, tmp_path, monkeypatch, causal, precision):
+    """20 steps equal 10, a crash, and 10 more: weights, moments, average and the logged losses; dropout included."""
+    config = small(data, causal=causal, precision=precision, ema=0.9)
+    train(config, tmp_path / "whole")
+
+    from unmask.train import _Run
+
+    save = _Run.save
+
+    def crash(self) -> None:
+        save(self)
+        if self.step == 10:
+            raise Cut
+
+    monkeypatch.setattr(_Run, "save", crash)
+    with pytest.raises(Cut):
+        train(config, tmp_path / "cut")
+    monkeypatch.undo()
+    train(config, tmp_path / "cut")
+    assert same(tmp_path / "whole", tmp_path / "cut")
+    rows = [
+        [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(tmp_path / name / "metrics.jsonl")]
+        for name in ("whole", "cut")
+    ]
+    assert rows[0] == rows[1]
+    assert [row["step"] for row in rows[0] if row["kind"] == "train"] == list(range(1, 21))
+
+
+def test_another_seed_gives_another_run(data, tmp_path):
+    """The bitwise test above can fail."""
+    for seed in (0, 1):
+        train(small(data, seed=seed, steps=2), tmp_path / str(seed))
+    assert not same(tmp_path / "0", tmp_path / "1")
+
+
+def test_rows_lost_in_a_crash_are_dropped(data, tmp_path):
+    """metrics.jsonl goes on from the saved step: later rows and a torn line are gone."""
+    train(small(data, steps=10), tmp_path / "run")
+    path = tmp_path / "run" / "metrics.jsonl"
+    before = path.read_text()
+    path.write_text(before + json.dumps({"kind": "train", "step": 11, "loss": 1.0, "seconds": 1.0}) + '\n{"kind": "tr')
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["requested"]["steps"] = 20
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    train(small(data, steps=20), tmp_path / "run")
+    steps = [row["step"] for row in read_metrics(path) if row["kind"] == "train"]
+    assert steps == list(range(1, 21))
+
+
+def test_accumulation_is_the_whole_batch(data, tmp_path):
+    """The same masks cut into parts give the same gradient: here for the next-token loss, which draws none."""
+    network = replace(small(data, causal=True).network, dropout=0.0)
+    for parts in (1, 4):
+        train(small(data, causal=True, network=network, accumulate=parts, steps=5), tmp_path / str(parts))
+    left, right = weights(tmp_path / "1"), weights(tmp_path / "4")
+    for name in left:
+        assert torch.allclose(left[name], right[name], rtol=1e-4, atol=1e-6), name
+
+
+def test_a_step_is_the_plain_statement(data, tmp_path):
+    """One step of the trainer equals a step written out by hand."""
+    network_config = replace(small(data).network, dropout=0.0)
+    config = small(data, network=network_config, steps=1, optimiser=Optimiser(rate=1e-2, warmup=1, clip=0.1))
+    train(config, tmp_path / "run")
+
+    network = Transformer(network_config, seed=0)
+    blocks = Blocks(load_split(data, "train"), 32, Tokenizer.load(data).begin)
+    generator = keyed_generator(0, 0)
+    torch.randint(2**62, (), generator=generator)
+    x_0, maskable, _ = blocks.take(batch_indices(len(blocks), 8, seed=0, step=0))
+    u = stratified(8, torch.rand((), generator=generator, dtype=torch.float64))
+    (AnyOrder()(network, x_0, maskable, u, generator).sum() / maskable.sum()).backward()
+    norm = torch.sqrt(sum(p.grad.square().sum() for p in network.parameters()))
+    for name, p in network.named_parameters():
+        gradient = p.grad * min(1.0, 0.1 / (norm.item() + 1e-6))
+        decay = 1 - 1e-2 * (0.1 if p.dim() >= 2 else 0.0)
+        # Adam's first step: both moments corrected for bias are the gradient itself and its square
+        expected = p.detach() * decay - 1e-2 * gradient / (gradient.abs() + 1e-8)
+        found = weights(tmp_path / "run")[f"network.{name}"]
+        assert torch.allclose(found, expected, atol=2e-6), name
+
+
+def test_the_average_follows_its_formula(data, tmp_path, monkeypatch):
+    """mean <- d mean + (1-d) weights with d = min(decay, (1+n)/(10+n)), and the average is what load() gives."""
+    from unmask.train import _Run
+
+    config = small(data, ema=0.5, steps=6)
+    mean = {name: p.clone() for name, p in Transformer(config.network, seed=0).state_dict().items()}
+    advance = _Run.advance
+
+    def follow(self) -> float:
+        loss = advance(self)
+        decay = min(0.5, (1 + self.step) / (10 + self.step))
+        for name, p in self.network.state_dict().items():
+            mean[name] = decay * mean[name] + (1 - decay) * p
+        return loss
+
+    monkeypatch.setattr(_Run, "advance", follow)
+    train(config, tmp_path / "run")
+    for name, value in load(tmp_path / "run").network.state_dict().items():
+        assert torch.allclose(value, mean[name], atol=1e-6), name
+
+
+@pytest.mark.parametrize("objective", [AnyOrder(), AnyOrder(0.4), LambdaDCE(), TimeDSE()])
+def test_every_denoising_loss_learns(data, tmp_path, objective):
+    """200 steps take the counting text well below what its letters alone allow."""
+    steps = 150
+    network = TransformerConfig(vocab=258, layers=2, heads=2, width=48)
+    config = small(data, network=network, objective=objective, steps=steps, validate_every=steps, save_every=steps)
+    config = replace(config, batch=16, optimiser=Optimiser(rate=1e-2, warmup=10))
+    train(config, tmp_path / "run")
+    last = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "validation"][-1]
+    tokens = load_split(data, "train").tokens
+    p = torch.bincount(torch.from_numpy(tokens.astype("int64"))).double() / len(tokens)
+    unigram = float(-(p[p > 0] * p[p > 0].log()).sum())
+    assert last["nats_per_token"] + 4 * last["stderr"] < unigram - 0.5
+    assert last["bound"] == "upper bound"
+
+
+def test_expected_level():
+    """Share of positions the output layer runs on: (L+1)/(2L) for k-DCE, 1/3 for lambda = u^2, all for next token."""
+    assert expected_level(AnyOrder(), 128) == pytest.approx(129 / 256, rel=1e-3)
+    assert expected_level(LambdaDCE(), 128) == pytest.approx(1 / 3, rel=1e-3)
+    assert expected_level(NextToken(), 128) == 1.0
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path):
+    """One line that says where, why, and what is left; the last good state stays."""
+    config = small(data, steps=20, save_every=1, optimiser=Optimiser(rate=1e-2, warmup=1))
+    train(replace(config, steps=2), tmp_path / "run")
+    tensors, metadata = read_tensors(tmp_path / "run" / "state.safetensors")
+    from unmask.checkpoint import write_tensors
+
+    broken = {name: value.clone() for name, value in tensors.items()}
+    broken["network.output.weight"][0, 0] = float("nan")
+    write_tensors(tmp_path / "run" / "state.safetensors", broken, metadata)
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    stored["requested"]["steps"] = 20
+    (tmp_path / "run" / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match=r"step 2: loss nan.*lower optimiser.rate.*state.safetensors"):
+        train(config, tmp_path / "run")
+
+
+def test_other_settings_in_the_same_folder_are_refused(data, tmp_path):
+    train(small(data, steps=1), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"other settings \(length 32 there, 16 here\)"):
+        train(small(data, steps=1, length=16), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch": 9, "accumulate": 2}, "multiple of accumulate"),
+        ({"objective": NextToken()}, "causal network trains with NextToken"),
+        ({"steps": 0}, "at least 1"),
+        ({"ema": 1.0}, "ema 1.0"),
+    ],
+)
+def test_settings_that_do_not_fit(data, changes, message):
+    with pytest.raises(ValueError, match=message):
+        small(data, **changes)
+
+
+def test_vocabulary_must_be_the_tokenizers(data, tmp_path):
+    network = TransformerConfig(vocab=300, layers=1, heads=2, width=32)
+    with pytest.raises(ValueError, match=r"vocab 300, but .* has 258"):
+        train(small(data, network=network), tmp_path / "run")
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(data, tmp_path):
+    """SIGINT: state saved at a whole step, exit code 130, no traceback; the command again finishes the run."""
+    command = [sys.executable, "-m", "unmask", "train", "tiny", "--data", str(data), "--out", str(tmp_path / "run")]
+    size = ["--vocab", "258", "--layers", "1", "--heads", "2", "--width", "32", "--length", "32", "--batch", "8"]
+    command += [*size, "--precision", "float32", "--device", "cpu", "--validate-every", "1000"]
+    process = subprocess.Popen([*command, "--steps", "400"], stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (metrics.exists() and len(metrics.read_bytes().splitlines()) > 5):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "stopped after step" in err
+    stopped = int(read_tensors(tmp_path / "run" / "state.safetensors")[1]["step"])
+    assert 5 < stopped < 400
+    again = subprocess.run([*command, "--steps", "400"], capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stderr
+    steps = [row["step"] for row in read_metrics(metrics) if row["kind"] == "train"]
+    assert steps == list(range(1, 401))

@@ -1,0 +1,120 @@
+"""The forward process: how much is masked at a time t, and which positions.
+
+alpha(t) is the probability that a token is still clean at time t in [0, 1]; it falls from about 1 to about 0
+(RADD, arXiv 2406.03736, section 2; in its notation sigma_bar = -log alpha).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LogLinear:
+    """alpha(t) = 1 - (1 - eps) t: tokens are masked at a constant rate. The published default, eps 1e-3."""
+
+    eps: float = 1e-3
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.eps < 1, f"LogLinear(eps={self.eps}): eps must be in [0, 1)")
+
+    def alpha(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Probability that a token is clean at time t."""
+        return 1 - (1 - self.eps) * t
+
+    def rate(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """-d alpha / dt, in probability per unit of time."""
+        return torch.full_like(t, 1 - self.eps)
+
+
+@dataclass(frozen=True)
+class Geometric:
+    """sigma_bar(t) = sigma_min^(1-t) sigma_max^t and alpha = exp(-sigma_bar) (SEDD's and RADD's second schedule)."""
+
+    sigma_min: float = 1e-4
+    sigma_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        _require(
+            0 < self.sigma_min < self.sigma_max,
+            f"Geometric(sigma_min={self.sigma_min}, sigma_max={self.sigma_max}): need 0 < sigma_min < sigma_max",
+        )
+
+    def _sigma_bar(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return self.sigma_min * (self.sigma_max / self.sigma_min) ** t
+
+    def alpha(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Probability that a token is clean at time t."""
+        return torch.exp(-self._sigma_bar(t))
+
+    def rate(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """-d alpha / dt, in probability per unit of time."""
+        sigma_bar = self._sigma_bar(t)
+        return math.log(self.sigma_max / self.sigma_min) * sigma_bar * torch.exp(-sigma_bar)
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """alpha(t) = 1 - (1 - eps) (1 - cos(pi t / 2)): slow near t = 0, where the text is almost whole."""
+
+    eps: float = 1e-3
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.eps < 1, f"Cosine(eps={self.eps}): eps must be in [0, 1)")
+
+    def alpha(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Probability that a token is clean at time t."""
+        return self.eps + (1 - self.eps) * torch.cos(math.pi / 2 * t)
+
+    def rate(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """-d alpha / dt, in probability per unit of time."""
+        return (1 - self.eps) * math.pi / 2 * torch.sin(math.pi / 2 * t)
+
+
+Schedule = LogLinear | Geometric | Cosine
+
+
+def masking_law(schedule: Schedule, t: Float[Tensor, "..."]) -> tuple[Tensor, Tensor]:
+    """(lambda, d lambda / dt) at time t, with alpha rescaled to run from exactly 1 to exactly 0.
+
+    lambda = 1 - (alpha(t) - alpha(1)) / (alpha(0) - alpha(1)) is the probability of a mask. Without the rescaling
+    the range outside the end points is missing from every integral over t, and the four losses differ by it
+    (docs/theory.md).
+    """
+    ends = schedule.alpha(torch.tensor([0.0, 1.0], dtype=t.dtype, device=t.device))
+    span = ends[0] - ends[1]
+    return (ends[0] - schedule.alpha(t)) / span, schedule.rate(t) / span
+
+
+def stratified(count: int, offset: Float[Tensor, "..."]) -> Float[Tensor, "... count"]:
+    """`count` levels in [0, 1), one in each stratum of width 1/count: (i + offset) / count, for offsets in [0, 1)."""
+    strata = torch.arange(count, dtype=offset.dtype, device=offset.device)
+    # (count - 1 + offset) / count may round up to one
+    return ((strata + offset[..., None]) / count).clamp(max=1 - 2**-53)
+
+
+def mask_each(
+    maskable: Bool[Tensor, "B L"], probability: Float[Tensor, " B"], noise: Float[Tensor, "B L"]
+) -> Bool[Tensor, "B L"]:
+    """Mask each maskable position independently with its row's probability; `noise` are uniforms in [0, 1)."""
+    return maskable & (noise < probability[:, None])
+
+
+def mask_exactly(
+    maskable: Bool[Tensor, "B L"], k: Int[Tensor, " B"], noise: Float[Tensor, "B L"]
+) -> Bool[Tensor, "B L"]:
+    """Mask exactly k maskable positions of each row, every subset equally likely; needs 0 <= k <= maskable count."""
+    return maskable & (order_of(maskable, noise) < k[:, None])
+
+
+def order_of(chosen: Bool[Tensor, "B L"], noise: Float[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+    """Rank of each chosen position by its noise, 0 first; those not chosen come after all chosen ones."""
+    return noise.masked_fill(~chosen, torch.inf).argsort(dim=-1, stable=True).argsort(dim=-1)
+
+
+def _require(truth: bool, message: str) -> None:
+    if not truth:
+        raise ValueError(message)

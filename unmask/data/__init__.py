@@ -1,0 +1,21 @@
+"""Text to tokens to batches: tokenizers, documents, prepared folders, packed blocks and resumable batches."""
+
+from unmask.data.batches import Blocks, batch_indices
+from unmask.data.preparing import prepare
+from unmask.data.sources import Document, documents
+from unmask.data.splits import Split, load_manifest, load_split
+from unmask.data.tokenizer import Tokenizer, byte_tokenizer, train_bpe
+
+__all__ = [
+    "Blocks",
+    "Document",
+    "Split",
+    "Tokenizer",
+    "batch_indices",
+    "byte_tokenizer",
+    "documents",
+    "load_manifest",
+    "load_split",
+    "prepare",
+    "train_bpe",
+]

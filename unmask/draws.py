@@ -1,0 +1,59 @@
+"""Randomness that belongs to a sequence, and exact draws from a categorical law.
+
+A sequence owns its random numbers: they are keyed by (seed, sequence, purpose) through Philox, a counter-based
+generator (Salmon et al., SC 2011), so a text does not change with the batch it is written in or with the order of
+the work.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+PLAN, TOKEN, LEVEL, MASK, LENGTH = range(5)  # purposes: independent streams of one sequence
+
+
+def keyed_uniforms(
+    seed: int, sequences: Sequence[int], shape: tuple[int, ...], purpose: int
+) -> Float[Tensor, "S *shape"]:
+    """Uniforms in [0, 1), float64 on the host: row s depends on (seed, sequences[s], purpose) and nothing else.
+
+    Raises ValueError for a negative seed or sequence number.
+    """
+    if seed < 0 or min(sequences, default=0) < 0:
+        raise ValueError(f"seed {seed} and sequence numbers must not be negative")
+    rows = [
+        np.random.Generator(np.random.Philox(key=[seed, sequence], counter=[0, 0, 0, purpose])).random(shape)
+        for sequence in sequences
+    ]
+    return torch.from_numpy(np.stack(rows)) if rows else torch.empty((0, *shape), dtype=torch.float64)
+
+
+def keyed_generator(seed: int, *counters: int) -> torch.Generator:
+    """A host generator for (seed, counters): the same stream for the same numbers, whatever ran before."""
+    words = np.random.SeedSequence([seed, *counters]).generate_state(2, np.uint32)
+    return torch.Generator().manual_seed(int(words[0]) << 31 ^ int(words[1]))
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """The widest float the device has: float64, but float32 on Apple's GPUs."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def log_probabilities(logits: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
+    """log-softmax in float32 or wider, whatever the network's precision."""
+    return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
+
+
+def categorical(logits: Float[Tensor, "N V"], u: Float[Tensor, " N"]) -> Int[Tensor, " N"]:
+    """Draw one token a row by inverse CDF in float64: the smallest v with P(token <= v) > u.
+
+    float32 noise over 50,257 tokens cuts the tail of the law and so lowers the temperature (docs/theory.md); a
+    cumulative sum in float64 errs by less than 1e-11. A token of probability zero is never drawn, not even at u = 0.
+    """
+    cdf = logits.to(widest(logits.device)).softmax(-1).cumsum(-1)
+    goal = u.to(cdf.device, cdf.dtype, non_blocking=True) * cdf[:, -1]
+    drawn = torch.searchsorted(cdf, goal[:, None], right=True).squeeze(-1)
+    return drawn.clamp(max=logits.shape[-1] - 1)

@@ -1,0 +1,50 @@
+"""Texts written by a model, as records that say how each token appeared and what it cost."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from unmask.checkpoint import Model
+from unmask.files import Row
+from unmask.sampling import Draw, LeftToRight, Policy, RandomOrder, Step, sample
+
+
+def write(
+    model: Model,
+    texts: Sequence[str],
+    policy: Policy | None = None,
+    *,
+    draw: Draw | None = None,
+    seed: int = 0,
+    batch: int = 16,
+    titles: Sequence[str] | None = None,
+    on_step: Callable[[Step], None] | None = None,
+) -> list[Row]:
+    """Fill the blanks of each text; a record a text: the tokens' pieces, when and how confidently each was written,
+    NFE.
+
+    The default policy is exact: a random order one token at a time, left to right for a causal model. `seconds` are
+    those of the whole batch. Raises ValueError for what the model cannot write.
+    """
+    policy = policy or (LeftToRight() if model.causal else RandomOrder())
+    draw = draw or Draw()
+    canvases = [model.canvas(text, seed=seed, sequence=i) for i, text in enumerate(texts)]
+    start = time.perf_counter()
+    samples = sample(model, canvases, policy, draw=draw, seed=seed, batch=batch, on_step=on_step)
+    seconds = time.perf_counter() - start
+    law = policy.exact_for if draw == Draw() else f"no stated law: {draw} changes the one of {policy.exact_for}"
+    return [
+        {
+            "title": titles[i] if titles else text,
+            "text": model.decode(samples.tokens[i]),
+            "policy": repr(policy),
+            "exact_for": law,
+            "nfe": int(samples.nfe[i]),
+            "seconds": seconds,
+            "seed": seed,
+            "pieces": model.tokenizer.pieces(samples.tokens[i].tolist()),
+            "given": (samples.reveal[i] < 0).tolist(),
+            "step": samples.reveal[i].tolist(),
+            "confidence": samples.confidence[i].tolist(),
+        }
+        for i, text in enumerate(texts)
+    ]

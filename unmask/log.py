@@ -1,0 +1,87 @@
+"""What a run says: rows in metrics.jsonl for machines, and one line of progress for people."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from unmask.files import Row, atomic, finite
+
+console = Console(stderr=True, highlight=False)
+
+
+class Metrics:
+    """metrics.jsonl of a run, opened to go on after `step`: later rows, of work that was lost, are dropped."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.rows = [row for row in read_metrics(path) if row["step"] <= step] if path.exists() else []
+        with atomic(path) as file:
+            file.writelines(json.dumps(row) + "\n" for row in self.rows)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, row: Row) -> None:
+        """Append one row and flush it."""
+        row = {name: finite(value) for name, value in row.items()}
+        self.rows.append(row)
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[Row]:
+    """Rows of a metrics.jsonl; a last line cut off by a crash is left out. Raises ValueError for any other bad line."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            if number == len(lines) and not line.endswith(b"\n"):
+                break
+            raise ValueError(f"{path}, line {number}: not JSON; remove the line to go on") from None
+    return rows
+
+
+class Report(Protocol):
+    """Told of work done: (done, total), and a word on how it goes."""
+
+    def __call__(self, done: int, total: int, note: str = "") -> None: ...
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Report]:
+    """A bar with rate and time left on a terminal; a line every ten seconds elsewhere."""
+    if console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as bar:
+            task = bar.add_task(title, total=None, note="")
+            yield lambda done, total, note="": bar.update(task, completed=done, total=total, note=note)
+        return
+    yield _Lines(title)
+
+
+class _Lines:
+    """Progress for a file or a pipe."""
+
+    def __init__(self, title: str) -> None:
+        self.title, self.start, self.last = title, time.monotonic(), time.monotonic()
+        self.first: int | None = None
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        now = time.monotonic()
+        if self.first is None:
+            self.first = done - 1
+        if done < total and now - self.last < 10:
+            return
+        self.last = now
+        spent = now - self.start
+        left = spent / (done - self.first) * (total - done)
+        print(f"{self.title} {done}/{total} {note} {spent:.0f} s, {left:.0f} s left", file=sys.stderr, flush=True)

@@ -1,0 +1,83 @@
+"""What every network of this package answers: log-probabilities at the positions that are asked for.
+
+    network(tokens Int[B L], at Int[N], *, then=None, rows=None, level=None) -> Float[N V], or what `then` makes of it
+
+`at` holds flat indices (row * L + position) of the positions whose token is to be PREDICTED, also for causal networks,
+and is best counted on the host, where the masks are drawn: then a GPU never waits. `then(logits Float[n V], which:
+slice)` turns a chunk of logits into what is wanted of it (a target's log-probability, a drawn token, ...), so that
+logits of all positions never exist at once. `rows` says which sequences of a larger batch these are; `level` (the
+probability of a mask, one a row) is for networks that want time.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Reading = Tensor | tuple[Tensor, ...]
+Then = Callable[[Tensor, slice], Reading]
+
+CHUNK = 1 << 23  # logits held at once, in elements: 32 MB in float32
+
+
+class Network(Protocol):
+    """See the module's text."""
+
+    @property
+    def vocab(self) -> int:
+        """Real tokens, ids 0..V-1: the width of the logits."""
+        ...
+
+    @property
+    def mask_id(self) -> int:
+        """The id that marks an open position of a canvas."""
+        ...
+
+    @property
+    def causal(self) -> bool:
+        """Whether a position is predicted from those left of it, instead of from all tokens."""
+        ...
+
+    @property
+    def normalised(self) -> bool:
+        """False for score networks (SEDD), whose exp(logits) are ratios that need not sum to one."""
+        ...
+
+    def __call__(
+        self,
+        tokens: Int[Tensor, "B L"],
+        at: Int[Tensor, " N"],
+        *,
+        then: Then | None = None,
+        rows: Int[Tensor, " B"] | None = None,
+        level: Float[Tensor, " B"] | None = None,
+    ) -> Reading: ...
+
+
+@dataclass(frozen=True)
+class Target:
+    """`then` that reads log q(target) at each position, in float32 or wider."""
+
+    ids: Int[Tensor, " N"]
+
+    def __call__(self, logits: Float[Tensor, "n V"], which: slice) -> Float[Tensor, " n"]:
+        ids = self.ids[which].to(logits.device, non_blocking=True)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return logits.gather(-1, ids[:, None]).squeeze(-1) - logits.logsumexp(-1)
+
+
+def read_out(logits_of: Callable[[slice], Tensor], count: int, vocab: int, then: Then | None) -> Reading:
+    """Apply `then` to the logits of `count` positions, CHUNK elements at a time, and join the parts."""
+    if then is None:
+        return logits_of(slice(0, count))
+    step = max(1, CHUNK // vocab)
+    slices = [slice(i, min(i + step, count)) for i in range(0, count, step)] or [slice(0, 0)]
+    parts = [then(logits_of(which), which) for which in slices]
+    if len(parts) == 1:
+        return parts[0]
+    columns = [part if isinstance(part, tuple) else (part,) for part in parts]
+    joined = tuple(torch.cat(column) for column in zip(*columns, strict=True))
+    return joined if isinstance(parts[0], tuple) else joined[0]

@@ -1,0 +1,103 @@
+"""Result files -> figures -> one self-contained HTML page; the replay of an unmasking.
+
+Numbers are data, pages are views: the page is a function of config.json, metrics.jsonl, result.json and samples.json
+alone, so equal files give an equal page. It asks the network for nothing and its policy forbids it to.
+"""
+
+import base64
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+from unmask.files import atomic
+from unmask.report import figures, tables
+from unmask.report.figures import svg
+from unmask.report.read import Findings, clean, find
+from unmask.report.replay import prepare
+
+__all__ = ["replay_html", "replay_page", "report", "svg"]
+
+
+def report(paths: Sequence[Path], out: Path, title: str = "unmask report") -> Path:
+    """Write one page about everything found under `paths` (run folders, folders of them, result files) to `out`.
+
+    Raises: ValueError where nothing to report is found or a file is malformed (its name, and the line in a .jsonl).
+    """
+    page = _render("page.html", title=clean(title), **_content(find(paths)))
+    return _write(Path(out), page)
+
+
+def replay_html(sample: Mapping[str, Any]) -> str:
+    """One sample's replay as a fragment with its own style and script, to be placed in any page.
+
+    `sample` is an entry of samples.json. Without a script the final text shows, coloured by when each token came.
+
+    Raises: ValueError where the sample's lists do not fit each other.
+    """
+    return _render("fragment.html", replay=prepare(sample))
+
+
+def replay_page(sample: Mapping[str, Any]) -> str:
+    """One sample's replay as a complete page. Raises as `replay_html`."""
+    ready = prepare(sample)
+    return _render("page.html", title=ready.title, **_content(Findings([], [], [])) | {"replays": [ready]})
+
+
+def _content(found: Findings) -> dict[str, Any]:
+    """What page.html shows, section by section; an empty one is left out there."""
+    perplexity = tables.perplexities([row for row in found.rows if row["experiment"] == "perplexity"])
+    others: dict[str, list] = {}
+    for row in found.rows:
+        if row["experiment"] != "perplexity":
+            others.setdefault(str(row["experiment"]), []).append(row)
+    losses = [figures.loss_figure(found.runs, against) for against in ("flops", "tokens")]
+    return {
+        "replays": [prepare(sample) for sample in found.samples],
+        "dots": [(tables.title(*key), _dots(key, group)) for key, group in perplexity.items()],
+        "perplexity": tables.perplexity_table(perplexity) if perplexity else None,
+        "losses": [Markup(loss) for loss in losses if loss],
+        "legend": figures.keys([run for run in found.runs if run.train or run.validation]),
+        "bins": figures.BINS,
+        "others": [(name, tables.generic(rows)) for name, rows in others.items()],
+        "runs": tables.runs_table(found.runs) if found.runs else None,
+        "settings": [(run.name, tables.settings(run.config)) for run in found.runs if run.config],
+    }
+
+
+def _dots(key: tuple[str, str], group: Sequence[Mapping[str, Any]]) -> Markup | None:
+    shown = [entry for entry in group if math.isfinite(entry["perplexity"])]
+    return Markup(figures.perplexity_figure(shown, tables.title(*key))) if shown else None
+
+
+def _part(name: str) -> str:
+    return files(__name__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _render(template: str, **values: Any) -> str:
+    """A template of this folder, everything escaped but what is ours."""
+    environment = Environment(
+        loader=FunctionLoader(_part),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    style, script = Markup(_part("replay.css")), Markup(_part("replay.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    own = {"page_style": Markup(_part("page.css")), "style": style, "script": script, "script_hash": digest}
+    return environment.get_template(template).render(**own, **values)
+
+
+def _write(out: Path, page: str) -> Path:
+    """`page` at `out`, whole or not at all; bytes, so that line ends stay as the script's digest has them."""
+    if out.is_dir():
+        raise ValueError(f"{out}: is a folder; name a file in it, such as {out / 'report.html'}")
+    with atomic(out, "wb") as file:
+        file.write(page.encode("utf-8"))
+    return out

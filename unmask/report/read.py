@@ -1,0 +1,169 @@
+"""Result files as data: finding them, reading them, and saying in one line what is wrong with one."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unmask.files import Row, read_json
+from unmask.log import read_metrics
+from unmask.report.units import finite, number
+
+NAMES = ("config.json", "metrics.jsonl", "result.json", "samples.json")
+PERPLEXITY = ("perplexity", "nats", "tokens", "bits_per_byte", "stderr_mc", "stderr_data", "seconds")
+TRAIN = ("step", "loss", "lr", "grad_norm", "tokens", "flops", "seconds")
+VALIDATION = ("step", "tokens", "flops", "nats_per_token", "stderr")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: its configuration and the rows of its metrics, by step."""
+
+    name: str
+    where: Path
+    config: Row
+    train: list[Row]
+    validation: list[Row]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that the given paths hold."""
+
+    runs: list[Run]
+    rows: list[Row]  # of every result file, in order
+    samples: list[Row]
+
+
+def find(paths: Sequence[Path]) -> Findings:
+    """Everything below `paths`, each file read once.
+
+    Raises: ValueError where a path is missing, a file is malformed, or nothing at all is found.
+    """
+    once: dict[Path, Path] = {}
+    for path in paths:
+        for file in _files(Path(path)):
+            once.setdefault(file.resolve(), file)
+    configs: dict[Path, Row] = {}
+    metrics: dict[Path, tuple[list, list]] = {}
+    rows, samples = [], []
+    for file in once.values():
+        if file.suffix == ".jsonl":
+            metrics[file] = _metrics(file)
+        elif file.name == "config.json":
+            configs[file.parent] = clean(_read(read_json, file))
+        else:
+            more_rows, more_samples = _results(file)
+            rows += more_rows
+            samples += more_samples
+    if not (configs or metrics or rows or samples):
+        given = ", ".join(map(str, paths)) or "no path"
+        raise ValueError(f"{given}: nothing to report; give run folders or files such as {', '.join(NAMES)}")
+    return Findings(_runs(configs, metrics), rows, samples)
+
+
+def _files(path: Path) -> Iterator[Path]:
+    """The result files that `path` stands for; folders are searched to any depth, hidden ones left out."""
+    if path.is_file():
+        yield path
+    elif path.is_dir():
+        for file in sorted(file for name in NAMES for file in path.rglob(name)):
+            if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts):
+                yield file
+    else:
+        raise ValueError(f"{path}: no such file or folder")
+
+
+def _runs(configs: dict[Path, Row], metrics: dict[Path, tuple[list, list]]) -> list[Run]:
+    """One run a folder that has a configuration, metrics or both; equal names get their folder's name too."""
+    homes = [(file.parent, file) for file in metrics]
+    homes += [(folder, None) for folder in configs if folder not in {file.parent for file in metrics}]
+    found = []
+    for folder, file in sorted(homes, key=lambda home: home[0]):
+        config = configs.get(folder, {})
+        name = config.get("name")
+        name = name if isinstance(name, str) and name.strip() else clean(folder.name)
+        found.append(Run(name, folder, config, *(metrics[file] if file else ([], []))))
+    names = [run.name for run in found]
+    return [
+        Run(f"{run.name} ({clean(run.where.name)})", run.where, run.config, run.train, run.validation)
+        if names.count(run.name) > 1
+        else run
+        for run in found
+    ]
+
+
+def _results(file: Path) -> tuple[list[Row], list[Row]]:
+    """The "rows" and "samples" of a result file; a perplexity row without a model is named after its folder."""
+    content = clean(_read(read_json, file))
+    if not ("rows" in content or "samples" in content):
+        raise ValueError(f"{file}: has neither 'rows' nor 'samples'; give a run folder or a result file")
+    rows, samples = (content.get(key, []) for key in ("rows", "samples"))
+    for key, entries in (("rows", rows), ("samples", samples)):
+        if not (isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)):
+            raise ValueError(f"{file}: '{key}' must be a list of objects")
+    for i, row in enumerate(rows):
+        row.setdefault("experiment", "unnamed")
+        if row["experiment"] == "perplexity":
+            row.setdefault("model", clean(file.parent.name))
+            _check(row, f"{file}, row {i + 1}", ("perplexity",), PERPLEXITY)
+    for i, sample in enumerate(samples):
+        sample["where"] = f"{file}, sample {i + 1}"
+    return rows, samples
+
+
+def _metrics(file: Path) -> tuple[list[Row], list[Row]]:
+    """The train and validation rows of a metrics.jsonl, by step; a step logged again (a resumed run) counts once.
+
+    Rows of other kinds are left out.
+    """
+    train: dict[float, Row] = {}
+    validation: dict[float, Row] = {}
+    for i, row in enumerate(_read(read_metrics, file)):
+        where = f"{file}, line {i + 1}"
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}: must be a JSON object, not {_short(row)}")
+        if row.get("kind") == "train":
+            _check(row, where, ("step", "loss"), TRAIN)
+            train[row["step"]] = row
+        elif row.get("kind") == "validation":
+            _check(row, where, ("step", "nats_per_token"), VALIDATION)
+            validation[row["step"]] = clean(row)
+    return [train[step] for step in sorted(train)], [validation[step] for step in sorted(validation)]
+
+
+def _check(row: Row, where: str, needed: Sequence[str], numeric: Sequence[str]) -> None:
+    """`needed` keys are there, `numeric` ones hold numbers, or null where a number was not finite."""
+    for key in needed:
+        if key not in row or (key == "step" and finite(row[key]) is None):
+            raise ValueError(
+                f"{where}: '{key}' must be a number, and is {_short(row[key]) if key in row else 'missing'}"
+            )
+    for key in numeric:
+        if row.get(key) is not None and number(row[key]) is None:
+            raise ValueError(f"{where}: '{key}' must be a number, not {_short(row[key])}")
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:39] + "…"
+
+
+def _read(reader: Callable[[Path], Any], file: Path) -> Any:
+    """What `reader` finds in `file`; JSON nested deeper than Python's stack is a fault of the file."""
+    try:
+        return reader(file)
+    except RecursionError:
+        raise ValueError(f"{file}: not JSON (nested too deep)") from None
+
+
+def clean(value: Any) -> Any:
+    """`value` with what neither HTML nor XML can carry (controls, half surrogates) replaced by U+FFFD."""
+    if isinstance(value, str):
+        bad = {c for c in value if (c < " " and c not in "\t\n\r") or c in "\x7f\ufffe\uffff"}
+        bad |= {c for c in value if "\x80" <= c <= "\x9f" or "\ud800" <= c <= "\udfff"}
+        return value.translate(dict.fromkeys(map(ord, bad), "\ufffd")) if bad else value
+    if isinstance(value, dict):
+        return {clean(key): clean(entry) for key, entry in value.items()}
+    return [clean(entry) for entry in value] if isinstance(value, list) else value

@@ -1,0 +1,178 @@
+"""Rows of results as tables of text, ready for the page's template."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from unmask.report.read import Run
+from unmask.report.units import MISSING, count, duration, finite, number, plain, power, with_error
+
+BOUNDS = {"exact": "", "upper bound": "≤ "}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns (a label, and whether they hold numbers) and groups of rows under a heading, "" for none."""
+
+    columns: list[tuple[str, bool]]
+    groups: list[tuple[str, list[list[str]]]]
+
+
+def perplexities(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """The rows of each (corpus, protocol), best first, with a label of their own and both errors in perplexity.
+
+    Delta method: the perplexity exp(nats / tokens) has the error perplexity * stderr / tokens.
+    """
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        value, tokens = finite(row["perplexity"]), finite(row.get("tokens"))
+        scale = value / tokens if value and tokens else None
+        errors = {
+            key: abs(scale * error) if scale and (error := finite(row.get(key))) is not None else None
+            for key in ("stderr_mc", "stderr_data")
+        }
+        entry = {"row": row, "perplexity": math.nan if value is None else value, "bound": row.get("bound"), **errors}
+        groups.setdefault((_say(row.get("corpus")), _say(row.get("protocol"))), []).append(entry)
+    for entries in groups.values():
+        entries.sort(key=lambda entry: (math.isnan(entry["perplexity"]), entry["perplexity"]))
+        for entry, label in zip(entries, _labels([entry["row"] for entry in entries]), strict=True):
+            entry["label"], entry["text"] = label, _perplexity(entry)[0]
+    return groups
+
+
+def _labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Each row's model, followed by what tells rows of the same model apart."""
+    labels = [_say(row.get("model")) for row in rows]
+    for key in ("estimator", "draws", "precision", "seed"):
+        for label in {label for label in labels if labels.count(label) > 1}:
+            same = [i for i, other in enumerate(labels) if other == label]
+            if len({_say(rows[i].get(key)) for i in same}) > 1:
+                for i in same:
+                    value = _say(rows[i].get(key))
+                    labels[i] += f", {value}" if key in ("estimator", "precision") else f", {key} {value}"
+    return labels
+
+
+def title(corpus: str, protocol: str) -> str:
+    """What a group of perplexities is of."""
+    return f"{corpus}, protocol {protocol}" if protocol != MISSING else corpus
+
+
+def perplexity_table(groups: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> Table:
+    """All perplexities: the value, its two errors apart, what kind of number it is, and how it was measured."""
+    columns = [("model", False), ("perplexity", True), ("± maskings", True), ("± texts", True)]
+    columns += [("bits per byte", True), ("kind", False), ("tokens", True), ("measured by", False)]
+    return Table(columns, [(title(*key), [_perplexity_row(entry) for entry in group]) for key, group in groups.items()])
+
+
+def _perplexity_row(entry: Mapping[str, Any]) -> list[str]:
+    row, bound = entry["row"], entry["bound"]
+    values = [_say(row.get("model")), *_perplexity(entry)]
+    return [*values, plain(row.get("bits_per_byte")), _say(bound), plain(row.get("tokens")), _measured(row)]
+
+
+def _perplexity(entry: Mapping[str, Any]) -> list[str]:
+    """Value, error of the maskings, error of the texts."""
+    value, *errors = with_error(entry["perplexity"], entry["stderr_mc"], entry["stderr_data"])
+    return [BOUNDS.get(str(entry["bound"]), "") + value, *errors]
+
+
+SHOWN = ("experiment", "model", "corpus", "protocol", "perplexity", "nats", "tokens", "bits_per_byte")
+SHOWN += ("stderr_mc", "stderr_data", "bound", "estimator", "precision", "seconds")
+
+
+def _measured(row: Mapping[str, Any]) -> str:
+    """How a row was measured, keys unknown here included."""
+    parts = [_say(row[key]) for key in ("estimator", "precision") if row.get(key) is not None]
+    parts += [f"{_name(key)} {_say(value, key)}" for key, value in row.items() if key not in SHOWN]
+    parts += [duration(row["seconds"])] if row.get("seconds") is not None else []
+    return ", ".join(parts) or MISSING
+
+
+def runs_table(runs: Sequence[Run]) -> Table:
+    """What each run is, what it was given, what it used, and where it arrived."""
+    columns = [
+        ("run", False),
+        ("objective", False),
+        ("parameters", True),
+        ("non-embedding", True),
+        ("steps", True),
+    ]
+    columns += [("tokens", True), ("budget 6ND, FLOPs", True), ("true FLOPs", True), ("time", True)]
+    columns += [("validation, nats per token", True)]
+    return Table(columns, [("", [_run_row(run) for run in runs])])
+
+
+def _run_row(run: Run) -> list[str]:
+    """Tokens are those trained on so far where metrics tell, else the budget's."""
+    last = run.train[-1] if run.train else {}
+    planned = _get(run.config, "training", "steps")
+    steps = [plain(last.get("step"))] if last else []
+    steps += [plain(planned)] if number(planned) is not None else []
+    tokens = last.get("tokens") if finite(last.get("tokens")) is not None else _get(run.config, "budget", "tokens")
+    return [
+        run.name,
+        _say(_get(run.config, "training", "objective")),
+        count(_get(run.config, "parameters", "total")),
+        count(_get(run.config, "parameters", "non_embedding")),
+        " of ".join(steps) or MISSING,
+        count(tokens),
+        power(_get(run.config, "budget", "flops_6nd")),
+        power(_get(run.config, "budget", "flops_true")),
+        duration(last.get("seconds")),
+        _arrived(run),
+    ]
+
+
+def _arrived(run: Run) -> str:
+    """The last validation: ≤ 3.214 ± 0.011."""
+    if not run.validation:
+        return MISSING
+    row = run.validation[-1]
+    value, error = with_error(row["nats_per_token"], row.get("stderr"))
+    return BOUNDS.get(str(row.get("bound")), "") + (value if error in (MISSING, "0") else f"{value} ± {error}")
+
+
+def generic(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Any rows: one column a key, in order of first appearance."""
+    keys = list(dict.fromkeys(key for row in rows for key in row if key != "experiment"))
+    numeric = [all(number(row[key]) is not None for row in rows if row.get(key) is not None) for key in keys]
+    cells = [[_say(row.get(key), key) for key in keys] for row in rows]
+    return Table([(_name(key), is_number) for key, is_number in zip(keys, numeric, strict=True)], [("", cells)])
+
+
+def settings(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A configuration as (dotted key, value) pairs, whatever its keys."""
+    return list(_flat(config, ""))
+
+
+def _flat(config: Mapping[str, Any], before: str) -> Iterator[tuple[str, str]]:
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{before}{key}.")
+        else:
+            yield before + key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _get(config: Mapping[str, Any], *path: str) -> Any:
+    """The entry at `path`, None where any step of it is missing."""
+    found: Any = config
+    for key in path:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
+
+
+def _name(key: str) -> str:
+    return key.replace("_", " ")
+
+
+def _say(value: Any, key: str = "") -> str:
+    if value is None:
+        return MISSING
+    if isinstance(value, str):
+        return value or MISSING
+    if number(value) is not None and key != "seed":
+        return plain(value)
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,341 @@
+"""The one trainer: masked diffusion or autoregressive, on one device, resumable bit for bit.
+
+What differs between runs is a value in `TrainConfig`. All randomness of a step is keyed by (seed, step), so the
+state to resume from is weights, optimiser moments, average and step; an interrupted run that goes on equals one
+that was never interrupted.
+"""
+
+import math
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from unmask.checkpoint import CONFIG, MODEL, STATE, TOKENIZER, assign, describe, read_tensors, write_tensors
+from unmask.corruption import stratified
+from unmask.data import Blocks, Tokenizer, batch_indices, load_split
+from unmask.draws import keyed_generator
+from unmask.files import Row, read_json, write_json
+from unmask.likelihood import log_likelihood
+from unmask.log import Metrics, console, progress
+from unmask.objectives import AnyOrder, NextToken, Objective
+from unmask.transformer import Transformer, TransformerConfig
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """AdamW with linear warm-up, then a cosine from `rate` to `final` x rate. Norms and biases do not decay."""
+
+    rate: float = 1e-3
+    final: float = 0.1
+    warmup: int = 100
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.1
+    clip: float = 1.0
+
+    def at(self, step: int, steps: int) -> float:
+        """Learning rate of step `step` (from 0) of `steps`."""
+        if step < self.warmup:
+            return self.rate * (step + 1) / self.warmup
+        share = (step - self.warmup) / max(1, steps - self.warmup)
+        return self.rate * (self.final + (1 - self.final) * (1 + math.cos(math.pi * share)) / 2)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything a run is. Raises ValueError where values do not fit together."""
+
+    network: TransformerConfig
+    data: str
+    """Folder written by `unmask prepare`."""
+    objective: Objective = field(default_factory=AnyOrder)
+    name: str = "run"
+    length: int = 128
+    """Tokens a sequence, the begin token not counted."""
+    batch: int = 32
+    """Sequences a step."""
+    accumulate: int = 1
+    """Parts a step is computed in, to save memory."""
+    steps: int = 1000
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    ema: float = 0.0
+    """Decay of the average of the weights that is kept and used; 0 keeps none. Warmed up as min(decay, (1+n)/(10+n)).
+    """
+    precision: Precision = "auto"
+    """Of matrix products. auto: bfloat16 where a measurement finds it at least 1.5 times faster, else float32."""
+    device: str = "auto"
+    seed: int = 0
+    validate_every: int = 200
+    validation_sequences: int = 64
+    save_every: int = 500
+
+    def __post_init__(self) -> None:
+        if min(self.length, self.batch, self.accumulate, self.steps, self.validate_every, self.save_every) < 1:
+            raise ValueError("length, batch, accumulate, steps, validate_every and save_every must be at least 1")
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch {self.batch} must be a multiple of accumulate {self.accumulate}")
+        if isinstance(self.objective, NextToken) != self.network.causal:
+            raise ValueError("a causal network trains with NextToken, a bidirectional one with a denoising objective")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema {self.ema} must be in [0, 1)")
+
+    def cost(self) -> Row:
+        """Tokens and training FLOPs of the whole run: 6ND as the papers count, and the true count beside it.
+
+        True: 3 times the forward pass, with attention, and the output layer where it runs.
+        """
+        tokens = self.steps * self.batch * self.length
+        size = self.network.parameters()
+        predicted = expected_level(self.objective, self.length) * self.length
+        true = 3 * self.network.forward_flops(self.length + 1, predicted) * self.steps * self.batch
+        return {"tokens": tokens, "flops_6nd": 6.0 * size["non_embedding"] * tokens, "flops_true": true}
+
+
+def expected_level(objective: Objective, length: int) -> float:
+    """Mean share of the maskable positions that the output layer runs on in training."""
+    if isinstance(objective, NextToken):
+        return 1.0
+    u = stratified(4096, torch.tensor(0.5, dtype=torch.float64))
+    maskable = torch.ones(len(u), length, dtype=torch.bool)
+    return float(objective.corrupt(maskable, u, torch.zeros_like(maskable, dtype=torch.float64)).level.mean())
+
+
+def train(config: TrainConfig, out: Path) -> Path:
+    """Train, or go on with, the run in folder `out`; returns it. Ctrl-C saves the state before it ends.
+
+    Raises ValueError where `out` holds a run with other settings, data are missing, or the loss is no longer finite.
+    """
+    tokenizer = Tokenizer.load(Path(config.data))
+    if tokenizer.vocab != config.network.vocab:
+        raise ValueError(f"network vocab {config.network.vocab}, but {config.data} has {tokenizer.vocab} tokens")
+    run = _Run(config, out, tokenizer)
+    if run.step >= config.steps:
+        console.print(f"{out}: {config.steps} steps done")
+        return out
+    with progress(config.name) as report:
+        try:
+            while run.step < config.steps:
+                loss = run.advance()
+                if run.step % config.validate_every == 0 or run.step == config.steps:
+                    run.validate()
+                if run.step % config.save_every == 0 or run.step == config.steps:
+                    run.save()
+                report(run.step, config.steps, f"{loss:.3f} nats/token")
+        except KeyboardInterrupt:
+            run.save()
+            console.print(f"stopped after step {run.step}; the same command goes on from there")
+            raise
+        finally:
+            run.metrics.close()
+    return out
+
+
+class _Run:
+    """The state of a run between two steps."""
+
+    def __init__(self, config: TrainConfig, out: Path, tokenizer: Tokenizer) -> None:
+        self.out, self.config = out, _settle(config, out)
+        tokenizer.save(out / TOKENIZER)
+        self.device = torch.device(self.config.device)
+        begin = tokenizer.begin
+        self.train = Blocks(load_split(Path(config.data), "train"), config.length, begin)
+        self.held_out = Blocks(load_split(Path(config.data), "validation"), config.length, begin)
+        self.network = Transformer(config.network, seed=config.seed).to(self.device)
+        self.average = Transformer(config.network, seed=config.seed).to(self.device) if config.ema else None
+        self.optimiser = _adamw(self.network, config.optimiser)
+        self.step = self._resume() if (out / STATE).exists() else 0
+        self.metrics = Metrics(out / "metrics.jsonl", self.step)
+        rows = [row for row in self.metrics.rows if row["kind"] == "train"]
+        self.before = rows[-1]["seconds"] if rows else 0.0
+        self.start = time.monotonic()
+        self.cost = {name: value / config.steps for name, value in config.cost().items()}
+
+    def advance(self) -> float:
+        """One optimiser step; returns its loss in nats a token."""
+        config, step = self.config, self.step
+        generator = keyed_generator(config.seed, step)
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))  # dropout's only source
+        indices = batch_indices(len(self.train), config.batch, seed=config.seed, step=step)
+        x_0, maskable, _ = self.train.take(indices)
+        u = stratified(config.batch, torch.rand((), generator=generator, dtype=torch.float64))
+        tokens = int(maskable.sum())
+        rate = config.optimiser.at(step, config.steps)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        total = torch.zeros((), device=self.device)
+        self.network.train()
+        for part in range(config.accumulate):
+            mine = slice(part, None, config.accumulate)  # every part spans the strata
+            with autocast(self.device, config.precision):
+                nats = config.objective(self.network, x_0[mine], maskable[mine], u[mine], generator)
+            loss = nats.sum() / tokens
+            loss.backward()
+            total += loss.detach()
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), config.optimiser.clip)
+        value = float(total)
+        if not math.isfinite(value) or not math.isfinite(float(norm)):
+            last = f"last good state: {self.out / STATE}" if (self.out / STATE).exists() else "nothing was saved yet"
+            raise ValueError(f"step {step}: loss {value}, gradient norm {float(norm)}: lower optimiser.rate; {last}")
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.step += 1
+        self._average()
+        self._row("train", loss=value, lr=rate, grad_norm=float(norm))
+        return value
+
+    def validate(self) -> None:
+        """Held-out nats a token, the same sequences and maskings every time."""
+        count = min(len(self.held_out), self.config.validation_sequences)
+        chosen = batch_indices(len(self.held_out), count, seed=0, step=0)
+        x_0, maskable, documents = self.held_out.take(chosen)
+        network = self.average or self.network
+        network.eval()
+        with autocast(self.device, self.config.precision):
+            estimate = log_likelihood(network, x_0, maskable, draws=8, documents=documents)
+        tokens = estimate.tokens
+        value, error = estimate.nats / tokens, estimate.stderr_mc / tokens
+        self._row("validation", nats_per_token=value, stderr=error, bound=estimate.bound)
+
+    def save(self) -> None:
+        """The weights to use, then the state to resume from; each appears whole."""
+        write_tensors(self.out / MODEL, (self.average or self.network).state_dict())
+        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        if self.average is not None:
+            tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
+        for name, parameter in self.network.named_parameters():
+            moments = self.optimiser.state[parameter]
+            tensors |= {f"{key}.{name}": moments[key] for key in ("exp_avg", "exp_avg_sq", "step")}
+        write_tensors(self.out / STATE, tensors, {"step": str(self.step)})
+
+    def _resume(self) -> int:
+        path = self.out / STATE
+        tensors, metadata = read_tensors(path)
+        take: Callable[[str], dict[str, Tensor]] = partial(_prefixed, tensors)
+        for prefix, network in (("network.", self.network), ("average.", self.average)):
+            if network is not None:
+                # a copy: the file is memory-mapped, and weights are written to
+                assign(network, {name: value.to(self.device, copy=True) for name, value in take(prefix).items()}, path)
+        self.optimiser = _adamw(self.network, self.config.optimiser)
+        moments = {key: take(f"{key}.") for key in ("exp_avg", "exp_avg_sq", "step")}
+        for name, parameter in self.network.named_parameters():
+            self.optimiser.state[parameter] = {
+                key: values[name].to("cpu" if key == "step" and not _fused_on(self.device) else self.device, copy=True)
+                for key, values in moments.items()
+            }
+        return int(metadata["step"])
+
+    def _average(self) -> None:
+        if self.average is None:
+            return
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for mean, value in zip(self.average.parameters(), self.network.parameters(), strict=True):
+                mean.lerp_(value, 1 - decay)
+
+    def _row(self, kind: str, **values: object) -> None:
+        spent = {name: value * self.step for name, value in self.cost.items()}
+        seconds = self.before + time.monotonic() - self.start
+        position = {"step": self.step, "tokens": int(spent["tokens"]), "flops": spent["flops_true"]}
+        self.metrics.write({"kind": kind, **position, "seconds": seconds, **values})
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """Matrix products in bfloat16 where `precision` says so; nothing else changes."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def best_device() -> str:
+    """cuda, mps or cpu, the first that is there."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def best_precision(device: torch.device) -> Precision:
+    """bfloat16 where a matrix product in it is at least 1.5 times faster, forward and backward, else float32."""
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = (torch.ones(512, 512, device=device, dtype=dtype) for _ in range(2))
+        times = []
+        for _ in range(6):
+            _synchronise(device)
+            start = time.perf_counter()
+            a @ b, a.T @ b
+            _synchronise(device)
+            times.append(time.perf_counter() - start)
+        seconds[dtype] = min(times)
+    return "bfloat16" if seconds[torch.float32] > 1.5 * seconds[torch.bfloat16] else "float32"
+
+
+def machine(device: torch.device) -> str:
+    """Kind of machine, for the record."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    return f"{platform.machine()} {device.type}, {name}, torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def _settle(config: TrainConfig, out: Path) -> TrainConfig:
+    """The configuration with `auto` resolved, as config.json holds it: once for the whole life of a run."""
+    settings = {"training": describe(config), "network": describe(config.network)}
+    path = out / CONFIG
+    if path.exists():
+        stored = read_json(path)
+        different = _differences(stored.get("requested"), settings["training"])
+        if different:
+            raise ValueError(
+                f"{out}: holds a run with other settings ({different}): choose another folder or remove it"
+            )
+        device, precision = stored["device"], stored["precision"]
+    else:
+        device = best_device() if config.device == "auto" else config.device
+        precision = best_precision(torch.device(device)) if config.precision == "auto" else config.precision
+        write_json(path, {
+            "name": config.name,
+            "unmask": version("unmask"),
+            "machine": machine(torch.device(device)),
+            "device": device,
+            "precision": precision,
+            "network": settings["network"],
+            "parameters": config.network.parameters(),
+            "training": {"objective": type(config.objective).__name__, "steps": config.steps},
+            "budget": config.cost(),
+            "requested": settings["training"],
+        })  # fmt: skip
+    return replace(config, device=device, precision=precision)
+
+
+def _differences(stored: object, wanted: object) -> str:
+    if not isinstance(stored, dict) or not isinstance(wanted, dict):
+        return "unreadable"
+    names = [name for name in wanted if stored.get(name) != wanted[name]]
+    return ", ".join(f"{name} {stored.get(name)} there, {wanted[name]} here" for name in names[:3])
+
+
+def _adamw(network: Transformer, settings: Optimiser) -> torch.optim.AdamW:
+    parameters = list(network.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.rate, betas=settings.betas, fused=_fused_on(parameters[0].device))
+
+
+def _fused_on(device: torch.device) -> bool:
+    return device.type in ("cpu", "cuda")
+
+
+def _prefixed(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

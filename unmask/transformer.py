@@ -1,0 +1,344 @@
+"""The one network of this package: a pre-norm Transformer with rotary attention, bidirectional or causal.
+
+Two flavours: "dit" is RADD's (LayerNorm with bias, GELU(tanh) MLP with biases, output bias; arXiv 2406.03736) and
+"llama" is SMDM's (RMSNorm, SwiGLU, no biases; arXiv 2410.18514). Neither takes time: what is masked says how far
+along the text is.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from unmask.network import Reading, Then, read_out
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """A size is layers, heads, width and vocabulary; parameters and FLOPs follow.
+
+    Raises ValueError for sizes that do not fit together.
+    """
+
+    vocab: int
+    """Real tokens V; the mask is one id more unless `mask_id` says otherwise."""
+    layers: int = 6
+    heads: int = 4
+    width: int = 256
+    causal: bool = False
+    flavour: Literal["llama", "dit"] = "llama"
+    kv_heads: int | None = None
+    """Grouped queries: heads of keys and values (default: as many as `heads`)."""
+    mlp: int | None = None
+    """Width of the MLP (default 4 x width)."""
+    mask_id: int | None = None
+    """Default V, one past the real tokens. An id below V (LLaDA) is a row of the vocabulary that is never predicted."""
+    dropout: float = 0.0
+    rotary_base: float = 10_000.0
+    rotary_dtype: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 reproduces SMDM's released code, which rounds its tables; only for parity with its checkpoints."""
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        sizes = {"vocab": self.vocab, "layers": self.layers, "heads": self.heads, "width": self.width}
+        sizes |= {"kv_heads": self.groups, "mlp": self.mlp_width}
+        if min(sizes.values()) < 1:
+            raise ValueError(f"{sizes}: every size must be at least 1")
+        if self.width % self.heads or (self.width // self.heads) % 2:
+            raise ValueError(f"width {self.width} must be an even multiple of heads {self.heads}")
+        if self.heads % self.groups:
+            raise ValueError(f"kv_heads {self.groups} must divide heads {self.heads}")
+        if self.flavour not in ("llama", "dit") or self.rotary_dtype not in ("float32", "bfloat16"):
+            raise ValueError(
+                f"flavour {self.flavour!r} must be llama or dit, rotary_dtype {self.rotary_dtype!r} float32 or bfloat16"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout {self.dropout} must be in [0, 1)")
+        if not 0 <= self.mask <= self.vocab:
+            raise ValueError(f"mask_id {self.mask} must lie in 0..vocab = {self.vocab}")
+
+    @property
+    def groups(self) -> int:
+        return self.kv_heads or self.heads
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def mlp_width(self) -> int:
+        return self.mlp or 4 * self.width
+
+    @property
+    def mask(self) -> int:
+        return self.vocab if self.mask_id is None else self.mask_id
+
+    @property
+    def embedding_rows(self) -> int:
+        """V real tokens, and the mask where a bidirectional network reads one that is not among them."""
+        return self.vocab + (0 if self.causal or self.mask < self.vocab else 1)
+
+    def parameters(self) -> dict[str, int]:
+        """{"total", "non_embedding"} in closed form; non-embedding is the N of 6ND: all but embedding and output
+        layer.
+        """
+        d, m, kv = self.width, self.mlp_width, 2 * self.groups * self.head_width
+        if self.flavour == "llama":
+            block, final, output_bias = d * (d + kv) + d * d + 3 * d * m + 2 * d, d, 0
+        else:
+            block, final, output_bias = d * (d + kv) + d * d + 2 * d * m + m + d + 4 * d, 2 * d, self.vocab
+        non_embedding = self.layers * block + final
+        total = non_embedding + (self.embedding_rows + self.vocab) * d + output_bias
+        return {"total": total, "non_embedding": non_embedding}
+
+    def forward_flops(self, length: int, predicted: float) -> float:
+        """FLOPs of one sequence's forward pass: 2 a multiply-add, logits at `predicted` positions only.
+
+        Attention counts all L x L products, causal or not, as torch's FlopCounterMode does; a training step is 3
+        times this.
+        """
+        d, m, kv = self.width, self.mlp_width, 2 * self.groups * self.head_width
+        mlp = (3 if self.flavour == "llama" else 2) * d * m
+        matrices = self.layers * (d * (d + kv) + d * d + mlp)
+        attention = self.layers * 2 * length * d
+        return 2.0 * (length * (matrices + attention) + predicted * d * self.vocab)
+
+
+class Transformer(nn.Module):
+    """See the module's text; the call is `unmask.network.Network`'s.
+
+    `seed` initialises the weights as the flavour's paper does, from a generator of its own; None leaves them on the
+    meta device, without memory, for weights that are to be assigned (`load_state_dict(..., assign=True)`).
+    """
+
+    normalised = True
+
+    def __init__(self, config: TransformerConfig, seed: int | None = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab, self.mask_id, self.causal = config.vocab, config.mask, config.causal
+        with torch.device("meta"):
+            self.embedding = nn.Embedding(config.embedding_rows, config.width)
+            self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+            self.norm = _norm(config)
+            self.output = nn.Linear(config.width, config.vocab, bias=config.flavour == "dit")
+        self._rotary: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
+        if seed is not None:
+            self.to_empty(device="cpu")
+            initialise(self, torch.Generator().manual_seed(seed))
+
+    def hidden(self, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
+        """The last layer's normalised state at every position, before the output layer."""
+        tokens = tokens.to(self.embedding.weight.device, non_blocking=True)
+        if self.causal:
+            # A causal canvas may hold masks where nothing is written yet: no position left of them sees what stands in.
+            tokens = tokens.masked_fill(tokens == self.mask_id, 0)
+        x = self.embedding(tokens)
+        rotary = self._tables(tokens.shape[1], x.device)
+        for block in self.blocks:
+            x = block(x, rotary)
+        return self.norm(x)
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "B L"],
+        at: Int[Tensor, " N"],
+        *,
+        then: Then | None = None,
+        rows: Int[Tensor, " B"] | None = None,
+        level: Float[Tensor, " B"] | None = None,
+    ) -> Reading:
+        """Logits [N V] in float32 at the flat positions `at`, or what `then` makes of them.
+
+        `rows` and `level` are ignored: the network is time-free.
+
+        Where no gradient is wanted the output layer's product is computed in float32, whatever the precision of the
+        rest: bfloat16 logits cost one to two nats a sequence (docs/log.md). In training it follows autocast, before a
+        float32 softmax. Raises ValueError when a causal network is asked for a first position, which has nothing to
+        its left.
+        """
+        if self.causal:
+            if at.device.type == "cpu" and bool((at % tokens.shape[1] == 0).any()):
+                raise ValueError(
+                    "a causal network predicts nothing at position 0: begin each sequence with a given token"
+                )
+            at = at - 1
+        state = self.hidden(tokens).flatten(0, 1)[at.to(self.embedding.weight.device, non_blocking=True)]
+
+        def logits_of(part: Float[Tensor, "n D"]) -> Float[Tensor, "n V"]:
+            logits = _product(part, self.output)
+            if self.mask_id >= self.vocab:
+                return logits
+            return logits.index_fill(-1, torch.tensor([self.mask_id], device=logits.device), -torch.inf)
+
+        def recomputed(part: Tensor, which: slice) -> Reading:
+            """`then` of the logits, which are not kept for the backward pass but computed again."""
+            assert then is not None
+            return checkpoint(lambda part: then(logits_of(part), which), part, use_reentrant=False)
+
+        if then is not None and torch.is_grad_enabled():
+            return read_out(lambda which: state[which], len(at), self.vocab, recomputed)
+        return read_out(lambda which: logits_of(state[which]), len(at), self.vocab, then)
+
+    def _tables(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        key = (length, device)
+        if key not in self._rotary:
+            # made during an evaluation under inference_mode, the tables could not serve the next training step
+            with torch.inference_mode(False):
+                self._rotary = {key: rotary_tables(self.config, length, device)}
+        return self._rotary[key]
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.norm_1 = _norm(config)
+        self.attention = Attention(config)
+        self.norm_2 = _norm(config)
+        self.mlp = SwiGLU(config) if config.flavour == "llama" else GELU(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Float[Tensor, "B L D"], rotary: tuple[Tensor, Tensor]) -> Float[Tensor, "B L D"]:
+        x = x + self.dropout(self.attention(self.norm_1(x), rotary))
+        return x + self.dropout(self.mlp(self.norm_2(x)))
+
+
+class Attention(nn.Module):
+    """Multi-head attention with rotary positions and grouped queries; rows of `qkv` are all queries, all keys, all
+    values.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.heads, self.groups, self.causal = config.heads, config.groups, config.causal
+        kv = config.groups * config.head_width
+        self.split = [config.width, kv, kv]
+        self.qkv = nn.Linear(config.width, sum(self.split), bias=False)
+        self.project = nn.Linear(config.width, config.width, bias=False)
+
+    def forward(self, x: Float[Tensor, "B L D"], rotary: tuple[Tensor, Tensor]) -> Float[Tensor, "B L D"]:
+        q, k, v = (part.unflatten(-1, (-1, x.shape[-1] // self.heads)) for part in self.qkv(x).split(self.split, -1))
+        q, k = rotate(q, rotary), rotate(k, rotary)
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal, enable_gqa=self.groups != self.heads)
+        return self.project(y.transpose(1, 2).flatten(2))
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)), no biases; gate and up share one matrix product."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(config.width, 2 * config.mlp_width, bias=False)
+        self.down = nn.Linear(config.mlp_width, config.width, bias=False)
+
+    def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+        gate, up = self.gate_up(x).chunk(2, -1)
+        return self.down(F.silu(gate) * up)
+
+
+class GELU(nn.Module):
+    """down(gelu_tanh(up(x))), with biases."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.width, config.mlp_width)
+        self.down = nn.Linear(config.mlp_width, config.width)
+
+    def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+        return self.down(F.gelu(self.up(x), approximate="tanh"))
+
+
+def rotary_tables(config: TransformerConfig, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(cos, sin), each [L, 1, head_width], of the halves layout: coordinate j turns with j + head_width/2 by
+    base^(-2j/head_width).
+    """
+    half = torch.arange(0, config.head_width, 2, dtype=torch.float32, device=device) / config.head_width
+    angles = torch.outer(torch.arange(length, dtype=torch.float32, device=device), config.rotary_base**-half)
+    if config.rotary_dtype == "bfloat16":
+        cos, sin = angles.cos().bfloat16().float(), angles.sin().bfloat16().float()
+    else:
+        cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], -1)[:, None], torch.cat([-sin, sin], -1)[:, None]
+
+
+def rotate(x: Float[Tensor, "B L H d"], rotary: tuple[Tensor, Tensor]) -> Float[Tensor, "B L H d"]:
+    """Turn each head's (first half, second half) pairs by their position's angles; in float32, back in x's
+    precision.
+    """
+    cos, sin = rotary
+    return (x * cos + x.roll(x.shape[-1] // 2, -1) * sin).to(x.dtype)
+
+
+def initialise(network: Transformer, generator: torch.Generator) -> None:
+    """Draw the weights as the flavour's paper does, in place.
+
+    llama (SMDM): normal, std sqrt(2 / (5 D)); what is added to the stream has std 1 / (sqrt(D) layers).
+    dit (RADD's code): uniform within 1/sqrt(fan in), output layer zero, LayerNorm weight AND bias one.
+    """
+    config = network.config
+    for name, parameter in network.named_parameters():
+        leaf = name.rsplit(".", 2)[-2:]
+        with torch.no_grad():
+            if "norm" in name:
+                parameter.fill_(1.0)
+            elif config.flavour == "llama":
+                added = leaf[0] in ("project", "down")
+                std = 1 / (math.sqrt(config.width) * config.layers) if added else math.sqrt(2 / (5 * config.width))
+                parameter.normal_(0, std, generator=generator)
+            elif leaf[0] == "output":
+                parameter.zero_()
+            else:
+                fan_in = config.mlp_width if leaf[0] == "down" else config.width
+                parameter.uniform_(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in), generator=generator)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, the statistics in float32 or wider."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.empty(width)), eps
+
+    def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        return F.rms_norm(_upcast(x), self.weight.shape, _upcast(self.weight), self.eps).to(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """(x - mean) / std * weight + bias, the statistics in float32 or wider."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = (
+            nn.Parameter(torch.empty(width)),
+            nn.Parameter(torch.empty(width)),
+            eps,
+        )
+
+    def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        weight, bias = _upcast(self.weight), _upcast(self.bias)
+        return F.layer_norm(_upcast(x), self.weight.shape, weight, bias, self.eps).to(x.dtype)
+
+
+def _norm(config: TransformerConfig) -> RMSNorm | LayerNorm:
+    return (RMSNorm if config.flavour == "llama" else LayerNorm)(config.width, config.norm_eps)
+
+
+def _upcast(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def _product(state: Float[Tensor, "n D"], output: nn.Linear) -> Float[Tensor, "n V"]:
+    device = state.device.type
+    if torch.is_grad_enabled() and torch.is_autocast_enabled(device):
+        return _upcast(output(state))
+    with torch.autocast(device, enabled=False):
+        bias = None if output.bias is None else _upcast(output.bias)
+        return F.linear(_upcast(state), _upcast(output.weight), bias)
