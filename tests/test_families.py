@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unmask.families import RADD, SMDM, Family, config_of, to_ours, to_published
-from unmask.likelihood import left_to_right, log_likelihood, ordered_log_likelihood
+from unmask.likelihood import log_likelihood, ordered_log_likelihood
 from unmask.network import Target
 from unmask.objectives import AnyOrder, Corruption, LambdaDCE, TimeDCE, TimeDSE, weighted
+from unmask.sampling import LeftToRight, draw_plan
 from unmask.transformer import Transformer, TransformerConfig, rotary_tables, rotate
 
 HEADS = {"radd": 2, "smdm": 4}
@@ -219,7 +220,7 @@ def test_smdm_likelihoods(smdm):
     arm, _ = published(SMDM, fixtures("smdm") / "arm.safetensors")
     mdm, _ = published(SMDM, fixtures("smdm") / "mdm.safetensors")
     close(log_likelihood(arm, x_0, answer).per_sequence[0], losses["lik.arm_nll"], rtol=2e-6)
-    chain = ordered_log_likelihood(mdm, x_0, left_to_right(answer))
+    chain = ordered_log_likelihood(mdm, x_0, draw_plan(LeftToRight(), answer))
     close(chain.per_sequence[0], losses["lik.chain_rule.cfg0.0.nll"], rtol=2e-6)
     p = losses["lik.mc32.cfg0.0.p_mask"].double()
     masked = (losses["lik.mc32.cfg0.0.xt_before_prefix_restore"] == mdm.mask_id) & answer

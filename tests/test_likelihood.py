@@ -26,9 +26,9 @@ from enumeration import (
 from scipy.stats import norm
 
 from unmask.corruption import Cosine, Geometric
-from unmask.likelihood import Estimate, left_to_right, log_likelihood, ordered_log_likelihood
+from unmask.likelihood import Estimate, log_likelihood, ordered_log_likelihood
 from unmask.objectives import AnyOrder, Corruption, LambdaDCE, NextToken, TimeDCE, TimeDSE
-from unmask.sampling import FixedOrder, RandomOrder, Tweedie
+from unmask.sampling import FixedOrder, LeftToRight, RandomOrder, Tweedie, draw_plan
 from unmask.world import InconsistentTable, JointTable
 
 WORLDS = [JointTable(3, 3), InconsistentTable(3, 3)]
@@ -101,7 +101,7 @@ def test_conditional_is_joint_minus_marginal():
     low, high = estimate.interval(0.9999)
     assert low < -float(given.sum()) < high
     assert high - low < 1
-    plan = left_to_right(pattern.expand(27, -1))
+    plan = draw_plan(LeftToRight(), pattern.expand(27, -1))
     assert torch.allclose(ordered_log_likelihood(world, X, plan).per_sequence, -given, rtol=1e-12)
 
 
@@ -198,7 +198,7 @@ def test_ordered_likelihood_is_the_chain_rule(world):
     table, is_all = costs(world, 3), torch.ones_like(X, dtype=torch.bool)
     unused = torch.rand(X.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     orders = {
-        "forward": (left_to_right(is_all), [[0], [1], [2]]),
+        "forward": (draw_plan(LeftToRight(), is_all), [[0], [1], [2]]),
         "backward": (FixedOrder((-1, -2, -3)).plan(is_all, unused), [[2], [1], [0]]),
         "parallel": (torch.tensor([5, 0, 5]).expand(27, -1), [[1], [0, 2]]),
         "at once": (torch.zeros_like(X), [[0, 1, 2]]),
@@ -278,7 +278,7 @@ def test_a_causal_network_is_scored_exactly():
             assert (estimate.bound, estimate.estimator, estimate.draws) == ("exact", "chain rule", 0)
             assert (estimate.tokens, estimate.evaluations, estimate.stderr_mc) == (81, 27, 0.0)
             assert sum(len(tokens) for tokens, _, _ in spy.asked) == 27, "one row a sequence"
-    ordered = ordered_log_likelihood(world, x, left_to_right(maskable))
+    ordered = ordered_log_likelihood(world, x, draw_plan(LeftToRight(), maskable))
     assert torch.allclose(ordered.per_sequence, -world.log_p(), rtol=1e-12)
     steps = torch.tensor([-1, 3, 8, 9]).expand(27, -1)
     assert torch.allclose(ordered_log_likelihood(world, x, steps).per_sequence, -world.log_p(), rtol=1e-12)

@@ -18,8 +18,8 @@ from torch import Tensor
 from unmask.corruption import stratified
 from unmask.draws import LEVEL, MASK, keyed_uniforms
 from unmask.network import Network
-from unmask.objectives import AnyOrder, Denoising, NextToken, cross_entropy, weighted
-from unmask.sampling import LeftToRight, without_gaps
+from unmask.objectives import AnyOrder, Denoising, NextToken, cross_entropy, reading_of, weighted
+from unmask.sampling import LeftToRight, draw_plan, nfe_of, without_gaps
 
 Bound = Literal["exact", "upper bound"]
 
@@ -46,8 +46,8 @@ class Estimate:
     estimator: str
     draws: int
     """Maskings a sequence; 0 where nothing is random."""
-    freedom: int
-    """Degrees of freedom of stderr_mc."""
+    freedom: float
+    """Degrees of freedom of stderr_mc; 0 where nothing is random."""
     precision: str
     seed: int
     per_sequence: Float[Tensor, " S"]
@@ -69,13 +69,17 @@ class Estimate:
     ) -> "Estimate":
         """From R independent replicates of each sequence's value (R = 1 where nothing is random), in nats."""
         replicates = nats.shape[1]
-        mc = float(nats.var(-1).sum()) / replicates if replicates > 1 else 0.0
+        variances = nats.var(-1) / replicates if replicates > 1 else torch.zeros(len(nats))
+        mc = float(variances.sum())
+        # Welch and Satterthwaite: a few uncertain rows among many certain ones have the freedom of the few
+        freedom = mc**2 * (replicates - 1) / float(variances.square().sum()) if mc > 0 else 0.0
         per_sequence, tokens = nats.mean(-1), maskable.sum(-1)
-        clusters = torch.arange(len(nats)) if documents is None else documents.unique(return_inverse=True)[1]
+        scored = tokens > 0  # the other rows are known exactly and say nothing of texts
+        clusters = (torch.arange(len(nats)) if documents is None else documents)[scored].unique(return_inverse=True)[1]
         return cls(
             nats=float(per_sequence.sum()),
             stderr_mc=math.sqrt(mc),
-            stderr_data=_clustered(per_sequence, tokens, clusters, mc),
+            stderr_data=_clustered(per_sequence[scored], tokens[scored], clusters, mc),
             tokens=int(tokens.sum()),
             sequences=len(nats),
             documents=int(clusters.max()) + 1,
@@ -83,7 +87,7 @@ class Estimate:
             bound=bound,
             estimator=estimator,
             draws=draws,
-            freedom=len(nats) * (replicates - 1),
+            freedom=freedom,
             precision=precision,
             seed=seed,
             per_sequence=per_sequence,
@@ -164,7 +168,7 @@ def log_likelihood(
         return Estimate.of(
             nats[:, None], maskable, documents, estimator="chain rule", precision=precision, evaluations=len(x_0)
         )
-    if replicates < 2 or draws % replicates:
+    if replicates < 2 or draws < replicates or draws % replicates:
         raise ValueError(f"draws {draws} must be a multiple of replicates {replicates}, which must be at least 2")
     strata = draws // replicates
 
@@ -208,7 +212,7 @@ def _draw(
         shape = (strata * replicates, x_0.shape[1])
         noise.append(keyed_uniforms(seed, [numbers[i]], shape, MASK)[0][mine])
     corruption = estimator.corrupt(maskable[owner], torch.cat(levels), torch.cat(noise))
-    return weighted(network, x_0[owner], corruption)
+    return weighted(network, x_0[owner], corruption, reading_of(estimator, network))
 
 
 def ordered_log_likelihood(
@@ -224,17 +228,18 @@ def ordered_log_likelihood(
 
     = sum over steps of -log q(tokens of the step | tokens of earlier steps and those with plan < 0), the tokens of
     one step independent, as a parallel decoder draws them. One evaluation a distinct step and sequence; one a
-    sequence for a causal network from left to right. Any policy's plan will do: `policy.plan(maskable, u)` gives the
+    sequence for a causal network from left to right. `draw_plan(policy, maskable)` gives the
     likelihood of the order that would really be decoded.
     """
     scored = plan >= 0
     if not bool(scored.any()):
         raise ValueError("nothing to score: the plan reveals no position")
+    steps = without_gaps(plan)
     if network.causal:
-        if not bool(torch.equal(without_gaps(plan)[0], left_to_right(scored))):
+        if not torch.equal(steps, draw_plan(LeftToRight(), scored)):
             raise ValueError("a causal network has the likelihood of one order: from left to right")
         return log_likelihood(network, x_0, scored, batch=batch, documents=documents, progress=progress)
-    steps, count = without_gaps(plan)
+    count = nfe_of(steps)
     owner = torch.repeat_interleave(torch.arange(len(x_0)), count)
     turn = torch.arange(len(owner)) - (count.cumsum(0) - count)[owner]
 
@@ -249,12 +254,6 @@ def ordered_log_likelihood(
     return Estimate.of(
         nats[:, None], scored, documents, estimator="chain rule", precision=precision, evaluations=len(owner)
     )
-
-
-def left_to_right(scored: Bool[Tensor, "S L"]) -> Int[Tensor, "S L"]:
-    """The plan that reveals the scored positions one at a time from the left; -1 elsewhere."""
-    unused = torch.empty(scored.shape)
-    return LeftToRight().plan(scored, unused).masked_fill(~scored, -1)
 
 
 def _in_batches(

@@ -80,11 +80,15 @@ def denoise(
     maskable: Bool[Tensor, "B L"],
     u: Float[Tensor, " B"],
     generator: torch.Generator,
-    reading: type[Target] | type[ScoreEntropy] = Target,
 ) -> Float[Tensor, " B"]:
     """Corrupt once and weigh the cross entropy of what is masked: an unbiased estimate of the bound, in nats."""
     noise = torch.rand(maskable.shape, generator=generator, dtype=torch.float64, device=generator.device)
-    return weighted(network, x_0, self.corrupt(maskable, u, noise), reading)
+    return weighted(network, x_0, self.corrupt(maskable, u, noise), reading_of(self, network))
+
+
+def reading_of(objective: Denoising, network: Network) -> type[Target] | type[ScoreEntropy]:
+    """What an objective reads of the logits: cross entropy, but for the score entropy of a score network."""
+    return ScoreEntropy if isinstance(objective, TimeDSE) and not network.normalised else Target
 
 
 def weighted(
@@ -178,16 +182,7 @@ class TimeDSE:
         """As t-DCE."""
         return TimeDCE(self.schedule, self.power).corrupt(maskable, u, noise)
 
-    def __call__(
-        self,
-        network: Network,
-        x_0: Int[Tensor, "B L"],
-        maskable: Bool[Tensor, "B L"],
-        u: Float[Tensor, " B"],
-        generator: torch.Generator,
-    ) -> Float[Tensor, " B"]:
-        reading = Target if network.normalised else ScoreEntropy
-        return denoise(self, network, x_0, maskable, u, generator, reading)
+    __call__ = denoise
 
 
 @dataclass(frozen=True)

@@ -182,7 +182,8 @@ class Draw:
 
     def adjust(self, logits: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
         """Logits of the law that tokens are drawn from, in float64."""
-        logits = logits.to(widest(logits.device)) / self.temperature
+        logits = logits.to(widest(logits.device))
+        logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature  # the largest is 0: no overflow
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             least = logits.topk(self.top_k, -1).values[:, -1:]
             logits = logits.masked_fill(logits < least, -torch.inf)
@@ -295,23 +296,35 @@ def _plan(
     if len(outside):
         raise ValueError(f"token {int(outside[0])} of a canvas is not in the network's vocabulary of {network.vocab}")
     keys = [numbers[i] for i in index]
-    shape = (tokens.shape[1],)
-    plan = policy.plan(open_, keyed_uniforms(seed, keys, shape, PLAN)).masked_fill(~open_, -1)
+    reveal = draw_plan(policy, open_, seed=seed, sequences=keys)
     if network.causal:
-        _require_causal(plan, open_, policy)
-    reveal, nfe = without_gaps(plan)
-    uniforms = keyed_uniforms(seed, keys, shape, TOKEN)
-    return _Work(torch.tensor(index), tokens, reveal, nfe, uniforms, torch.ones_like(uniforms))
+        _require_causal(reveal, open_, policy)
+    uniforms = keyed_uniforms(seed, keys, tokens.shape[1:], TOKEN)
+    return _Work(torch.tensor(index), tokens, reveal, nfe_of(reveal), uniforms, torch.ones_like(uniforms))
 
 
-def without_gaps(plan: Int[Tensor, "B L"]) -> tuple[Int[Tensor, "B L"], Int[Tensor, " B"]]:
-    """(the plan with its distinct steps numbered 0, 1, ... in each row, how many there are); -1 stays -1.
+def draw_plan(
+    policy: Policy, open_: Bool[Tensor, "B L"], *, seed: int = 0, sequences: Sequence[int] | None = None
+) -> Int[Tensor, "B L"]:
+    """The evaluation, 0 first, at which each open position is revealed, -1 elsewhere; depends on (seed, number) alone.
 
-    The empty steps are gone, so the count is the row's NFE.
+    Steps at which a row reveals nothing are left out, so a row's evaluations are counted without gaps.
     """
-    ordered, index = plan.sort(dim=-1)
+    numbers = range(len(open_)) if sequences is None else sequences
+    steps = policy.plan(open_, keyed_uniforms(seed, numbers, open_.shape[1:], PLAN))
+    return without_gaps(steps.masked_fill(~open_, -1))
+
+
+def without_gaps(plan: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+    """The plan with its distinct steps numbered 0, 1, ... in each row; negative steps, of what is given, become -1."""
+    ordered, index = plan.clamp(min=-1).sort(dim=-1)
     new = torch.cat([ordered[:, :1] >= 0, ordered[:, 1:] > ordered[:, :-1]], -1).long().cumsum(-1)
-    return torch.empty_like(plan).scatter_(-1, index, new - 1), new[:, -1]
+    return torch.empty_like(plan).scatter_(-1, index, new - 1)
+
+
+def nfe_of(plan: Int[Tensor, "B L"]) -> Int[Tensor, " B"]:
+    """Network evaluations of each row of a plan without gaps."""
+    return plan.amax(-1) + 1
 
 
 def _require_causal(plan: Int[Tensor, "B L"], open_: Bool[Tensor, "B L"], policy: Policy) -> None:
