@@ -142,6 +142,33 @@ def test_plans_of_tau_leaping_have_the_stated_chances(schedule):
         assert np.abs(counts.numpy() - 30_000 * np.array(q)).max() <= 1.001
 
 
+def check_orders(policy) -> None:
+    """Every order of the open positions is equally likely; the given one, in the middle, has none."""
+    open_ = torch.tensor([True, True, False, True, True]).expand(60_000, -1)
+    u = torch.rand(open_.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    plan = policy.plan(open_, u)[:, [0, 1, 3, 4]]
+    orders = torch.tensor(list(itertools.permutations(range(4))))
+    counts = (plan[:, None] == orders).all(-1).sum(0)
+    assert int(counts.sum()) == 60_000, "each is an order of the open positions"
+    check_counts(counts, torch.full((24,), 1 / 24, dtype=torch.float64))
+
+
+@dataclass(frozen=True)
+class Leaning:
+    """A random order that comes a little late to the right."""
+
+    exact_for = "nothing"
+
+    def plan(self, open_, u):
+        return RandomOrder().plan(open_, u * torch.linspace(1, 1.05, u.shape[1]))
+
+
+def test_random_orders_are_equally_likely():
+    check_orders(RandomOrder())
+    with pytest.raises(AssertionError, match=SEEN):
+        check_orders(Leaning())
+
+
 def test_one_at_a_time_is_the_joint_law():
     world = WORLDS[0]
     for policy in (RandomOrder(), LeftToRight(), BACKWARD):
@@ -267,25 +294,23 @@ def test_draw_is_the_filtered_law(seed: int):
         got = draw.adjust(logits).softmax(-1).numpy()
         want = [filtered(row.softmax(0).numpy(), temperature, top_k, top_p) for row in logits]
         assert np.allclose(got, np.stack(want), atol=1e-12)
-        tokens, log_p = draw(logits[:1].expand(2000, -1), u)
+        tokens = draw(logits[:1].expand(2000, -1), u)
         counts = torch.bincount(tokens, minlength=12).numpy()
         assert np.abs(counts - 2000 * want[0]).max() <= 1.001, "an even grid of uniforms gives each token its share"
-        assert torch.allclose(log_p, logits[0].log_softmax(0)[tokens]), "of the network's own law, not the filtered one"
 
 
 def test_temperature_zero_is_the_most_probable_token():
     logits = torch.randn(200, 30, generator=torch.Generator().manual_seed(0))
     u = torch.rand(200, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for draw in (Draw(temperature=0), Draw(temperature=0, top_k=3, top_p=0.5), Draw(top_k=1), Draw(temperature=1e-12)):
-        tokens, log_p = draw(logits, u)
+        tokens = draw(logits, u)
         assert torch.equal(tokens, logits.argmax(-1))
-        assert torch.allclose(log_p, logits.double().log_softmax(-1).max(-1).values)
 
 
 def test_a_tiny_temperature_is_no_overflow():
     """1e-310 passes for a temperature, and logits over it are infinite: still the most probable token."""
     logits = torch.tensor([[1.0, 2.0, -1.0], [0.0, -2.0, -1.0]])
-    tokens, _ = Draw(temperature=1e-310)(logits, torch.tensor([0.1, 0.9], dtype=torch.float64))
+    tokens = Draw(temperature=1e-310)(logits, torch.tensor([0.1, 0.9], dtype=torch.float64))
     assert tokens.tolist() == [1, 0]
 
 
@@ -450,6 +475,20 @@ def test_every_row_and_position_is_run_once(policy):
 def test_the_check_of_rows_sees_a_forgotten_reveal():
     with pytest.raises(AssertionError):
         check_rows(Forgetful())
+
+
+def test_rows_and_steps_name_the_canvas_given():
+    """Canvases of several lengths are run by length; `rows` and `on_step` still count them as they were given."""
+    canvases = [torch.tensor([5] * (2 + i % 3) + [i % 5]) for i in range(9)]
+    spy, written = Spy(Wide(5)), [canvas.clone() for canvas in canvases]
+    steps = []
+    samples = sample(spy, canvases, Tweedie(2), batch=2, on_step=steps.append)
+    for (tokens, _, rows), step in zip(spy.asked, steps, strict=True):
+        for row, i in zip(tokens, rows.tolist(), strict=True):
+            assert torch.equal(row, written[i])
+        for i, position, token in zip(step.sequence.tolist(), step.position, step.token, strict=True):
+            written[i][position] = token
+    assert all(torch.equal(a, b) for a, b in zip(written, samples.tokens, strict=True))
 
 
 def test_slots_are_refilled():
@@ -652,3 +691,14 @@ def test_blanks_that_ask_for_nothing_are_refused():
     for text in ("{{0}}", "a {{0..3}} b", "{{5..2}}", "{{2..0}}"):
         with pytest.raises(ValueError, match="blank"):
             template(text, encode, 9)
+
+
+@pytest.mark.parametrize("options", [(1.0, None, None), (0.0, None, None), (0.5, 2, 0.9)], ids=str)
+def test_confidence_is_the_networks_own(options):
+    """Whatever law the token was drawn from, its confidence is its probability under the network's."""
+    world, canvas = WORLDS[1], torch.tensor([3, 0, 2])
+    samples = sample(world, canvas.expand(50, -1), draw=Draw(*options), batch=50)
+    p = (-costs(world, 3)[3 * 16 + 2, 0]).exp()
+    for tokens, confidence in zip(samples.tokens, samples.confidence, strict=True):
+        assert math.isclose(float(confidence[0]), float(p[tokens[0]]), rel_tol=1e-9)
+        assert confidence[1:].tolist() == [1.0, 1.0]

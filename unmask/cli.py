@@ -22,7 +22,7 @@ from unmask.log import console, progress
 from unmask.recipes import RECIPES, on_its_data
 from unmask.report import report
 from unmask.report.console import unmasking
-from unmask.sampling import Draw, Planned
+from unmask.sampling import AdaptivePolicy, Blocks, Draw, Planned
 from unmask.train import TrainConfig, train
 
 
@@ -105,7 +105,7 @@ class Sample:
     """
 
     checkpoint: Path
-    policy: Annotated[Planned | None, tyro.conf.OmitSubcommandPrefixes] = None
+    policy: Annotated[Planned | AdaptivePolicy | Blocks | None, tyro.conf.OmitSubcommandPrefixes] = None
     """Where to write next; by default exact: a random order, one token at a time (left to right for a causal model)."""
     draw: Annotated[Draw, tyro.conf.OmitArgPrefixes] = field(default_factory=Draw)
     prompt: str = ""
@@ -166,7 +166,8 @@ class Evaluate:
     checkpoint: Path
     data: Path
     """Folder written by `unmask prepare`, with the checkpoint's tokenizer."""
-    length: int = 128
+    length: int = 64
+    """Tokens a block."""
     sequences: int | None = None
     """Score this many blocks, chosen by the seed, instead of all."""
     draws: int = 16

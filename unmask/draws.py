@@ -16,16 +16,16 @@ PLAN, TOKEN, LEVEL, MASK, LENGTH = range(5)  # purposes: independent streams of 
 
 
 def keyed_uniforms(
-    seed: int, sequences: Sequence[int], shape: tuple[int, ...], purpose: int
+    seed: int, sequences: Sequence[int], shape: tuple[int, ...], purpose: int, turn: int = 0
 ) -> Float[Tensor, "S *shape"]:
-    """Uniforms in [0, 1), float64 on the host: row s depends on (seed, sequences[s], purpose) and nothing else.
+    """Uniforms in [0, 1), float64 on the host: row s depends on (seed, sequences[s], purpose, turn) and nothing else.
 
     Raises ValueError for a negative seed or sequence number.
     """
     if seed < 0 or min(sequences, default=0) < 0:
         raise ValueError(f"seed {seed} and sequence numbers must not be negative")
     rows = [
-        np.random.Generator(np.random.Philox(key=[seed, sequence], counter=[0, 0, 0, purpose])).random(shape)
+        np.random.Generator(np.random.Philox(key=[seed, sequence], counter=[0, 0, turn, purpose])).random(shape)
         for sequence in sequences
     ]
     return torch.from_numpy(np.stack(rows)) if rows else torch.empty((0, *shape), dtype=torch.float64)

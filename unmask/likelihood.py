@@ -19,7 +19,7 @@ from unmask.corruption import stratified
 from unmask.draws import LEVEL, MASK, keyed_uniforms
 from unmask.network import Network
 from unmask.objectives import AnyOrder, Denoising, NextToken, cross_entropy, reading_of, weighted
-from unmask.sampling import LeftToRight, draw_plan, nfe_of, without_gaps
+from unmask.sampling import LeftToRight, Policy, decode_nats, draw_plan, nfe_of, without_gaps
 
 Bound = Literal["exact", "upper bound"]
 
@@ -253,6 +253,35 @@ def ordered_log_likelihood(
     precision = precision_of(network)
     return Estimate.of(
         nats[:, None], scored, documents, estimator="chain rule", precision=precision, evaluations=len(owner)
+    )
+
+
+def decoder_log_likelihood(
+    network: Network,
+    x_0: Int[Tensor, "S L"],
+    maskable: Bool[Tensor, "S L"],
+    policy: Policy,
+    *,
+    seed: int = 0,
+    batch: int = 64,
+    documents: Int[Tensor, " S"] | None = None,
+) -> Estimate:
+    """Exact -log p of each text under the decoder that would write it, at temperature 1.
+
+    For a policy whose order is a function of the visible tokens (Confidence, Margin, Entropy, Threshold, EntropyBound,
+    left to right, blocks of these) this is the likelihood of its samples; for one that draws its plan (RandomOrder,
+    Tweedie), the likelihood given the plan that the seed draws. Raises ValueError for a policy that looks at the tokens
+    drawn (LowConfidence, Greedy), which has none.
+    """
+    nats, evaluations = decode_nats(network, x_0, maskable, policy, seed=seed, batch=batch)
+    return Estimate.of(
+        nats[:, None],
+        maskable,
+        documents,
+        estimator=f"chain rule, {policy}",
+        precision=precision_of(network),
+        evaluations=int(evaluations.sum()),
+        seed=seed,
     )
 
 

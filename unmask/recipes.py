@@ -12,21 +12,21 @@ from unmask.objectives import AnyOrder, NextToken
 from unmask.train import Optimiser, TrainConfig
 from unmask.transformer import TransformerConfig
 
-BUILTIN, BUILTIN_TOKENIZER = "data/builtin", "bpe:2048"
+BUILTIN, BUILTIN_TOKENIZER = "data/builtin", "bpe:512"
 
 
 def tiny() -> TrainConfig:
     """A small MDM on the built-in corpus: a few minutes on two CPU cores."""
     return TrainConfig(
-        network=TransformerConfig(vocab=2048, layers=4, heads=4, width=192),
+        network=TransformerConfig(vocab=512, layers=3, heads=4, width=128),
         data=BUILTIN,
-        objective=AnyOrder(),
+        objective=AnyOrder(importance=0.5),
         name="tiny",
-        length=128,
-        batch=32,
-        steps=1000,
-        optimiser=Optimiser(rate=2e-3, warmup=50),
-        validate_every=100,
+        length=64,
+        batch=64,
+        steps=2000,
+        optimiser=Optimiser(rate=4e-3, warmup=50),
+        validate_every=200,
         save_every=250,
     )
 

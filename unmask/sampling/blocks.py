@@ -1,0 +1,37 @@
+"""Semi-autoregressive sampling: blocks from the left, each finished before the next begins, by any policy."""
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from unmask.sampling.adaptive import AdaptivePolicy
+from unmask.sampling.planned import Planned, RandomOrder
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Open positions in blocks of `size` from the left; `inside` decides within a block."""
+
+    size: int = 32
+    inside: Planned | AdaptivePolicy = field(default_factory=RandomOrder)
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"Blocks: size {self.size} must be at least 1")
+
+    @property
+    def exact_for(self) -> str:
+        return f"blocks of {self.size} from the left, within each {self.inside.exact_for}"
+
+    def plan(self, open_: Bool[Tensor, "B L"], u: Float[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+        """Block after block, the steps (or the one stage) that `inside` plans for it alone."""
+        block = ((open_.long().cumsum(-1) - 1) // self.size).masked_fill(~open_, -1)
+        plan, start = torch.full_like(block, -1), 0
+        for number in range(int(block.max()) + 1):
+            here = block == number
+            steps = self.inside.plan(here, u)
+            plan = torch.where(here, start + steps, plan)
+            start = int(plan.max()) + 1
+        return plan

@@ -1,0 +1,39 @@
+"""Canvases from text with blanks."""
+
+import re
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from unmask.draws import LENGTH, keyed_uniforms
+
+BLANK = re.compile(r"\{\{\s*(\d+)\s*(?:\.\.\s*(\d+)\s*)?\}\}")
+
+
+def template(
+    text: str,
+    encode: Callable[[str], list[int]],
+    mask_id: int,
+    *,
+    begin: Sequence[int] = (),
+    seed: int = 0,
+    sequence: int = 0,
+) -> Int[Tensor, " L"]:
+    """The canvas of a text with blanks: `{{8}}` is eight open tokens, `{{2..12}}` a uniformly drawn number of them.
+
+    The text between blanks is encoded piece by piece; `begin` goes in front. Raises ValueError for a blank that asks
+    for nothing or whose bounds are reversed.
+    """
+    canvas, end = list(begin), 0
+    lengths = keyed_uniforms(seed, [sequence], (len(BLANK.findall(text)),), LENGTH)[0].tolist()
+    for blank, u in zip(BLANK.finditer(text), lengths, strict=True):
+        least, most = int(blank[1]), int(blank[2] or blank[1])
+        if not 1 <= least <= most:
+            raise ValueError(f"blank {blank[0]}: write {{{{8}}}} for eight tokens or {{{{2..12}}}} for two to twelve")
+        canvas += encode(text[end : blank.start()]) if blank.start() > end else []
+        canvas += [mask_id] * (least + int(u * (most - least + 1)))
+        end = blank.end()
+    canvas += encode(text[end:]) if end < len(text) else []
+    return torch.tensor(canvas, dtype=torch.long)

@@ -1,0 +1,49 @@
+"""How a token is drawn from a prediction."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from unmask.draws import categorical, widest
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How a token is drawn from a prediction. Defaults draw from the network's own law; anything else is another law.
+
+    temperature: logits are divided by it; 0 takes the most probable token. top_k: keep the k most probable. top_p:
+    keep the fewest most probable tokens whose mass reaches p. Filters apply after the temperature, top_k first.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature {self.temperature} must be 0 or more, and finite")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k {self.top_k} must be at least 1")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p {self.top_p} must be in (0, 1]")
+
+    def __call__(self, logits: Float[Tensor, "N V"], u: Float[Tensor, " N"]) -> Int[Tensor, " N"]:
+        """One token a row from one uniform a row, exactly, by inverse CDF in float64."""
+        return logits.argmax(-1) if self.temperature == 0 else categorical(self.adjust(logits), u)
+
+    def adjust(self, logits: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
+        """Logits of the law that tokens are drawn from, in float64."""
+        logits = logits.to(widest(logits.device))
+        logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature  # the largest is 0: no overflow
+        if self.top_k is not None and self.top_k < logits.shape[-1]:
+            least = logits.topk(self.top_k, -1).values[:, -1:]
+            logits = logits.masked_fill(logits < least, -torch.inf)
+        if self.top_p is not None and self.top_p < 1:
+            ordered, index = logits.sort(-1, descending=True)
+            before = ordered.softmax(-1).cumsum(-1).roll(1, -1)
+            before[:, 0] = 0  # the most probable token stays, whatever p
+            drop = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, index, before >= self.top_p)
+            logits = logits.masked_fill(drop, -torch.inf)
+        return logits
