@@ -26,6 +26,7 @@ objective = unmask.AnyOrder()
 generator = torch.Generator().manual_seed(0)
 maskable = torch.ones(BATCH, LENGTH, dtype=torch.bool)
 
+
 def batch() -> torch.Tensor:
     """Random stretches of the text."""
     starts = torch.randint(len(stream) - LENGTH, (BATCH, 1), generator=generator)
