@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.stats import chi2
 
-from unmask.likelihood import ordered_log_likelihood
+from unmask.likelihood import decoder_log_likelihood, ordered_log_likelihood
 from unmask.sampling import (
     Blocks,
     Confidence,
@@ -159,6 +159,18 @@ def test_a_plans_likelihood_is_that_of_its_order():
         assert int(nfe.sum()) == exact.evaluations
 
 
+def test_a_decoder_without_one_law_for_a_text_is_refused():
+    maskable = torch.ones(1, L, dtype=torch.bool)
+    for policy in (RandomOrder(), Tweedie(3), Blocks(2, RandomOrder())):
+        with pytest.raises(ValueError, match="draws its plan, so its likelihood is a mean over all plans"):
+            decoder_log_likelihood(WORLDS["joint"], SEQUENCES[:1], maskable, policy)
+    estimate = decoder_log_likelihood(WORLDS["joint"], SEQUENCES, maskable.expand(81, -1), LeftToRight())
+    assert estimate.bound == "exact"
+    assert float((-estimate.per_sequence).exp().sum()) == pytest.approx(1)
+    with pytest.raises(ValueError, match="nothing to score"):
+        decoder_log_likelihood(WORLDS["joint"], SEQUENCES[:1], ~maskable, Confidence())
+
+
 def test_low_confidence_is_a_plain_statement():
     """LLaDA's rule with one position a step, followed through by enumeration of what is drawn at each call."""
     world, policy = InconsistentTable(2, 2, seed=3), LowConfidence(2)
@@ -231,6 +243,7 @@ def test_a_row_never_looks_at_its_neighbours(policy):
         (lambda: EntropyBound(-1.0), "nats -1.0"),
         (lambda: LowConfidence(0), "steps 0"),
         (lambda: Blocks(0), "size 0"),
+        (lambda: Greedy(4, eps=2.0), "eps 2.0"),
     ],
 )
 def test_impossible_policies(make, message):

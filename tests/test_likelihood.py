@@ -347,7 +347,7 @@ def test_an_estimate_counts():
     assert (estimate.evaluations, estimate.draws, estimate.seed) == (24, 8, 4)
     assert sum(len(tokens) for tokens, _, _ in spy.asked) == 24
     assert told == [(10, 24), (20, 24), (24, 24)]
-    assert (estimate.bound, estimate.estimator, estimate.precision) == ("upper bound", "AnyOrder(0.4)", "float64")
+    assert (estimate.bound, estimate.estimator, estimate.precision) == ("upper bound", "AnyOrder(0.4)", "its own")
     assert math.isclose(estimate.perplexity, math.exp(estimate.nats / 5))
     low, high = (math.exp((estimate.nats + sign * 1e-4 * estimate.stderr_mc) / 5) for sign in (-1, 1))
     assert math.isclose(estimate.perplexity_stderr[0], (high - low) / 2e-4, rel_tol=1e-6)

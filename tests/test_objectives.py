@@ -463,3 +463,11 @@ def test_cross_entropy_sums_in_float64():
     exact = -logits.double().log_softmax(-1)[torch.arange(1000), x].sum(-1)
     assert got.dtype == torch.float64
     assert torch.allclose(got, exact, rtol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: AnyOrder(1000.0), lambda: AnyOrder(-1.0), lambda: LambdaDCE(0.0), lambda: TimeDCE(power=-1.0)]
+)
+def test_settings_that_would_bias_the_estimate_are_refused(make):
+    with pytest.raises(ValueError, match="must be in"):
+        make()

@@ -1,6 +1,7 @@
 """The trainer: exact resume, accumulation, the average, precision, and what stops a run."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -135,7 +136,6 @@ def test_a_step_is_the_plain_statement(data, tmp_path):
     network = Transformer(network_config, seed=0)
     blocks = Blocks(load_split(data, "train"), 32, Tokenizer.load(data).begin)
     generator = keyed_generator(0, 0)
-    torch.randint(2**62, (), generator=generator)
     x_0, maskable, _ = blocks.take(batch_indices(len(blocks), 8, seed=0, step=0))
     u = stratified(8, torch.rand((), generator=generator, dtype=torch.float64))
     (AnyOrder()(network, x_0, maskable, u, generator).sum() / maskable.sum()).backward()
@@ -172,8 +172,8 @@ def test_the_average_follows_its_formula(data, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("objective", [AnyOrder(), AnyOrder(0.4), LambdaDCE(), TimeDSE()])
 def test_every_denoising_loss_learns(data, tmp_path, objective):
-    """200 steps take the counting text well below what its letters alone allow."""
-    steps = 150
+    """300 steps take the counting text well below what its letters alone allow."""
+    steps = 300
     network = TransformerConfig(vocab=258, layers=2, heads=2, width=48)
     config = small(data, network=network, objective=objective, steps=steps, validate_every=steps, save_every=steps)
     config = replace(config, batch=16, optimiser=Optimiser(rate=1e-2, warmup=10))
@@ -182,7 +182,7 @@ def test_every_denoising_loss_learns(data, tmp_path, objective):
     tokens = load_split(data, "train").tokens
     p = torch.bincount(torch.from_numpy(tokens.astype("int64"))).double() / len(tokens)
     unigram = float(-(p[p > 0] * p[p > 0].log()).sum())
-    assert last["nats_per_token"] + 4 * last["stderr"] < unigram - 0.5
+    assert last["nats_per_token"] + 4 * last["stderr"] < unigram - 0.3
     assert last["bound"] == "upper bound"
 
 
@@ -216,12 +216,71 @@ def test_other_settings_in_the_same_folder_are_refused(data, tmp_path):
         train(small(data, steps=1, length=16), tmp_path / "run")
 
 
+def test_a_run_belongs_to_its_data(data, tmp_path):
+    """The same folder name with another text in it is refused, and the run's tokenizer is never replaced."""
+    source = tmp_path / "other.txt"
+    source.write_text("something else altogether, said again and again. " * 40, encoding="utf-8")
+    moved = tmp_path / "data"
+    shutil.copytree(data, moved)
+    train(small(moved, steps=1), tmp_path / "run")
+    before = (tmp_path / "run" / "tokenizer.json").read_bytes()
+    shutil.rmtree(moved)
+    prepare(str(source), moved, tokenizer="bytes", validation=0.2)
+    with pytest.raises(ValueError, match="other settings \\(corpus"):
+        train(small(moved, steps=1), tmp_path / "run")
+    assert (tmp_path / "run" / "tokenizer.json").read_bytes() == before
+
+
+def test_what_does_not_change_a_run_may_change(data, tmp_path):
+    """Other intervals, and the same data under another path, go on with the run."""
+    train(small(data, steps=4), tmp_path / "run")
+    shutil.copytree(data, tmp_path / "elsewhere")
+    train(small(tmp_path / "elsewhere", steps=4, validate_every=3, save_every=2), tmp_path / "run")
+
+
+def test_an_interruption_in_a_step_waits_for_its_end(data, tmp_path, monkeypatch):
+    """Ctrl-C in the middle of a step: the step is finished and saved, and the run goes on bitwise."""
+    from unmask.train import _Run
+
+    config = small(data, steps=8)
+    train(config, tmp_path / "whole")
+    advance = _Run.advance
+
+    def press(self) -> float:
+        if self.step == 3:
+            signal.raise_signal(signal.SIGINT)
+        return advance(self)
+
+    monkeypatch.setattr(_Run, "advance", press)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "cut")
+    monkeypatch.undo()
+    assert read_tensors(tmp_path / "cut" / "state.safetensors")[1]["step"] == "4"
+    train(config, tmp_path / "cut")
+    assert same(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_no_clipping_is_no_limit(data, tmp_path):
+    """clip 0 trains as a limit that is never reached does."""
+    for clip in (0.0, 1e9):
+        train(small(data, steps=2, optimiser=Optimiser(rate=1e-2, warmup=1, clip=clip)), tmp_path / str(clip))
+    assert same(tmp_path / "0.0", tmp_path / "1000000000.0")
+
+
+def test_dropout_leaves_the_global_generator_alone(data, tmp_path):
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    train(small(data, steps=2), tmp_path / "run")
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"batch": 9, "accumulate": 2}, "multiple of accumulate"),
         ({"objective": NextToken()}, "causal network trains with NextToken"),
-        ({"steps": 0}, "at least 1"),
+        ({"steps": 0}, "steps 0 must be at least 1"),
+        ({"validation_sequences": 0}, "validation_sequences 0"),
         ({"ema": 1.0}, "ema 1.0"),
     ],
 )

@@ -74,7 +74,20 @@ class Model:
         return self.tokenizer.decode(tokens.tolist())
 
 
-def load(path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Model:
+def device_of(name: str) -> str:
+    """The device of a name; "auto" is cuda, mps or cpu, the first there is. Raises ValueError for one that is not."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device {name!r} cannot be used ({str(error).splitlines()[0]}): try auto or cpu") from None
+    return name
+
+
+def load(path: str | Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Model:
     """The model of a run folder, ready to use, its weights memory-mapped where dtype and device allow.
 
     Raises ValueError for a folder that is not there, is damaged or whose weights do not fit its config.
@@ -83,6 +96,7 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.d
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{folder}: no run folder (no {CONFIG} in it); train one with `unmask train`")
     config = read_json(folder / CONFIG)
+    device = device_of(device)
     network = Transformer(network_config(config, folder / CONFIG), seed=None)
     assign(network, read_tensors(folder / MODEL)[0], folder / MODEL)
     tokenizer = Tokenizer.load(folder / TOKENIZER)

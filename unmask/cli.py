@@ -4,6 +4,7 @@ User errors are ValueErrors: printed as one line, exit code 2, no traceback. Ctr
 """
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ import tyro
 from rich.markup import escape
 
 from unmask.checkpoint import load
-from unmask.data import load_manifest, load_split, prepare
+from unmask.data import Tokenizer, load_manifest, load_split, prepare
 from unmask.demo import Scale, demo
 from unmask.evaluate import baselines, errors, perplexity, write
 from unmask.files import finite, write_json
@@ -55,7 +56,9 @@ class Prepare:
     """Share of the documents held out."""
 
     def run(self) -> None:
-        folder = prepare(self.source, self.out, tokenizer=self.tokenizer, validation=self.validation)
+        with progress("reading") as bar:
+            told = lambda what, done, total: bar(done, total, what)  # noqa: E731
+            folder = prepare(self.source, self.out, tokenizer=self.tokenizer, validation=self.validation, progress=told)
         for name in ("train", "validation"):
             split = load_split(folder, name)
             console.print(f"{folder}: {len(split.tokens):,} {name} tokens in {len(split.names)} documents")
@@ -117,7 +120,7 @@ class Sample:
     count: int = 1
     seed: int = 0
     batch: int = 16
-    device: str = "cpu"
+    device: str = "auto"
     out: Path | None = None
     """Also write the samples, with when and how surely each token appeared, for `unmask report`."""
     json: bool = False
@@ -143,6 +146,8 @@ class Sample:
 
     def _text(self) -> str:
         if self.template is None:
+            if "{{" in self.prompt + self.suffix:
+                raise ValueError("--prompt and --suffix are plain text: use --template for blanks")
             return f"{self.prompt}{{{{{self.length}}}}}{self.suffix}"
         if self.prompt or self.suffix:
             raise ValueError("--template already says what stands around its blanks: leave out --prompt and --suffix")
@@ -151,7 +156,10 @@ class Sample:
         path = Path(self.template[1:])
         if not path.is_file():
             raise ValueError(f"--template @{path}: no such file")
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise ValueError(f"--template @{path}: not UTF-8; save it as UTF-8") from None
 
 
 @dataclass(frozen=True)
@@ -166,14 +174,14 @@ class Evaluate:
     checkpoint: Path
     data: Path
     """Folder written by `unmask prepare`, with the checkpoint's tokenizer."""
-    length: int = 64
-    """Tokens a block."""
+    length: int | None = None
+    """Tokens a block; by default what the checkpoint was trained with."""
     sequences: int | None = None
     """Score this many blocks, chosen by the seed, instead of all."""
     draws: int = 16
     seed: int = 0
     batch: int = 64
-    device: str = "cpu"
+    device: str = "auto"
     out: Path | None = None
     """Write the rows as a result file, for `unmask report`."""
     json: bool = False
@@ -181,10 +189,13 @@ class Evaluate:
 
     def run(self) -> None:
         model = load(self.checkpoint, device=self.device)
+        if Tokenizer.load(self.data).inner.to_str() != model.tokenizer.inner.to_str():
+            raise ValueError(f"{self.data}: prepared with another tokenizer than {self.checkpoint} was trained with")
         manifest = load_manifest(self.data)
         split = load_split(self.data, "validation")
         corpus = str(manifest["source"])
-        common = {"corpus": corpus, "length": self.length, "sequences": self.sequences, "seed": self.seed}
+        length = self.length or model.config.get("requested", {}).get("length", 64)
+        common = {"corpus": corpus, "length": length, "sequences": self.sequences, "seed": self.seed}
         rows = baselines(self.data, vocab=model.vocab, begin=model.tokenizer.begin, **common)
         with progress("perplexity") as bar:
             name = str(model.config.get("name", self.checkpoint.name))
@@ -213,8 +224,9 @@ Command = Demo | Prepare | Train | Sample | Evaluate | Report
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `unmask` and `python -m unmask`."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    # a policy is a subcommand of tyro's, with options of its own; `--policy tweedie` reads better and means the same
-    words = [word for word in words if word != "--policy"]
+    if words[:1] == ["sample"]:
+        # a policy is a subcommand of tyro's, with options of its own; `--policy tweedie` reads better
+        words = [word.removeprefix("--policy=") for word in words if word != "--policy"]
     try:
         command = tyro.cli(
             Command,  # pyrefly: ignore
@@ -224,8 +236,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             config=(tyro.conf.CascadeSubcommandArgs,),
         )
         command.run()
+    except BrokenPipeError:  # `unmask … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except (ValueError, OSError) as error:
-        console.print(f"[bold red]error:[/] {escape(' '.join(str(error).split()))}")
+        console.print(f"[bold red]error:[/] {escape(' '.join(str(error).split()))}", soft_wrap=True)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -93,7 +93,7 @@ def stratified(count: int, offset: Float[Tensor, "..."]) -> Float[Tensor, "... c
     """`count` levels in [0, 1), one in each stratum of width 1/count: (i + offset) / count, for offsets in [0, 1)."""
     strata = torch.arange(count, dtype=offset.dtype, device=offset.device)
     # (count - 1 + offset) / count may round up to one
-    return ((strata + offset[..., None]) / count).clamp(max=1 - 2**-53)
+    return ((strata + offset[..., None]) / count).clamp(max=1 - torch.finfo(offset.dtype).eps / 2)
 
 
 def mask_each(

@@ -2,13 +2,15 @@
 report.
 """
 
+import hashlib
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.table import Table
 
-from unmask.checkpoint import Model, load
+from unmask.checkpoint import MODEL, Model, load
 from unmask.data import load_manifest, load_split, prepare
 from unmask.evaluate import baselines, errors, perplexity, write
 from unmask.files import Row, read_json, write_json
@@ -47,8 +49,8 @@ def demo(out: Path, scale: Scale | None = None, source: str = "builtin") -> Path
     data = prepare(source, out / "data", tokenizer=f"bpe:{scale.vocab}")
     manifest = load_manifest(data)
     console.print(f"[bold]1  text to tokens[/]  {manifest['source']}: {_counts(data)}")
-    mdm = _config(scale, data, name="mdm", causal=False)
-    arm = _config(scale, data, name="arm", causal=True)
+    vocab = manifest["tokenizer"]["vocab"]  # a short text has fewer merges than asked for
+    mdm, arm = (_config(scale, data, vocab, name=name, causal=name == "arm") for name in ("mdm", "arm"))
     console.print(f"[bold]2  training[/]  {mdm.network.parameters()['non_embedding']:,} non-embedding parameters each")
     for config in (mdm, arm):
         cost = config.cost()
@@ -59,17 +61,21 @@ def demo(out: Path, scale: Scale | None = None, source: str = "builtin") -> Path
         train(config, out / config.name)
     models = {name: load(out / name) for name in ("mdm", "arm")}
     console.print("[bold]3  held-out perplexity[/]")
-    rows = _measure(models, scale, data, out)
+    made_by = {"scale": asdict(scale), "weights": [_digest(out / name / MODEL) for name in models]}
+    rows = _once(out / "result.json", "rows", made_by, lambda: _measure(models, scale, data))
     console.print(_table(rows))
+    console.print(_verdict(rows))
     console.print("[bold]4  writing[/]")
-    _write(models, scale, out)
+    for record in _once(out / "samples.json", "samples", made_by, lambda: _write(models, scale)):
+        console.print(f"   [dim]{record['title']}: NFE {record['nfe']}, {record['seconds']:.2f} s[/]")
+        console.print(f"   {record['text']!r}", markup=False)
     page = report([out / "mdm", out / "arm", out], out / "report.html", title="unmask: a first result")
     console.print(f"[bold]5  report[/]  {page}   ({time.monotonic() - start:.0f} s in all)")
     return page
 
 
-def _config(scale: Scale, data: Path, *, name: str, causal: bool) -> TrainConfig:
-    network = TransformerConfig(vocab=scale.vocab, layers=scale.layers, heads=4, width=scale.width, causal=causal)
+def _config(scale: Scale, data: Path, vocab: int, *, name: str, causal: bool) -> TrainConfig:
+    network = TransformerConfig(vocab=vocab, layers=scale.layers, heads=4, width=scale.width, causal=causal)
     config = TrainConfig(
         network=network,
         data=str(data),
@@ -86,39 +92,47 @@ def _config(scale: Scale, data: Path, *, name: str, causal: bool) -> TrainConfig
     return config
 
 
-def _measure(models: dict[str, Model], scale: Scale, data: Path, out: Path) -> list[Row]:
-    path = out / "result.json"
-    if path.exists():
-        return list(read_json(path)["rows"])
+def _once(path: Path, key: str, made_by: Row, make: Callable[[], list[Row]]) -> list[Row]:
+    """What a result file holds, made now unless it was made by the same models at the same scale."""
+    if path.exists() and read_json(path).get("made_by") == made_by:
+        return read_json(path)[key]
+    write_json(path, {key: make(), "made_by": made_by})
+    return read_json(path)[key]
+
+
+def _measure(models: dict[str, Model], scale: Scale, data: Path) -> list[Row]:
     split = load_split(data, "validation")
-    model = models["mdm"]
+    first = models["mdm"]
     common = {"corpus": "held-out documents", "length": scale.length, "sequences": scale.sequences}
-    rows = baselines(data, vocab=model.vocab, begin=model.tokenizer.begin, **common)
+    rows = baselines(data, vocab=first.vocab, begin=first.tokenizer.begin, **common)
     for name, model in models.items():
         with progress(f"perplexity of {name}") as bar:
             rows.append(perplexity(model, split, name=name, draws=scale.draws, progress=bar, **common))
-    write_json(path, {"rows": rows})
     return rows
 
 
-def _write(models: dict[str, Model], scale: Scale, out: Path) -> None:
-    path = out / "samples.json"
-    if not path.exists():
-        mdm = models["mdm"]
-        free = f"{PROMPT} {{{{{scale.tokens}}}}}"
-        first = mdm.canvas(free)
-        with unmasking(console, first, mdm.mask_id, mdm.tokenizer.pieces) as on_step:
-            records = write(
-                mdm, [free], RandomOrder(), titles=["MDM, random order, one token at a time"], on_step=on_step
-            )
-        few = max(1, scale.tokens // 4)
-        records += write(mdm, [free], Tweedie(steps=few), titles=[f"MDM, tau-leaping in {few} steps"])
-        records += write(mdm, [INFILL], RandomOrder(), titles=["MDM, an infilled sentence"])
-        records += write(models["arm"], [free], titles=["ARM, left to right"])
-        write_json(path, {"samples": records})
-    for record in read_json(path)["samples"]:
-        console.print(f"   [dim]{record['title']}: NFE {record['nfe']}, {record['seconds']:.2f} s[/]")
-        console.print(f"   {record['text']!r}", markup=False)
+def _verdict(rows: list[Row]) -> str:
+    """Whether each model beats the unigram law by more than four standard errors of its maskings."""
+    unigram, _, *models = rows
+    beaten = [row["nats"] + 4 * row["stderr_mc"] < unigram["nats"] for row in models]
+    names = " and ".join(row["model"] for row, better in zip(models, beaten, strict=True) if better)
+    return f"   {names or 'neither model'} {'beat' if all(beaten) else 'beats'} the unigram law by more than 4 errors"
+
+
+def _write(models: dict[str, Model], scale: Scale) -> list[Row]:
+    mdm, few = models["mdm"], max(1, scale.tokens // 4)
+    free = f"{PROMPT} {{{{{scale.tokens}}}}}"
+    with unmasking(console, mdm.canvas(free), mdm.mask_id, mdm.tokenizer.pieces) as on_step:
+        title = "MDM, random order, one token at a time"
+        records = write(mdm, [free], RandomOrder(), titles=[title], on_step=on_step)
+    records += write(mdm, [free], Tweedie(steps=few), titles=[f"MDM, tau-leaping in {few} steps"])
+    records += write(mdm, [INFILL], RandomOrder(), titles=["MDM, an infilled sentence"])
+    records += write(models["arm"], [free], titles=["ARM, left to right"])
+    return records
+
+
+def _digest(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
 def _counts(data: Path) -> str:

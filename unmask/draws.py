@@ -20,10 +20,11 @@ def keyed_uniforms(
 ) -> Float[Tensor, "S *shape"]:
     """Uniforms in [0, 1), float64 on the host: row s depends on (seed, sequences[s], purpose, turn) and nothing else.
 
-    Raises ValueError for a negative seed or sequence number.
+    Raises ValueError for a seed or sequence number below 0 or from 2^63 on.
     """
-    if seed < 0 or min(sequences, default=0) < 0:
-        raise ValueError(f"seed {seed} and sequence numbers must not be negative")
+    for number in (seed, *sequences):
+        if not 0 <= number < 2**63:
+            raise ValueError(f"seed and sequence numbers must not be negative or reach 2^63: {number}")
     rows = [
         np.random.Generator(np.random.Philox(key=[seed, sequence], counter=[0, 0, turn, purpose])).random(shape)
         for sequence in sequences
@@ -32,9 +33,11 @@ def keyed_uniforms(
 
 
 def keyed_generator(seed: int, *counters: int) -> torch.Generator:
-    """A host generator for (seed, counters): the same stream for the same numbers, whatever ran before."""
-    words = np.random.SeedSequence([seed, *counters]).generate_state(2, np.uint32)
-    return torch.Generator().manual_seed(int(words[0]) << 31 ^ int(words[1]))
+    """A host generator for (seed, counters): the same stream for the same numbers, whatever ran before.
+
+    torch's host generator takes 32 bits of seed: two of 100,000 steps may share a stream.
+    """
+    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, *counters]).generate_state(1)[0]))
 
 
 def widest(device: torch.device) -> torch.dtype:
@@ -54,6 +57,10 @@ def categorical(logits: Float[Tensor, "N V"], u: Float[Tensor, " N"]) -> Int[Ten
     cumulative sum in float64 errs by less than 1e-11. A token of probability zero is never drawn, not even at u = 0.
     """
     cdf = logits.to(widest(logits.device)).softmax(-1).cumsum(-1)
-    goal = u.to(cdf.device, cdf.dtype, non_blocking=True) * cdf[:, -1]
+    total = cdf[:, -1]
+    # below the total even where u rounds to one, so that the search ends on a token with mass
+    goal = torch.minimum(
+        u.to(cdf.device, cdf.dtype, non_blocking=True) * total, total.nextafter(torch.zeros_like(total))
+    )
     drawn = torch.searchsorted(cdf, goal[:, None], right=True).squeeze(-1)
     return drawn.clamp(max=logits.shape[-1] - 1)

@@ -19,7 +19,18 @@ from unmask.corruption import stratified
 from unmask.draws import LEVEL, MASK, keyed_uniforms
 from unmask.network import Network
 from unmask.objectives import AnyOrder, Denoising, NextToken, cross_entropy, reading_of, weighted
-from unmask.sampling import LeftToRight, Policy, decode_nats, draw_plan, nfe_of, without_gaps
+from unmask.sampling import (
+    Blocks,
+    Euler,
+    LeftToRight,
+    Policy,
+    RandomOrder,
+    Tweedie,
+    decode_nats,
+    draw_plan,
+    nfe_of,
+    without_gaps,
+)
 
 Bound = Literal["exact", "upper bound"]
 
@@ -96,7 +107,8 @@ class Estimate:
     @property
     def perplexity(self) -> float:
         """exp(nats / tokens): of a bound, an upper bound of the perplexity."""
-        return math.exp(self.nats / self.tokens)
+        rate = self.nats / self.tokens
+        return math.exp(rate) if rate < 700 else math.inf
 
     @property
     def perplexity_stderr(self) -> tuple[float, float]:
@@ -143,7 +155,10 @@ def log_likelihood(
     documents: Int[Tensor, " S"] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Estimate:
-    """-log p(maskable tokens | the others) of each sequence: exact for a causal network, else the random-order bound.
+    """-log p(maskable tokens | the others) of each sequence: the random-order bound, or exact for a causal network.
+
+    A causal network sees what is left of a token only: what is given to the right of a maskable one is not
+    conditioned on.
 
     The default estimator of a bidirectional network is k-DCE with k drawn in proportion to k^-0.4. The `draws`
     maskings of a sequence are `replicates` independent sets, each stratified over its levels, so that the
@@ -154,7 +169,8 @@ def log_likelihood(
     Raises ValueError where draws are fewer than two replicates, nothing is maskable, or estimator and network do not
     fit.
     """
-    maskable = torch.ones_like(x_0, dtype=torch.bool) if maskable is None else maskable
+    x_0 = x_0.cpu()
+    maskable = torch.ones_like(x_0, dtype=torch.bool) if maskable is None else maskable.cpu()
     numbers = list(range(len(x_0))) if sequences is None else list(sequences)
     if maskable.shape != x_0.shape or len(numbers) != len(x_0):
         raise ValueError(f"x_0 {tuple(x_0.shape)}, maskable {tuple(maskable.shape)}, {len(numbers)} numbers do not fit")
@@ -231,6 +247,7 @@ def ordered_log_likelihood(
     sequence for a causal network from left to right. `draw_plan(policy, maskable)` gives the
     likelihood of the order that would really be decoded.
     """
+    x_0, plan = x_0.cpu(), plan.cpu()
     scored = plan >= 0
     if not bool(scored.any()):
         raise ValueError("nothing to score: the plan reveals no position")
@@ -262,18 +279,26 @@ def decoder_log_likelihood(
     maskable: Bool[Tensor, "S L"],
     policy: Policy,
     *,
-    seed: int = 0,
     batch: int = 64,
     documents: Int[Tensor, " S"] | None = None,
 ) -> Estimate:
     """Exact -log p of each text under the decoder that would write it, at temperature 1.
 
-    For a policy whose order is a function of the visible tokens (Confidence, Margin, Entropy, Threshold, EntropyBound,
-    left to right, blocks of these) this is the likelihood of its samples; for one that draws its plan (RandomOrder,
-    Tweedie), the likelihood given the plan that the seed draws. Raises ValueError for a policy that looks at the tokens
-    drawn (LowConfidence, Greedy), which has none.
+    Defined for a policy whose order is a function of the visible tokens: Confidence, Margin, Entropy, Threshold,
+    EntropyBound, LeftToRight, FixedOrder, and blocks of these. Raises ValueError, saying why, for one that looks at the
+    tokens drawn (LowConfidence, Greedy) and for one that draws its plan (RandomOrder, Tweedie, Euler), whose likelihood
+    is a mean over plans: `log_likelihood` bounds it and `ordered_log_likelihood` gives that of one plan.
     """
-    nats, evaluations = decode_nats(network, x_0, maskable, policy, seed=seed, batch=batch)
+    x_0, maskable = x_0.cpu(), maskable.cpu()
+    if not bool(maskable.any()):
+        raise ValueError("nothing to score: no position is maskable")
+    inside = policy.inside if isinstance(policy, Blocks) else policy
+    if isinstance(inside, RandomOrder | Tweedie | Euler):
+        raise ValueError(
+            f"{type(inside).__name__} draws its plan, so its likelihood is a mean over all plans: bound it with "
+            "log_likelihood, or score one plan with ordered_log_likelihood"
+        )
+    nats, evaluations = decode_nats(network, x_0, maskable, policy, batch=batch)
     return Estimate.of(
         nats[:, None],
         maskable,
@@ -281,7 +306,6 @@ def decoder_log_likelihood(
         estimator=f"chain rule, {policy}",
         precision=precision_of(network),
         evaluations=int(evaluations.sum()),
-        seed=seed,
     )
 
 
@@ -291,10 +315,12 @@ def _in_batches(
     progress: Callable[[int, int], None] | None,
     score: Callable[[slice], Float[Tensor, " n"]],
 ) -> Float[Tensor, " N"]:
+    if batch < 1:
+        raise ValueError(f"batch {batch} must be at least 1")
     parts = []
     with torch.inference_mode():
         for start in range(0, count, batch):
-            parts.append(score(slice(start, min(start + batch, count))).double().cpu())
+            parts.append(score(slice(start, min(start + batch, count))).cpu().double())
             if progress is not None:
                 progress(min(start + batch, count), count)
     return torch.cat(parts)
@@ -317,7 +343,6 @@ def _clustered(nats: Float[Tensor, " S"], tokens: Int[Tensor, " S"], clusters: I
 
 
 def precision_of(network: Network) -> str:
-    """The dtype of the network's weights, or of its tables."""
+    """The dtype of the network's weights."""
     parameters = getattr(network, "parameters", None)
-    dtype = next(parameters()).dtype if callable(parameters) else torch.float64
-    return str(dtype).removeprefix("torch.")
+    return str(next(parameters()).dtype).removeprefix("torch.") if callable(parameters) else "its own"

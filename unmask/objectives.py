@@ -115,7 +115,11 @@ class AnyOrder:
     """
 
     importance: float = 0.0
-    """Exponent of the law of k; 0 is the published uniform one."""
+    """Exponent of the law of k, 0 to 2; 0 is the published uniform one."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.importance <= 2:
+            raise ValueError(f"AnyOrder: importance {self.importance} must be in [0, 2]")
 
     def corrupt(self, maskable: Bool[Tensor, "B L"], u: Float[Tensor, " B"], noise: Float[Tensor, "B L"]) -> Corruption:
         """Exact counts. A row without maskable positions gets k = 0 and weight 0."""
@@ -136,7 +140,10 @@ class LambdaDCE:
     """lambda-DCE: E_lambda (1/lambda) sum_masked -log q, each position masked with probability lambda = u^power."""
 
     power: float = 2.0
-    """The level is u^power; 1 is the published uniform one, whose variance is infinite."""
+    """The level is u^power, power 1 to 8; 1 is the published uniform one, whose variance is infinite."""
+
+    def __post_init__(self) -> None:
+        _require_power(self.power)
 
     def corrupt(self, maskable: Bool[Tensor, "B L"], u: Float[Tensor, " B"], noise: Float[Tensor, "B L"]) -> Corruption:
         """Independent masks; weight (1/lambda) (d lambda/du) = power / u. At u = 0 nothing is masked."""
@@ -153,6 +160,9 @@ class TimeDCE:
 
     schedule: Schedule = field(default_factory=LogLinear)
     power: float = 2.0
+
+    def __post_init__(self) -> None:
+        _require_power(self.power)
 
     def corrupt(self, maskable: Bool[Tensor, "B L"], u: Float[Tensor, " B"], noise: Float[Tensor, "B L"]) -> Corruption:
         """Independent masks at probability 1 - alpha(t), alpha rescaled to [0, 1] (see `masking_law`)."""
@@ -177,6 +187,9 @@ class TimeDSE:
 
     schedule: Schedule = field(default_factory=LogLinear)
     power: float = 2.0
+
+    def __post_init__(self) -> None:
+        _require_power(self.power)
 
     def corrupt(self, maskable: Bool[Tensor, "B L"], u: Float[Tensor, " B"], noise: Float[Tensor, "B L"]) -> Corruption:
         """As t-DCE."""
@@ -218,3 +231,8 @@ def concrete_score(network: Network, x_t: Int[Tensor, "B L"], alpha: Float[Tenso
     log_q = log_probabilities(logits) if network.normalised else logits
     ratio = (alpha / (1 - alpha)).log()
     return ratio.to(log_q)[at.to(log_q.device) // x_t.shape[-1]][:, None] + log_q
+
+
+def _require_power(power: float) -> None:
+    if not 1 <= power <= 8:
+        raise ValueError(f"power {power} must be in [1, 8]: below 1 the estimate misses the small levels")

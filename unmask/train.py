@@ -7,8 +7,11 @@ that was never interrupted.
 
 import math
 import platform
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
@@ -18,9 +21,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from unmask.checkpoint import CONFIG, MODEL, STATE, TOKENIZER, assign, describe, read_tensors, write_tensors
+from unmask.checkpoint import CONFIG, MODEL, STATE, TOKENIZER, assign, describe, device_of, read_tensors, write_tensors
 from unmask.corruption import stratified
-from unmask.data import Blocks, Tokenizer, batch_indices, load_split
+from unmask.data import Blocks, Tokenizer, batch_indices, load_manifest, load_split
 from unmask.draws import keyed_generator
 from unmask.files import Row, read_json, write_json
 from unmask.likelihood import log_likelihood
@@ -41,6 +44,11 @@ class Optimiser:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.1
     clip: float = 1.0
+    """Largest norm of the gradient; 0 for no limit."""
+
+    def __post_init__(self) -> None:
+        if not (self.rate > 0 and self.final >= 0 and self.warmup >= 0 and self.clip >= 0 and self.weight_decay >= 0):
+            raise ValueError(f"{self}: rate must be positive, the others 0 or more")
 
     def at(self, step: int, steps: int) -> float:
         """Learning rate of step `step` (from 0) of `steps`."""
@@ -79,8 +87,9 @@ class TrainConfig:
     save_every: int = 500
 
     def __post_init__(self) -> None:
-        if min(self.length, self.batch, self.accumulate, self.steps, self.validate_every, self.save_every) < 1:
-            raise ValueError("length, batch, accumulate, steps, validate_every and save_every must be at least 1")
+        for name in ("length", "batch", "accumulate", "steps", "validate_every", "validation_sequences", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
         if self.batch % self.accumulate:
             raise ValueError(f"batch {self.batch} must be a multiple of accumulate {self.accumulate}")
         if isinstance(self.objective, NextToken) != self.network.causal:
@@ -110,9 +119,10 @@ def expected_level(objective: Objective, length: int) -> float:
 
 
 def train(config: TrainConfig, out: Path) -> Path:
-    """Train, or go on with, the run in folder `out`; returns it. Ctrl-C saves the state before it ends.
+    """Train, or go on with, the run in folder `out`; returns it. Ctrl-C ends it after the step it is in, saved.
 
-    Raises ValueError where `out` holds a run with other settings, data are missing, or the loss is no longer finite.
+    Raises ValueError where `out` holds a run with other settings or data, data are missing, or the loss is no longer
+    finite; KeyboardInterrupt after Ctrl-C.
     """
     tokenizer = Tokenizer.load(Path(config.data))
     if tokenizer.vocab != config.network.vocab:
@@ -121,22 +131,41 @@ def train(config: TrainConfig, out: Path) -> Path:
     if run.step >= config.steps:
         console.print(f"{out}: {config.steps} steps done")
         return out
-    with progress(config.name) as report:
-        try:
-            while run.step < config.steps:
+    try:
+        with progress(config.name) as report, _interruptions() as interrupted:
+            while run.step < config.steps and not interrupted():
                 loss = run.advance()
                 if run.step % config.validate_every == 0 or run.step == config.steps:
                     run.validate()
-                if run.step % config.save_every == 0 or run.step == config.steps:
+                if run.step % config.save_every == 0 or run.step == config.steps or interrupted():
                     run.save()
                 report(run.step, config.steps, f"{loss:.3f} nats/token")
-        except KeyboardInterrupt:
-            run.save()
-            console.print(f"stopped after step {run.step}; the same command goes on from there")
-            raise
-        finally:
-            run.metrics.close()
+    finally:
+        run.metrics.close()
+    if run.step < config.steps:
+        console.print(f"stopped after step {run.step}; the same command goes on from there")
+        raise KeyboardInterrupt
     return out
+
+
+@contextmanager
+def _interruptions() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed: asked between steps, so that none is left half done. A second one ends at once."""
+    pressed = False
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+
+    def press(signum: int, frame: object) -> None:
+        nonlocal pressed
+        pressed = True
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class _Run:
@@ -144,7 +173,8 @@ class _Run:
 
     def __init__(self, config: TrainConfig, out: Path, tokenizer: Tokenizer) -> None:
         self.out, self.config = out, _settle(config, out)
-        tokenizer.save(out / TOKENIZER)
+        if not (out / TOKENIZER).exists():
+            tokenizer.save(out / TOKENIZER)
         self.device = torch.device(self.config.device)
         begin = tokenizer.begin
         self.train = Blocks(load_split(Path(config.data), "train"), config.length, begin)
@@ -163,7 +193,6 @@ class _Run:
         """One optimiser step; returns its loss in nats a token."""
         config, step = self.config, self.step
         generator = keyed_generator(config.seed, step)
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))  # dropout's only source
         indices = batch_indices(len(self.train), config.batch, seed=config.seed, step=step)
         x_0, maskable, _ = self.train.take(indices)
         u = stratified(config.batch, torch.rand((), generator=generator, dtype=torch.float64))
@@ -175,12 +204,12 @@ class _Run:
         self.network.train()
         for part in range(config.accumulate):
             mine = slice(part, None, config.accumulate)  # every part spans the strata
-            with autocast(self.device, config.precision):
+            with autocast(self.device, config.precision), self._dropout(part):
                 nats = config.objective(self.network, x_0[mine], maskable[mine], u[mine], generator)
             loss = nats.sum() / tokens
             loss.backward()
             total += loss.detach()
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), config.optimiser.clip)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), config.optimiser.clip or math.inf)
         value = float(total)
         if not math.isfinite(value) or not math.isfinite(float(norm)):
             last = f"last good state: {self.out / STATE}" if (self.out / STATE).exists() else "nothing was saved yet"
@@ -191,6 +220,16 @@ class _Run:
         self._average()
         self._row("train", loss=value, lr=rate, grad_norm=float(norm))
         return value
+
+    @contextmanager
+    def _dropout(self, part: int) -> Iterator[None]:
+        """Dropout's randomness, keyed by the step; torch's global generator is given back as it was."""
+        if not self.config.network.dropout:
+            yield
+            return
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(keyed_generator(self.config.seed, self.step, part, 1).initial_seed())
+            yield
 
     def validate(self) -> None:
         """Held-out nats a token, the same sequences and maskings every time."""
@@ -253,13 +292,6 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def best_device() -> str:
-    """cuda, mps or cpu, the first that is there."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
 def best_precision(device: torch.device) -> Precision:
     """bfloat16 where a matrix product in it is at least 1.5 times faster, forward and backward, else float32."""
     seconds = {}
@@ -282,41 +314,44 @@ def machine(device: torch.device) -> str:
     return f"{platform.machine()} {device.type}, {name}, torch {torch.__version__}, Python {platform.python_version()}"
 
 
+IDENTITY = ("network", "objective", "length", "batch", "accumulate", "steps", "optimiser", "ema", "seed", "corpus")
+"""What makes a run the run it is; the rest may change when it goes on."""
+
+
 def _settle(config: TrainConfig, out: Path) -> TrainConfig:
-    """The configuration with `auto` resolved, as config.json holds it: once for the whole life of a run."""
-    settings = {"training": describe(config), "network": describe(config.network)}
-    path = out / CONFIG
+    """The configuration with `auto` resolved; precision as config.json holds it, once for the whole life of a run."""
+    device = torch.device(device_of(config.device))
+    manifest, path = load_manifest(config.data), out / CONFIG
+    corpus = {"source": manifest["request"]["source"], "tokenizer": manifest["tokenizer"]["blake2b"]}
+    requested = {**asdict_of(config), "corpus": corpus}
     if path.exists():
         stored = read_json(path)
-        different = _differences(stored.get("requested"), settings["training"])
+        old = stored.get("requested") or {}
+        different = [name for name in IDENTITY if old.get(name) != requested[name]]
         if different:
-            raise ValueError(
-                f"{out}: holds a run with other settings ({different}): choose another folder or remove it"
-            )
-        device, precision = stored["device"], stored["precision"]
-    else:
-        device = best_device() if config.device == "auto" else config.device
-        precision = best_precision(torch.device(device)) if config.precision == "auto" else config.precision
-        write_json(path, {
-            "name": config.name,
-            "unmask": version("unmask"),
-            "machine": machine(torch.device(device)),
-            "device": device,
-            "precision": precision,
-            "network": settings["network"],
-            "parameters": config.network.parameters(),
-            "training": {"objective": type(config.objective).__name__, "steps": config.steps},
-            "budget": config.cost(),
-            "requested": settings["training"],
-        })  # fmt: skip
-    return replace(config, device=device, precision=precision)
+            what = ", ".join(f"{name} {old.get(name)} there, {requested[name]} here" for name in different[:3])
+            raise ValueError(f"{out}: holds a run with other settings ({what}): choose another or remove it")
+        return replace(config, device=str(device), precision=stored["precision"])
+    precision = best_precision(device) if config.precision == "auto" else config.precision
+    write_json(path, {
+        "name": config.name,
+        "unmask": version("unmask"),
+        "machine": machine(device),
+        "precision": precision,
+        "network": describe(config.network),
+        "parameters": config.network.parameters(),
+        "training": {"objective": type(config.objective).__name__, "steps": config.steps},
+        "budget": config.cost(),
+        "requested": requested,
+    })  # fmt: skip
+    return replace(config, device=str(device), precision=precision)
 
 
-def _differences(stored: object, wanted: object) -> str:
-    if not isinstance(stored, dict) or not isinstance(wanted, dict):
-        return "unreadable"
-    names = [name for name in wanted if stored.get(name) != wanted[name]]
-    return ", ".join(f"{name} {stored.get(name)} there, {wanted[name]} here" for name in names[:3])
+def asdict_of(config: TrainConfig) -> Row:
+    """The configuration as JSON data, tuples as lists."""
+    described = describe(config)
+    assert isinstance(described, dict)
+    return described
 
 
 def _adamw(network: Transformer, settings: Optimiser) -> torch.optim.AdamW:
@@ -339,3 +374,5 @@ def _prefixed(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

@@ -71,6 +71,8 @@ def _sequences(
 ) -> tuple[Int[Tensor, "S L"], Bool[Tensor, "S L"], Int[Tensor, " S"]]:
     blocks = Blocks(split, length, begin)
     count = len(blocks)
+    if sequences is not None and sequences < 1:
+        raise ValueError(f"sequences {sequences} must be at least 1")
     chosen = np.arange(count) if sequences is None else batch_indices(count, min(count, sequences), seed=seed, step=0)
     return blocks.take(chosen)
 

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unmask.corruption import order_of
+from unmask.sampling.planned import at_least_one
 
 
 class Adaptive(Protocol):
@@ -62,7 +63,7 @@ class Confidence:
     plan = one_stage
 
     def __post_init__(self) -> None:
-        _positive(self.tokens, "Confidence: tokens")
+        at_least_one(self, "tokens")
 
     @property
     def exact_for(self) -> str:
@@ -86,15 +87,15 @@ class Margin:
     plan = one_stage
 
     def __post_init__(self) -> None:
-        _positive(self.tokens, "Margin: tokens")
+        at_least_one(self, "tokens")
 
     @property
     def exact_for(self) -> str:
         return _own_order("margin", self.tokens)
 
     def score(self, log_q: Float[Tensor, "N V"], drawn: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
-        first, second = log_q.topk(2, -1).values.exp().unbind(-1)
-        return first - second
+        top = log_q.topk(min(2, log_q.shape[-1]), -1).values.exp()
+        return 2 * top[:, 0] - top.sum(-1)
 
     choose = Confidence.choose
 
@@ -108,7 +109,7 @@ class Entropy:
     plan = one_stage
 
     def __post_init__(self) -> None:
-        _positive(self.tokens, "Entropy: tokens")
+        at_least_one(self, "tokens")
 
     @property
     def exact_for(self) -> str:
@@ -191,7 +192,7 @@ class LowConfidence:
     plan = one_stage
 
     def __post_init__(self) -> None:
-        _positive(self.steps, "LowConfidence: steps")
+        at_least_one(self, "steps")
 
     @property
     def exact_for(self) -> str:
@@ -220,7 +221,9 @@ class Greedy:
     plan = one_stage
 
     def __post_init__(self) -> None:
-        _positive(self.steps, "Greedy: steps")
+        at_least_one(self, "steps")
+        if not 0 <= self.eps < 1:
+            raise ValueError(f"Greedy: eps {self.eps} must be in [0, 1)")
 
     @property
     def exact_for(self) -> str:
@@ -259,8 +262,3 @@ def _own_order(what: str, tokens: int) -> str:
     if tokens == 1:
         return f"the chain rule in its own order (by {what}, a function of the visible tokens)"
     return f"its own law: {tokens} tokens a step by {what}, drawn independently of each other"
-
-
-def _positive(value: int, name: str) -> None:
-    if value < 1:
-        raise ValueError(f"{name} {value} must be at least 1")

@@ -27,6 +27,9 @@ def template(
     for nothing or whose bounds are reversed.
     """
     canvas, end = list(begin), 0
+    rest = BLANK.sub("", text)
+    if "{{" in rest or "}}" in rest:
+        raise ValueError(f"{text!r}: a blank is {{{{8}}}} for eight tokens or {{{{2..12}}}} for two to twelve")
     lengths = keyed_uniforms(seed, [sequence], (len(BLANK.findall(text)),), LENGTH)[0].tolist()
     for blank, u in zip(BLANK.finditer(text), lengths, strict=True):
         least, most = int(blank[1]), int(blank[2] or blank[1])

@@ -13,8 +13,9 @@ from unmask.draws import categorical, widest
 class Draw:
     """How a token is drawn from a prediction. Defaults draw from the network's own law; anything else is another law.
 
-    temperature: logits are divided by it; 0 takes the most probable token. top_k: keep the k most probable. top_p:
-    keep the fewest most probable tokens whose mass reaches p. Filters apply after the temperature, top_k first.
+    temperature: logits are divided by it; 0 takes the most probable token. top_k: keep the k most probable (and
+    what equals the last of them). top_p: keep the fewest most probable tokens whose mass reaches p. Filters apply
+    after the temperature, top_k first.
     """
 
     temperature: float = 1.0

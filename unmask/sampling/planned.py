@@ -36,7 +36,7 @@ class Tweedie:
     schedule: Schedule = field(default_factory=LogLinear)
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "steps")
+        at_least_one(self, "steps")
 
     @property
     def exact_for(self) -> str:
@@ -59,7 +59,7 @@ class Euler:
     schedule: Schedule = field(default_factory=LogLinear)
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "steps")
+        at_least_one(self, "steps")
 
     @property
     def exact_for(self) -> str:
@@ -80,7 +80,7 @@ class RandomOrder:
     tokens: int = 1
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "tokens")
+        at_least_one(self, "tokens")
 
     @property
     def exact_for(self) -> str:
@@ -97,7 +97,7 @@ class LeftToRight:
     tokens: int = 1
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "tokens")
+        at_least_one(self, "tokens")
 
     @property
     def exact_for(self) -> str:
@@ -118,7 +118,7 @@ class FixedOrder:
     tokens: int = 1
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "tokens")
+        at_least_one(self, "tokens")
 
     @property
     def exact_for(self) -> str:
@@ -146,6 +146,8 @@ def draw_plan(
     """
     numbers = range(len(open_)) if sequences is None else sequences
     steps = policy.plan(open_, keyed_uniforms(seed, numbers, open_.shape[1:], PLAN))
+    if steps.shape != open_.shape or steps.dtype.is_floating_point or bool((steps[open_] < 0).any()):
+        raise ValueError(f"{type(policy).__name__}.plan must give an integer step, 0 or more, for every open position")
     return without_gaps(steps.masked_fill(~open_, -1))
 
 
@@ -195,7 +197,8 @@ def _one_or_parallel(law: str, tokens: int) -> str:
     return law if tokens == 1 else f"{law} with {tokens} tokens a step drawn independently of each other"
 
 
-def _at_least_one(policy: Tweedie | Euler | RandomOrder | LeftToRight | FixedOrder, name: str) -> None:
+def at_least_one(policy: object, name: str) -> None:
+    """Raises ValueError where the field of that name is below 1."""
     value = getattr(policy, name)
     if value < 1:
         raise ValueError(f"{type(policy).__name__}: {name} {value} must be at least 1")

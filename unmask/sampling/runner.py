@@ -78,10 +78,11 @@ def sample(
             if on_step is not None:
                 on_step(step)
     rows = sorted((int(i), group, j) for group in work for j, i in enumerate(group.index))
-    columns = ([getattr(group, name)[j] for _, group, j in rows] for name in ("tokens", "reveal", "confidence"))
-    tokens, reveal, confidence = columns
+    tokens, reveal, log_p = (
+        [getattr(group, name)[j] for _, group, j in rows] for name in ("tokens", "reveal", "log_p")
+    )
     nfe = torch.tensor([int(turns.max()) + 1 for turns in reveal], dtype=torch.long)
-    return Samples(tokens, nfe, calls, reveal, confidence)
+    return Samples(tokens, nfe, calls, reveal, [row.exp() for row in log_p])
 
 
 def decode_nats(
@@ -111,7 +112,7 @@ def decode_nats(
     work = _prepare(network, canvas, list(range(len(x_0))), policy, seed, numbers)
     for _ in _run(network, work, policy, Pick(None, x_0), batch, 0):
         pass
-    return -work.confidence.log().sum(-1), work.reveal.amax(-1) + 1
+    return -work.log_p.sum(-1), work.reveal.amax(-1) + 1
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class Pick:
 
 @dataclass(frozen=True)
 class _Work:
-    """Sequences of one length; `tokens`, `reveal` and `confidence` are written in place."""
+    """Sequences of one length; `tokens`, `reveal` and `log_p` are written in place."""
 
     index: Int[Tensor, " S"]
     numbers: list[int]
@@ -134,7 +135,10 @@ class _Work:
     """The stage at which a position may be written, -1 where given."""
     reveal: Int[Tensor, "S L"]
     """The evaluation at which it was, -1 before."""
-    confidence: Float[Tensor, "S L"]
+    uniforms: Float[Tensor, "S L"]
+    """For a plan, which draws at a position once."""
+    log_p: Float[Tensor, "S L"]
+    """Log-probability of what was written under the network's law; 0 where given."""
 
 
 def _same_length(canvases: Sequence[Tensor] | Tensor) -> list[list[int]]:
@@ -163,8 +167,8 @@ def _prepare(
     plan = draw_plan(policy, open_, seed=seed, sequences=keys)
     if network.causal:
         _require_causal(plan, open_, policy)
-    never = torch.full_like(plan, -1)
-    return _Work(torch.tensor(index), keys, seed, tokens, plan, never, torch.ones(plan.shape, dtype=torch.float64))
+    never, uniforms = torch.full_like(plan, -1), keyed_uniforms(seed, keys, tokens.shape[1:], TOKEN)
+    return _Work(torch.tensor(index), keys, seed, tokens, plan, never, uniforms, torch.zeros_like(uniforms))
 
 
 def _chooser(policy: Policy) -> Adaptive | None:
@@ -212,7 +216,7 @@ def _advance(
     slot, position = asked.nonzero(as_tuple=True)
     at = slot * work.tokens.shape[1] + position
     # a plan draws at a position once; a chooser may draw there again at every evaluation
-    u = _uniforms(work, row, turn if chooser is not None else torch.zeros_like(turn))[slot, position]
+    u = (work.uniforms[row] if chooser is None else _fresh(work, row, turn))[slot, position]
     text = None if pick.text is None else pick.text[row][slot, position]
 
     def read(logits: Float[Tensor, "n V"], which: slice) -> tuple[Tensor, ...]:
@@ -226,11 +230,11 @@ def _advance(
     if chooser is not None:
         chosen = _choose(work, row, chooser, score[0], asked, stage, turn)[slot, position]
         slot, position, token, log_p = slot[chosen], position[chosen], token[chosen], log_p[chosen]
-    written, confidence = row[slot], log_p.double().exp()
+    written, log_p = row[slot], log_p.double()
     work.tokens[written, position] = token
-    work.confidence[written, position] = confidence
+    work.log_p[written, position] = log_p
     work.reveal[written, position] = turn[slot]
-    return Step(call, work.index[written], position, token, confidence)
+    return Step(call, work.index[written], position, token, log_p.exp())
 
 
 def _choose(
@@ -249,7 +253,7 @@ def _choose(
     return asked & chooser.choose(scores, asked, turn - began, (plan == stage).sum(-1))
 
 
-def _uniforms(work: _Work, row: Int[Tensor, " R"], turn: Int[Tensor, " R"]) -> Float[Tensor, "R L"]:
+def _fresh(work: _Work, row: Int[Tensor, " R"], turn: Int[Tensor, " R"]) -> Float[Tensor, "R L"]:
     """One uniform a position of each row, keyed by (seed, sequence, turn)."""
     shape = work.tokens.shape[1:]
     pairs = zip(row.tolist(), turn.tolist(), strict=True)
