@@ -83,7 +83,7 @@ def _config(scale: Scale, data: Path, vocab: int, *, name: str, causal: bool) ->
         length=scale.length,
         steps=scale.steps,
         batch=64,
-        optimiser=Optimiser(rate=4e-3, warmup=30),
+        optimiser=Optimiser(rate=3e-3, warmup=100),
         validate_every=max(1, scale.steps // 8),
         validation_sequences=128,
         save_every=250,

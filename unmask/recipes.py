@@ -25,7 +25,7 @@ def tiny() -> TrainConfig:
         length=64,
         batch=64,
         steps=2000,
-        optimiser=Optimiser(rate=4e-3, warmup=50),
+        optimiser=Optimiser(rate=3e-3, warmup=100),
         validate_every=200,
         save_every=250,
     )
