@@ -61,9 +61,9 @@ def test_text_emerges_on_a_terminal(made):
     with unmasking(console, canvas, model.mask_id, model.tokenizer.pieces, seconds=0.01) as on_step:
         assert on_step is not None
         record = write(model, ["The {{4}}"], on_step=on_step)[0]
-    shown = console.export_text()
+    shown = console.export_text()  # a terminal writes tabs its own way: white space is not compared
     assert "·" in shown
-    assert record["text"].split("\n")[0][:20].strip() in shown
+    assert "".join(record["text"].split()) in "".join(shown.split())
 
 
 def test_no_animation_off_a_terminal():
