@@ -1,10 +1,12 @@
 """The demonstration, end to end, on a small text: what it makes, what it claims, and that it goes on."""
 
+import io
 import json
 import os
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from unmask.demo import Scale, demo
@@ -66,9 +68,17 @@ def test_text_emerges_on_a_terminal(made):
     assert "".join(record["text"].split()) in "".join(shown.split())
 
 
-def test_no_animation_off_a_terminal():
-    import torch
+def test_a_text_cannot_steer_the_terminal():
+    """Control characters of a model's text, such as the beginning of an escape sequence, are replaced."""
+    stream = io.StringIO()
+    console = Console(force_terminal=True, width=60, file=stream, color_system=None)
+    with unmasking(console, torch.tensor([0, 9]), 9, lambda ids: ["\x1b]0;title\x07", "b"], seconds=0.0):
+        pass
+    assert "\x1b]0;title" not in stream.getvalue()
+    assert "\ufffd]0;title\ufffd" in stream.getvalue()
 
+
+def test_no_animation_off_a_terminal():
     with unmasking(Console(file=open(os.devnull, "w")), torch.zeros(3), 9, lambda ids: [""]) as on_step:
         assert on_step is None
 

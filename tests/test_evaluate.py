@@ -1,6 +1,7 @@
 """N-gram yardsticks against plain counting, rows of result files, written records."""
 
 import math
+import time
 from collections import Counter
 
 import numpy as np
@@ -95,6 +96,11 @@ def test_write_records_what_was_given_and_what_it_cost(model):
     assert records[0]["text"].startswith("ab")
     assert records[0]["text"].endswith("cd")
     assert write(model, ["ab{{5}}cd"], RandomOrder(), seed=4)[0]["text"] == records[0]["text"]
+
+
+def test_watching_costs_no_sampling_time(model):
+    record = write(model, ["{{3}}"], on_step=lambda step: time.sleep(0.5))[0]
+    assert record["seconds"] < 1.0
 
 
 def test_a_changed_draw_states_no_law(model):

@@ -23,14 +23,24 @@ def write(
     NFE.
 
     The default policy is exact: a random order one token at a time, left to right for a causal model. `seconds` are
-    those of the whole batch. Raises ValueError for what the model cannot write.
+    those of the whole batch, without `on_step`'s. Raises ValueError for what the model cannot write.
     """
     policy = policy or (LeftToRight() if model.causal else RandomOrder())
     draw = draw or Draw()
     canvases = [model.canvas(text, seed=seed, sequence=i) for i, text in enumerate(texts)]
+    watched = 0.0
+
+    def watch(step: Step) -> None:
+        """The reader's time is not the sampler's."""
+        nonlocal watched
+        begun = time.perf_counter()
+        if on_step is not None:
+            on_step(step)
+        watched += time.perf_counter() - begun
+
     start = time.perf_counter()
-    samples = sample(model, canvases, policy, draw=draw, seed=seed, batch=batch, on_step=on_step)
-    seconds = time.perf_counter() - start
+    samples = sample(model, canvases, policy, draw=draw, seed=seed, batch=batch, on_step=watch)
+    seconds = time.perf_counter() - start - watched
     law = policy.exact_for if draw == Draw() else f"no stated law: {draw} changes the one of {policy.exact_for}"
     return [
         {

@@ -1,5 +1,6 @@
 """A text that fills in before the reader's eyes, on a terminal."""
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from torch import Tensor
 from unmask.sampling import Step
 
 HOLE = "·"
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a model's text must not steer the terminal
 
 
 @contextmanager
@@ -40,7 +42,7 @@ def unmasking(
             if token == mask_id:
                 text.append(f" {HOLE}", style="dim")
             else:
-                text.append(piece, style="bold green" if new else "")
+                text.append(CONTROL.sub("\N{REPLACEMENT CHARACTER}", piece), style="bold green" if new else "")
         return text
 
     with Live(frame(), console=console, auto_refresh=False) as live:
