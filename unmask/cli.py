@@ -57,7 +57,10 @@ class Prepare:
 
     def run(self) -> None:
         with progress("reading") as bar:
-            told = lambda what, done, total: bar(done, total, what)  # noqa: E731
+
+            def told(what: str, done: int, total: int) -> None:
+                bar(done, total, what)
+
             folder = prepare(self.source, self.out, tokenizer=self.tokenizer, validation=self.validation, progress=told)
         for name in ("train", "validation"):
             split = load_split(folder, name)
