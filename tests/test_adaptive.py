@@ -20,6 +20,7 @@ from unmask.sampling import (
     LowConfidence,
     Margin,
     RandomOrder,
+    Remasking,
     Threshold,
     Tweedie,
     decode_nats,
@@ -143,8 +144,8 @@ def test_the_check_sees_another_law(wrong):
 
 def test_orders_that_look_at_draws_have_no_likelihood():
     maskable = torch.ones(1, L, dtype=torch.bool)
-    for policy in (LowConfidence(2), Greedy(2), Blocks(2, LowConfidence(1))):
-        with pytest.raises(ValueError, match="has no likelihood: its order depends on the tokens drawn"):
+    for policy in (LowConfidence(2), Greedy(2), Blocks(2, LowConfidence(1)), Remasking(4)):
+        with pytest.raises(ValueError, match="has no likelihood: what it writes depends on tokens drawn"):
             decode_nats(WORLDS["joint"], SEQUENCES[:1], maskable, policy)
 
 

@@ -39,6 +39,7 @@ from unmask.sampling import (
     expected_nfe,
     nfe_of,
     sample,
+    stream,
     template,
     without_gaps,
 )
@@ -720,3 +721,63 @@ def test_a_policy_that_forgets_positions_is_refused(plan):
 def test_a_mistyped_blank_is_no_text(text):
     with pytest.raises(ValueError, match="a blank is"):
         template(text, lambda piece: [0], 3)
+
+
+def test_from_left_to_right_stopping_at_the_end_token_is_exact():
+    """The text up to the first end token has the chain rule's law, and what is behind costs no call."""
+    world, end = InconsistentTable(3, 3), 2
+    samples = sample(world, torch.tensor([FREE] * COUNT), LeftToRight(), end=end, batch=5000)
+    x, nfe = torch.stack(samples.tokens), samples.nfe
+    first = torch.where((x == end).any(-1), (x == end).long().argmax(-1), 2)
+    assert torch.equal(nfe, first + 1)
+    ended = torch.arange(3) > first[:, None]
+    assert bool((x[ended] == end).all())
+    full = law([(1.0, [[0], [1], [2]])], costs(world, 3), torch.tensor(FREE))
+    truth = torch.zeros(27, dtype=torch.float64)
+    for row, p in zip(every(3, 3), full, strict=True):
+        cut = row.clone()
+        if bool((row == end).any()):
+            cut[int((row == end).long().argmax()) :] = end
+        truth[int((cut * torch.tensor([9, 3, 1])).sum())] += p
+    check_law(samples.tokens, truth, 3)
+
+
+def test_an_end_token_fills_its_own_blank_only():
+    """Behind the end token of one blank the next blank and what is given are left alone; written tokens stay."""
+
+    @dataclass(frozen=True)
+    class Ends:
+        vocab, mask_id, causal, normalised = 3, 3, False, True
+
+        def __call__(self, tokens, at, *, then=None, rows=None, level=None):
+            logits = torch.full((len(at), 3), -torch.inf)
+            logits[:, 0] = 0.0
+            position = at % tokens.shape[1]
+            logits[position == 1] = torch.tensor([-torch.inf, -torch.inf, 0.0])
+            return logits if then is None else then(logits, slice(0, len(at)))
+
+    canvas = torch.tensor([1, 3, 3, 3, 1, 3, 3])
+    seen = []
+    samples = sample(Ends(), [canvas], FixedOrder((3, 1)), end=2, on_step=seen.append)
+    assert samples.tokens[0].tolist() == [1, 2, 2, 0, 1, 0, 0]
+    assert samples.nfe.tolist() == [4]
+    assert samples.confidence[0][2] == 1
+    assert sorted(seen[1].position.tolist()) == [1, 2]
+
+
+def test_a_stream_is_the_same_sample_step_by_step():
+    world, canvases = InconsistentTable(3, 3), torch.tensor([FREE] * 6)
+    seen, steps = canvases.clone(), stream(world, canvases, RandomOrder(2), batch=4)
+    while True:
+        try:
+            step = next(steps)
+        except StopIteration as finished:
+            samples = finished.value
+            break
+        seen[step.sequence, step.position] = step.token
+    assert torch.equal(seen, torch.stack(samples.tokens))
+    assert torch.equal(seen, torch.stack(sample(world, canvases, RandomOrder(2)).tokens))
+    with pytest.raises(ValueError, match="batch"):
+        stream(world, canvases, batch=0)
+    with pytest.raises(ValueError, match="end token"):
+        stream(world, canvases, end=3)

@@ -22,6 +22,7 @@ from unmask.sampling import (
     LowConfidence,
     Margin,
     RandomOrder,
+    Remasking,
     Samples,
     Step,
     Threshold,
@@ -29,12 +30,15 @@ from unmask.sampling import (
     draw_plan,
     expected_nfe,
     sample,
+    stream,
     template,
 )
 from unmask.transformer import Transformer, TransformerConfig
+from unmask.wrappers import Biased, Guided
 
 __all__ = [
     "AnyOrder",
+    "Biased",
     "Blocks",
     "Confidence",
     "Cosine",
@@ -46,6 +50,7 @@ __all__ = [
     "FixedOrder",
     "Geometric",
     "Greedy",
+    "Guided",
     "LambdaDCE",
     "LeftToRight",
     "LogLinear",
@@ -54,6 +59,7 @@ __all__ = [
     "Model",
     "NextToken",
     "RandomOrder",
+    "Remasking",
     "Samples",
     "Step",
     "Threshold",
@@ -70,5 +76,6 @@ __all__ = [
     "log_likelihood",
     "ordered_log_likelihood",
     "sample",
+    "stream",
     "template",
 ]

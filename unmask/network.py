@@ -5,8 +5,9 @@
 `at` holds flat indices (row * L + position) of the positions whose token is to be PREDICTED, also for causal networks,
 and is best counted on the host, where the masks are drawn: then a GPU never waits. `then(logits Float[n V], which:
 slice)` turns a chunk of logits into what is wanted of it (a target's log-probability, a drawn token, ...), so that
-logits of all positions never exist at once. `rows` says which sequences of a larger batch these are; `level` (the
-probability of a mask, one a row) is for networks that want time.
+logits of all positions never exist at once. A chunk begins at an even index and, but for the last, holds an even number
+of positions, so that a wrapper can read two predictions of a position side by side. `rows` says which sequences of a
+larger batch these are; `level` (the probability of a mask, one a row) is for networks that want time.
 """
 
 from collections.abc import Callable
@@ -24,7 +25,7 @@ CHUNK = 1 << 23  # logits held at once, in elements: 32 MB in float32
 
 
 class Network(Protocol):
-    """See the module's text."""
+    """See the module's text. `evaluations(network)` tells the rows that one row of a call costs."""
 
     @property
     def vocab(self) -> int:
@@ -69,11 +70,16 @@ class Target:
         return logits.gather(-1, ids[:, None]).squeeze(-1) - logits.logsumexp(-1)
 
 
+def evaluations(network: Network) -> int:
+    """Rows run for one row of a call: 1, or what a wrapper states in its `evaluations` (2 under guidance)."""
+    return getattr(network, "evaluations", 1)
+
+
 def read_out(logits_of: Callable[[slice], Tensor], count: int, vocab: int, then: Then | None) -> Reading:
     """Apply `then` to the logits of `count` positions, CHUNK elements at a time, and join the parts."""
     if then is None:
         return logits_of(slice(0, count))
-    step = max(1, CHUNK // vocab)
+    step = max(2, CHUNK // vocab // 2 * 2)
     slices = [slice(i, min(i + step, count)) for i in range(0, count, step)] or [slice(0, 0)]
     parts = [then(logits_of(which), which) for which in slices]
     if len(parts) == 1:

@@ -37,7 +37,8 @@ from unmask.sampling.planned import (
     nfe_of,
     without_gaps,
 )
-from unmask.sampling.runner import Samples, Step, decode_nats, sample
+from unmask.sampling.remasking import Remasking
+from unmask.sampling.runner import Samples, Step, decode_nats, sample, stream
 
 __all__ = [
     "Adaptive",
@@ -56,6 +57,7 @@ __all__ = [
     "Planned",
     "Policy",
     "RandomOrder",
+    "Remasking",
     "Samples",
     "Step",
     "Threshold",
@@ -65,6 +67,7 @@ __all__ = [
     "expected_nfe",
     "nfe_of",
     "sample",
+    "stream",
     "template",
     "without_gaps",
 ]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from unmask.sampling.adaptive import AdaptivePolicy
 from unmask.sampling.planned import Planned, RandomOrder
+from unmask.sampling.remasking import Remasking
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Blocks:
     """Open positions in blocks of `size` from the left; `inside` decides within a block."""
 
     size: int = 32
-    inside: Planned | AdaptivePolicy = field(default_factory=RandomOrder)
+    inside: Planned | AdaptivePolicy | Remasking = field(default_factory=RandomOrder)
 
     def __post_init__(self) -> None:
         if self.size < 1:

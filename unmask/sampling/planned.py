@@ -43,7 +43,7 @@ class Tweedie:
         return f"tau-leaping with {self.steps} steps, which tends to the random-order law as steps grow"
 
     def plan(self, open_: Bool[Tensor, "B L"], u: Float[Tensor, "B L"]) -> Int[Tensor, "B L"]:
-        t, s = _grid(self.steps)
+        t, s = grid(self.steps)
         alpha_t, alpha_s = self.schedule.alpha(t), self.schedule.alpha(s)
         return _by_hazard((alpha_s - alpha_t) / (1 - alpha_t), open_, u)
 
@@ -66,7 +66,7 @@ class Euler:
         return f"Euler tau-leaping with {self.steps} steps, which tends to the random-order law as steps grow"
 
     def plan(self, open_: Bool[Tensor, "B L"], u: Float[Tensor, "B L"]) -> Int[Tensor, "B L"]:
-        t, s = _grid(self.steps)
+        t, s = grid(self.steps)
         return _by_hazard((t - s) * self.schedule.rate(t) / (1 - self.schedule.alpha(t)), open_, u)
 
 
@@ -168,7 +168,7 @@ def expected_nfe(steps: int, open_: int, schedule: Schedule | None = None) -> fl
 
     With the log-linear schedule T (1 - (1 - 1/T)^n) (docs/theory.md).
     """
-    t, s = _grid(steps)
+    t, s = grid(steps)
     schedule = schedule or LogLinear()
     alpha_t, alpha_s = schedule.alpha(t), schedule.alpha(s)
     cdf = _cdf((alpha_s - alpha_t) / (1 - alpha_t))
@@ -176,7 +176,7 @@ def expected_nfe(steps: int, open_: int, schedule: Schedule | None = None) -> fl
     return float((1 - (1 - q) ** open_).sum())
 
 
-def _grid(steps: int) -> tuple[Float[Tensor, " T"], Float[Tensor, " T"]]:
+def grid(steps: int) -> tuple[Float[Tensor, " T"], Float[Tensor, " T"]]:
     """(t, s) of each step from t = 1 down to s = 0, equally spaced."""
     ends = 1 - torch.arange(steps + 1, dtype=torch.float64) / steps
     return ends[:-1], ends[1:]

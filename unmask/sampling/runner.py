@@ -1,7 +1,6 @@
 """The runner: every row of a batch at its own next evaluation, output layer only where a token is wanted."""
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -9,27 +8,29 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from unmask.draws import TOKEN, keyed_uniforms, log_probabilities
-from unmask.network import Network
+from unmask.draws import PLAN, TOKEN, keyed_uniforms, log_probabilities
+from unmask.network import Network, evaluations
 from unmask.sampling.adaptive import Adaptive
 from unmask.sampling.blocks import Blocks
 from unmask.sampling.drawing import Draw
 from unmask.sampling.planned import Policy, RandomOrder, draw_plan
+from unmask.sampling.remasking import Remasking
 
 NEVER = torch.iinfo(torch.int64).max
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one network call wrote: flat arrays over the N positions revealed, on the host."""
+    """What one network call wrote: flat arrays over the N positions that changed, on the host."""
 
     call: int
     sequence: Int[Tensor, " N"]
     """Index into the canvases given to `sample`."""
     position: Int[Tensor, " N"]
     token: Int[Tensor, " N"]
+    """What stands there now; the mask where a token was erased since the last call."""
     confidence: Float[Tensor, " N"]
-    """Probability of the token under the network's law."""
+    """Probability of the token under the network's law; 0 where it was erased, 1 where an end token implied it."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Samples:
     calls: int
     """Batched network calls."""
     reveal: list[Int[Tensor, " L"]]
-    """The evaluation, counted from 0 within its sequence, at which each position was written; -1 where given."""
+    """The call for its sequence, counted from 0, at which each position was (last) written; -1 where given."""
     confidence: list[Float[Tensor, " L"]]
     """Probability of each written token under the network's law; 1 where given."""
 
@@ -56,32 +57,70 @@ def sample(
     seed: int = 0,
     sequences: Sequence[int] | None = None,
     batch: int = 16,
+    end: int | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> Samples:
     """Fill the open positions of every canvas by a policy (default RandomOrder(): exact for the random-order law).
 
     `sequences` number the canvases (default 0, 1, ...): a sequence is the same under (seed, number) in whatever
-    batch it runs. `on_step` is told of each call. Raises ValueError for an empty canvas, or a policy that a causal
-    network cannot follow.
+    batch it runs. `on_step` is told of each call. With an `end` token, once it is written in a blank (a run of open
+    positions) what is still open behind it there is written as end tokens too, without a call: exact from left to
+    right and for blocks of one token, and otherwise for a network that is certain of it.
+
+    Raises ValueError for an empty canvas, or a policy that a causal network or an end token cannot go with.
     """
-    policy, draw = policy or RandomOrder(), draw or Draw()
+    steps = stream(network, canvases, policy, draw=draw, seed=seed, sequences=sequences, batch=batch, end=end)
+    while True:
+        try:
+            step = next(steps)
+        except StopIteration as finished:
+            return finished.value
+        if on_step is not None:
+            on_step(step)
+
+
+def stream(
+    network: Network,
+    canvases: Sequence[Int[Tensor, " L"]] | Int[Tensor, "S L"],
+    policy: Policy | None = None,
+    *,
+    draw: Draw | None = None,
+    seed: int = 0,
+    sequences: Sequence[int] | None = None,
+    batch: int = 16,
+    end: int | None = None,
+) -> Generator[Step, None, Samples]:
+    """`sample` as an iterator: a `Step` a network call, as it happens; the generator's return value is the `Samples`.
+
+    Arguments are checked at once, before the first step is asked for.
+    """
+    policy, pick = policy or RandomOrder(), Pick(draw or Draw(), end=end)
     numbers = list(range(len(canvases))) if sequences is None else list(sequences)
     if len(numbers) != len(canvases):
         raise ValueError(f"{len(numbers)} sequence numbers for {len(canvases)} canvases: give one each")
     if batch < 1:
         raise ValueError(f"batch {batch} must be at least 1")
+    if end is not None and not 0 <= end < network.vocab:
+        raise ValueError(f"end token {end} is not in the network's vocabulary of {network.vocab}")
+    if end is not None and _revising(policy) is not None:
+        raise ValueError("Remasking may erase an end token that others were written for: leave `end` out, or cut after")
     work = [_prepare(network, canvases, index, policy, seed, numbers) for index in _same_length(canvases)]
+    return _stream(network, work, policy, pick, batch)
+
+
+def _stream(
+    network: Network, work: list["_Work"], policy: Policy, pick: "Pick", batch: int
+) -> Generator[Step, None, Samples]:
     calls = 0
     for group in work:
-        for step in _run(network, group, policy, Pick(draw), batch, calls):
+        for step in _run(network, group, policy, pick, batch, calls):
             calls += 1
-            if on_step is not None:
-                on_step(step)
+            yield step
     rows = sorted((int(i), group, j) for group in work for j, i in enumerate(group.index))
     tokens, reveal, log_p = (
         [getattr(group, name)[j] for _, group, j in rows] for name in ("tokens", "reveal", "log_p")
     )
-    nfe = torch.tensor([int(turns.max()) + 1 for turns in reveal], dtype=torch.long)
+    nfe = evaluations(network) * torch.tensor([int(group.turn[j]) for _, group, j in rows], dtype=torch.long)
     return Samples(tokens, nfe, calls, reveal, [row.exp() for row in log_p])
 
 
@@ -102,17 +141,17 @@ def decode_nats(
     order depends on the tokens drawn: the text does not tell which other tokens were drawn on the way.
     """
     chooser = _chooser(policy)
-    if chooser is not None and chooser.looks_at_draws:
+    if _revising(policy) is not None or (chooser is not None and chooser.looks_at_draws):
         raise ValueError(
-            f"{type(chooser).__name__} has no likelihood: its order depends on the tokens drawn at every step, which "
-            "the text does not tell; use Confidence, Margin or Entropy"
+            f"{type(_inside(policy)).__name__} has no likelihood: what it writes depends on tokens drawn on the way, "
+            "which the text does not tell; use Confidence, Margin or Entropy"
         )
     numbers = list(range(len(x_0))) if sequences is None else list(sequences)
     canvas = x_0.masked_fill(maskable, network.mask_id)
     work = _prepare(network, canvas, list(range(len(x_0))), policy, seed, numbers)
     for _ in _run(network, work, policy, Pick(None, x_0), batch, 0):
         pass
-    return -work.log_p.sum(-1), work.reveal.amax(-1) + 1
+    return -work.log_p.sum(-1), evaluations(network) * work.turn
 
 
 @dataclass(frozen=True)
@@ -121,11 +160,13 @@ class Pick:
 
     draw: Draw | None
     text: Int[Tensor, "S L"] | None = None
+    end: int | None = None
+    """Written behind itself to the end of its blank."""
 
 
 @dataclass(frozen=True)
 class _Work:
-    """Sequences of one length; `tokens`, `reveal` and `log_p` are written in place."""
+    """Sequences of one length; all from `tokens` on but `plan` and `uniforms` is written in place."""
 
     index: Int[Tensor, " S"]
     numbers: list[int]
@@ -133,12 +174,16 @@ class _Work:
     tokens: Int[Tensor, "S L"]
     plan: Int[Tensor, "S L"]
     """The stage at which a position may be written, -1 where given."""
-    reveal: Int[Tensor, "S L"]
-    """The evaluation at which it was, -1 before."""
     uniforms: Float[Tensor, "S L"]
     """For a plan, which draws at a position once."""
+    reveal: Int[Tensor, "S L"]
+    """The call for this sequence at which a position was written, -1 while it is open and where it is given."""
     log_p: Float[Tensor, "S L"]
     """Log-probability of what was written under the network's law; 0 where given."""
+    turn: Int[Tensor, " S"]
+    """Calls made for each sequence."""
+    clock: Int[Tensor, "S 2"]
+    """Where coins are tossed at every step (Remasking): the stage and the step of it that come next."""
 
 
 def _same_length(canvases: Sequence[Tensor] | Tensor) -> list[list[int]]:
@@ -167,14 +212,26 @@ def _prepare(
     plan = draw_plan(policy, open_, seed=seed, sequences=keys)
     if network.causal:
         _require_causal(plan, open_, policy)
-    never, uniforms = torch.full_like(plan, -1), keyed_uniforms(seed, keys, tokens.shape[1:], TOKEN)
-    return _Work(torch.tensor(index), keys, seed, tokens, plan, never, uniforms, torch.zeros_like(uniforms))
+    uniforms = keyed_uniforms(seed, keys, tokens.shape[1:], TOKEN)
+    turn, clock = torch.zeros(len(index), dtype=torch.long), torch.zeros(len(index), 2, dtype=torch.long)
+    never = torch.full_like(plan, -1)
+    return _Work(
+        torch.tensor(index), keys, seed, tokens, plan, uniforms, never, torch.zeros_like(uniforms), turn, clock
+    )
+
+
+def _inside(policy: Policy) -> Policy:
+    return policy.inside if isinstance(policy, Blocks) else policy
 
 
 def _chooser(policy: Policy) -> Adaptive | None:
     """The adaptive policy at work, or None where the plan decides all."""
-    inside = policy.inside if isinstance(policy, Blocks) else policy
-    return cast(Adaptive, inside) if hasattr(inside, "choose") else None
+    return cast(Adaptive, _inside(policy)) if hasattr(_inside(policy), "choose") else None
+
+
+def _revising(policy: Policy) -> Remasking | None:
+    """The policy at work that may erase what it wrote, or None."""
+    return cast(Remasking, _inside(policy)) if hasattr(_inside(policy), "chance") else None
 
 
 def _require_causal(plan: Int[Tensor, "B L"], open_: Bool[Tensor, "B L"], policy: Policy) -> None:
@@ -189,34 +246,92 @@ def _require_causal(plan: Int[Tensor, "B L"], open_: Bool[Tensor, "B L"], policy
 
 def _run(network: Network, work: _Work, policy: Policy, pick: Pick, batch: int, call: int) -> Iterator[Step]:
     """Every row at its own next evaluation; a finished row's slot goes to the next sequence, so calls stay full."""
-    chooser = _chooser(policy)
-    waiting = iter((work.plan >= 0).any(-1).nonzero().squeeze(-1).tolist())
-    row = torch.empty(0, dtype=torch.long)
+    chooser, revising = _chooser(policy), _revising(policy)
+    waiting = (work.plan >= 0).any(-1).nonzero().squeeze(-1)
+    row, asked = waiting[:0], torch.empty((0, work.plan.shape[1]), dtype=torch.bool)
+    shown = torch.zeros_like(work.plan, dtype=torch.bool)  # what `Step`s have told was written
+
+    def ask(row: Int[Tensor, " R"]) -> Bool[Tensor, "R L"]:
+        return _next_stage(work, row) if revising is None else _next_write(network, work, row, revising)
+
     while True:
-        row = torch.cat([row, torch.tensor(list(itertools.islice(waiting, batch - len(row))), dtype=torch.long)])
+        new, waiting = waiting[: batch - len(row)], waiting[batch - len(row) :]
+        if len(new):
+            row, asked = torch.cat([row, new]), torch.cat([asked, ask(new)])
         if not len(row):
             return
-        yield _advance(network, work, row, chooser, pick, call)
+        step = _advance(network, work, row, asked, chooser, pick, call, once=chooser is None and revising is None)
+        yield step if revising is None else _with_erased(network, work, row, shown, step)
         call += 1
-        row = row[_pending(work, row).any(-1)]
+        asked = ask(row)
+        live = asked.any(-1)
+        row, asked = row[live], asked[live]
 
 
 def _pending(work: _Work, row: Int[Tensor, " R"]) -> Bool[Tensor, "R L"]:
     return (work.plan[row] >= 0) & (work.reveal[row] < 0)
 
 
-def _advance(
-    network: Network, work: _Work, row: Int[Tensor, " R"], chooser: Adaptive | None, pick: Pick, call: int
-) -> Step:
-    """One call: predictions where a row may write now, and tokens where the plan or the chooser says."""
+def _next_stage(work: _Work, row: Int[Tensor, " R"]) -> Bool[Tensor, "R L"]:
+    """The open positions of the lowest stage of each row's plan that has any."""
     stages = work.plan[row].masked_fill(~_pending(work, row), NEVER)
-    stage = stages.amin(-1, keepdim=True)
-    asked = stages == stage
-    turn = work.reveal[row].amax(-1) + 1
+    lowest = stages.amin(-1, keepdim=True)
+    return (stages == lowest) & (lowest < NEVER)
+
+
+def _next_write(network: Network, work: _Work, row: Int[Tensor, " R"], policy: Remasking) -> Bool[Tensor, "R L"]:
+    """The positions that the coins of each row write next; what they erase before becomes open, what they erase in
+    the same step after the call.
+    """
+    plan, reveal, tokens = work.plan[row], work.reveal[row], work.tokens[row]
+    sure, clock = work.log_p[row].exp(), work.clock[row]
+    asked = torch.zeros_like(plan, dtype=torch.bool)
+    tossing = torch.arange(len(row))
+    while len(tossing := tossing[(clock[tossing, 0] <= plan[tossing].amax(-1)) & ~asked[tossing].any(-1)]):
+        stage, step = clock[tossing].unbind(-1)
+        here, masked = plan[tossing] == stage[:, None], reveal[tossing] < 0
+        tokens[tossing] = tokens[tossing].masked_fill((plan[tossing] >= 0) & masked, network.mask_id)
+        u = _by_turn(work, row[tossing], stage * policy.steps + step, PLAN)
+        changed = here & (u < policy.chance(step, masked, sure[tossing].masked_fill(~here, torch.nan)))
+        asked[tossing] = changed & masked
+        reveal[tossing] = reveal[tossing].masked_fill(changed & ~masked, -1)
+        last = step + 1 == policy.steps
+        clock[tossing] = torch.stack([stage + last, torch.where(last, 0, step + 1)], -1)
+    work.tokens[row], work.reveal[row], work.clock[row] = tokens, reveal, clock
+    return asked
+
+
+def _with_erased(network: Network, work: _Work, row: Int[Tensor, " R"], shown: Bool[Tensor, "S L"], step: Step) -> Step:
+    """The step with what was erased since the last one; `shown` is brought up to date."""
+    slot, position = (shown[row] & (work.reveal[row] < 0)).nonzero(as_tuple=True)
+    shown[row] = work.reveal[row] >= 0
+    return Step(
+        step.call,
+        torch.cat([step.sequence, work.index[row[slot]]]),
+        torch.cat([step.position, position]),
+        torch.cat([step.token, torch.full_like(position, network.mask_id)]),
+        torch.cat([step.confidence, torch.zeros_like(position, dtype=torch.float64)]),
+    )
+
+
+def _advance(
+    network: Network,
+    work: _Work,
+    row: Int[Tensor, " R"],
+    asked: Bool[Tensor, "R L"],
+    chooser: Adaptive | None,
+    pick: Pick,
+    call: int,
+    *,
+    once: bool,
+) -> Step:
+    """One call: predictions at the asked positions, and tokens there, or where the chooser says; `once` says that no
+    position is drawn twice.
+    """
+    turn = work.turn[row]
     slot, position = asked.nonzero(as_tuple=True)
     at = slot * work.tokens.shape[1] + position
-    # a plan draws at a position once; a chooser may draw there again at every evaluation
-    u = (work.uniforms[row] if chooser is None else _fresh(work, row, turn))[slot, position]
+    u = (work.uniforms[row] if once else _by_turn(work, row, turn, TOKEN))[slot, position]
     text = None if pick.text is None else pick.text[row][slot, position]
 
     def read(logits: Float[Tensor, "n V"], which: slice) -> tuple[Tensor, ...]:
@@ -228,33 +343,55 @@ def _advance(
     with torch.inference_mode():
         token, log_p, *score = (part.cpu() for part in network(work.tokens[row], at, then=read, rows=work.index[row]))
     if chooser is not None:
-        chosen = _choose(work, row, chooser, score[0], asked, stage, turn)[slot, position]
+        chosen = _choose(work, row, chooser, score[0], asked)[slot, position]
         slot, position, token, log_p = slot[chosen], position[chosen], token[chosen], log_p[chosen]
+    if pick.end is not None:
+        slot, position, token, log_p = _to_the_end(work, row, pick.end, slot, position, token, log_p)
     written, log_p = row[slot], log_p.double()
     work.tokens[written, position] = token
     work.log_p[written, position] = log_p
     work.reveal[written, position] = turn[slot]
+    work.turn[row] = turn + 1
     return Step(call, work.index[written], position, token, log_p.exp())
 
 
+def _by_turn(work: _Work, row: Int[Tensor, " R"], turn: Int[Tensor, " R"], purpose: int) -> Float[Tensor, "R L"]:
+    """One uniform a position of each row, of that row's turn."""
+    pairs, shape = zip(row.tolist(), turn.tolist(), strict=True), work.tokens.shape[1:]
+    return torch.cat([keyed_uniforms(work.seed, [work.numbers[i]], shape, purpose, t) for i, t in pairs])
+
+
 def _choose(
-    work: _Work,
-    row: Int[Tensor, " R"],
-    chooser: Adaptive,
-    score: Float[Tensor, " N"],
-    asked: Bool[Tensor, "R L"],
-    stage: Int[Tensor, "R 1"],
-    turn: Int[Tensor, " R"],
+    work: _Work, row: Int[Tensor, " R"], chooser: Adaptive, score: Float[Tensor, " N"], asked: Bool[Tensor, "R L"]
 ) -> Bool[Tensor, "R L"]:
     """What the chooser reveals of the asked positions, told how far each row is in its stage."""
     plan, reveal = work.plan[row], work.reveal[row]
+    stage = plan.masked_fill(~asked, -1).amax(-1, keepdim=True)
     began = reveal.masked_fill((plan < 0) | (plan >= stage), -1).amax(-1) + 1
     scores = torch.full(asked.shape, -torch.inf, dtype=torch.float64).masked_scatter(asked, score.double())
-    return asked & chooser.choose(scores, asked, turn - began, (plan == stage).sum(-1))
+    return asked & chooser.choose(scores, asked, work.turn[row] - began, (plan == stage).sum(-1))
 
 
-def _fresh(work: _Work, row: Int[Tensor, " R"], turn: Int[Tensor, " R"]) -> Float[Tensor, "R L"]:
-    """One uniform a position of each row, keyed by (seed, sequence, turn)."""
-    shape = work.tokens.shape[1:]
-    pairs = zip(row.tolist(), turn.tolist(), strict=True)
-    return torch.cat([keyed_uniforms(work.seed, [work.numbers[i]], shape, TOKEN, t) for i, t in pairs])
+def _to_the_end(
+    work: _Work,
+    row: Int[Tensor, " R"],
+    end: int,
+    slot: Int[Tensor, " N"],
+    position: Int[Tensor, " N"],
+    token: Int[Tensor, " N"],
+    log_p: Float[Tensor, " N"],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What is written, and end tokens behind every end token at the positions of its blank that are open after it."""
+    open_ = _pending(work, row)
+    open_[slot, position] = False
+    blank = (work.plan[row] < 0).long().cumsum(-1)  # the same number all along a run of open positions
+    ended = torch.zeros_like(open_)
+    for i, p in zip(slot[token == end].tolist(), position[token == end].tolist(), strict=True):
+        ended[i, p:] |= blank[i, p:] == blank[i, p]
+    more, where = (ended & open_).nonzero(as_tuple=True)
+    return (
+        torch.cat([slot, more]),
+        torch.cat([position, where]),
+        torch.cat([token, torch.full_like(where, end)]),
+        torch.cat([log_p, log_p.new_zeros(len(where))]),
+    )

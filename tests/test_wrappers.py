@@ -1,0 +1,127 @@
+"""Guidance and bias change a network's law as stated, whatever asks the network and in whatever chunks."""
+
+import math
+
+import pytest
+import torch
+from enumeration import CausalTable, Score, Spy, check_law, costs, every, in_order, law, number, random_orders
+
+import unmask.network
+from unmask.likelihood import ordered_log_likelihood
+from unmask.sampling import Confidence, LeftToRight, RandomOrder, draw_plan, sample
+from unmask.transformer import Transformer, TransformerConfig
+from unmask.world import InconsistentTable, JointTable
+from unmask.wrappers import Biased, Guided
+
+WORLDS = [JointTable(3, 3), InconsistentTable(3, 3)]
+COUNT = 20_000
+CANVAS = torch.tensor([1, 3, 3])
+CONDITION = torch.tensor([True, False, False])
+
+
+def guided_table(world, weight: float, absent: int = 3) -> torch.Tensor:
+    """-log q~ of each canvas and position, by the definition: both laws to the powers 1 + w and -w, renormalised."""
+    table, canvases = costs(world, 3), every(4, 3)
+    dropped = torch.where(CONDITION, absent, canvases)
+    p, q = (-table).exp(), (-table[number(dropped, 4)]).exp()
+    weighed = p ** (1 + weight) * q**-weight
+    return -(weighed / weighed.sum(-1, keepdim=True)).log()
+
+
+@pytest.mark.parametrize("world", WORLDS, ids=["joint", "inconsistent"])
+@pytest.mark.parametrize("weight", [0.8, 3.0, -1.0])
+def test_guided_samples_follow_the_guided_law(world, weight):
+    network = Guided(world, CONDITION.expand(COUNT, 3), weight)
+    samples = sample(network, CANVAS.expand(COUNT, 3), RandomOrder(), batch=5000)
+    truth = law(random_orders([1, 2]), guided_table(world, weight), CANVAS)
+    check_law(samples.tokens, truth, 3)
+    assert samples.nfe.tolist() == [4] * COUNT  # two tokens, two rows each
+    if weight > 0:
+        with pytest.raises(AssertionError):
+            check_law(samples.tokens, law(random_orders([1, 2]), costs(world, 3), CANVAS), 3)
+
+
+def test_a_tokens_own_condition_is_dropped_and_what_was_written_is_kept():
+    """Rows of one call have conditions of their own; the dropped half keeps tokens written since."""
+    spy = Spy(InconsistentTable(3, 3))
+    conditions = [torch.tensor([True, False, False]), torch.tensor([False, False, True])]
+    sample(Guided(spy, conditions, 1.0), [torch.tensor([1, 3, 3]), torch.tensor([3, 3, 2])], LeftToRight())
+    for tokens, _, rows in spy.asked:
+        given, dropped = tokens.chunk(2)
+        assert rows.tolist() == rows.chunk(2)[0].tolist() * 2
+        for row, kept, without in zip(rows.tolist(), given, dropped, strict=False):
+            assert bool((without[conditions[row]] == 3).all())
+            assert torch.equal(kept[~conditions[row]], without[~conditions[row]])
+    assert bool((spy.asked[-1][0] < 3).any())
+
+
+def test_weight_zero_changes_nothing_and_another_token_may_stand_for_absence():
+    world = InconsistentTable(3, 3)
+    tokens, at = CANVAS[None], torch.tensor([1, 2])
+    plain = world(tokens, at).log_softmax(-1)
+    assert torch.allclose(Guided(world, CONDITION[None], 0.0)(tokens, at), plain, atol=1e-12)
+    shown = Guided(world, CONDITION[None], 2.0, absent=0)(tokens, at)
+    assert torch.allclose(-shown, guided_table(world, 2.0, absent=0)[int(number(tokens, 4)), 1:], atol=1e-12)
+
+
+def test_chunks_keep_the_two_predictions_of_a_position_together(monkeypatch):
+    network = Transformer(TransformerConfig(vocab=7, layers=1, heads=2, width=8), seed=3).double().eval()
+    tokens, at = torch.full((3, 5), 7), torch.arange(15)
+    tokens[:, 0] = torch.arange(3)
+    condition = torch.zeros(3, 5, dtype=torch.bool)
+    condition[:, 0] = True
+    guided = Guided(network, condition, 1.5)
+    whole = guided(tokens, at, then=lambda logits, which: logits)
+    monkeypatch.setattr(unmask.network, "CHUNK", 3 * 7)
+    assert torch.allclose(guided(tokens, at, then=lambda logits, which: logits), whole, atol=1e-12)
+
+
+def test_an_impossible_token_stays_impossible():
+    world = Biased(InconsistentTable(3, 3), {2: -math.inf})
+    samples = sample(Guided(world, CONDITION.expand(500, 3), 4.0), CANVAS.expand(500, 3))
+    assert all(bool((row != 2).all()) for row in samples.tokens)
+
+
+def test_guidance_that_cannot_be_is_refused():
+    for network, weight, match in (
+        (CausalTable(), 1.0, "causal"),
+        (Score(InconsistentTable(3, 3)), 1.0, "normalised"),
+        (JointTable(3, 3), -2.0, "weight"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            Guided(network, CONDITION[None], weight)
+
+
+@pytest.mark.parametrize(
+    ("bias", "factor"),
+    [({0: 1.3, 2: -0.4}, [math.exp(1.3), 1, math.exp(-0.4)]), ({1: -math.inf}, [1, 0, 1]), ({0: math.inf}, [1, 0, 0])],
+    ids=["bias", "ban", "only"],
+)
+def test_biased_samples_follow_the_biased_law(bias, factor):
+    world = InconsistentTable(3, 3)
+    weighed = (-costs(world, 3)).exp() * torch.tensor(factor, dtype=torch.float64)
+    table = -(weighed / weighed.sum(-1, keepdim=True)).log()
+    table = table.nan_to_num(posinf=1e4)
+    samples = sample(Biased(world, bias), CANVAS.expand(COUNT, 3), batch=5000)
+    check_law(samples.tokens, law(random_orders([1, 2]), table, CANVAS), 3)
+
+
+def test_a_policy_sees_the_biased_predictions_and_likelihood_scores_them():
+    world = Biased(InconsistentTable(3, 3), {0: 2.0})
+    samples = sample(world, CANVAS.expand(3000, 3), Confidence())
+    x = torch.stack(samples.tokens)
+    plan = draw_plan(RandomOrder(), (CANVAS == 3).expand(8, 3))
+    estimate = ordered_log_likelihood(world, x[:8], plan)
+    for i in range(8):
+        order = [[int((plan[i] == s).nonzero())] for s in range(2)]
+        assert float(in_order(costs(world, 3), x[i : i + 1], order)) == pytest.approx(float(estimate.per_sequence[i]))
+
+
+def test_bias_that_cannot_be_is_refused():
+    for bias, match in (
+        ({3: 1.0}, "vocabulary"),
+        ({0: math.nan}, "number"),
+        (dict.fromkeys(range(3), -math.inf), "every"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            Biased(JointTable(3, 3), bias)

@@ -1,0 +1,157 @@
+"""Tricks on a network, each a network again: guidance, and a bias on tokens.
+
+What wraps a network changes its law, so samplers, likelihoods and constraints apply to the changed law unchanged.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from unmask.draws import log_probabilities
+from unmask.network import Network, Reading, Then, evaluations
+
+
+@dataclass(frozen=True)
+class Guided:
+    """Classifier-free guidance: log q~ = (1 + w) log q(. | c, x_t) - w log q(. | m, x_t), renormalised over V.
+
+    m is the condition with every token replaced, by default by the mask: the unsupervised guidance of SMDM (arXiv
+    2410.18514, section 4), which needs no paired data and pairs a condition with masks of the same length. A network
+    fine-tuned with the condition dropped (standard guidance) takes the same wrapper, and `absent` where it was dropped
+    for another token. Each row runs twice, in one call. Weight 0 is no guidance, -1 leaves the condition out.
+
+    A token that is impossible without the condition keeps its conditional probability. Raises ValueError for a causal
+    network without `absent`, which cannot read a mask, and for a score network, which has no law to combine.
+    """
+
+    network: Network
+    condition: Sequence[Bool[Tensor, " L"]] | Bool[Tensor, "S L"]
+    """Which positions of each sequence are its condition; a call's `rows` are indices into it."""
+    weight: float
+    absent: int | None = None
+
+    def __post_init__(self) -> None:
+        if not -1 <= self.weight < float("inf"):
+            raise ValueError(f"guidance weight {self.weight} must be -1 or more, and finite")
+        if not self.network.normalised:
+            raise ValueError("guidance needs a network with normalised predictions")
+        if self.network.causal and self.absent is None:
+            raise ValueError("guidance masks the condition, which a causal network cannot read: name an `absent` token")
+
+    @property
+    def vocab(self) -> int:
+        return self.network.vocab
+
+    @property
+    def mask_id(self) -> int:
+        return self.network.mask_id
+
+    @property
+    def causal(self) -> bool:
+        return self.network.causal
+
+    @property
+    def normalised(self) -> bool:
+        return True
+
+    @property
+    def evaluations(self) -> int:
+        """Rows run for one row of a call."""
+        return 2 * evaluations(self.network)
+
+    def __call__(
+        self,
+        tokens: Int[Tensor, "B L"],
+        at: Int[Tensor, " N"],
+        *,
+        then: Then | None = None,
+        rows: Int[Tensor, " B"] | None = None,
+        level: Float[Tensor, " B"] | None = None,
+    ) -> Reading:
+        """See `unmask.network.Network`; the two predictions of a position are read side by side."""
+        which = range(len(tokens)) if rows is None else rows.tolist()
+        condition = torch.stack([self.condition[i] for i in which]).to(tokens.device)
+        dropped = torch.where(condition, self.mask_id if self.absent is None else self.absent, tokens)
+        pairs = torch.stack([at, at + tokens.numel()], -1).flatten()
+
+        def read(logits: Float[Tensor, "n2 V"], pair: slice) -> Reading:
+            given, absent = log_probabilities(logits).unflatten(0, (-1, 2)).unbind(1)
+            push = torch.where(absent.isfinite() & given.isfinite(), self.weight * (given - absent), 0.0)
+            guided = log_probabilities(given + push)
+            return guided if then is None else then(guided, slice(pair.start // 2, pair.stop // 2))
+
+        return self.network(
+            torch.cat([tokens, dropped]),
+            pairs,
+            then=read,
+            rows=None if rows is None else torch.cat([rows, rows]),
+            level=None if level is None else torch.cat([level, level]),
+        )
+
+
+@dataclass(frozen=True)
+class Biased:
+    """Logits with a bias, in nats, on some tokens: -inf bans a token, inf bans all but the tokens that have it.
+
+    A token that must stand at one place is simply written there in the canvas.
+    """
+
+    network: Network
+    bias: Mapping[int, float]
+
+    def __post_init__(self) -> None:
+        outside = [token for token in self.bias if not 0 <= token < self.network.vocab]
+        if outside:
+            raise ValueError(f"bias on token {outside[0]}: the network's vocabulary has {self.network.vocab}")
+        if any(value != value for value in self.bias.values()):
+            raise ValueError("bias must be a number of nats, -inf or inf")
+        if bool((self._vector() == -torch.inf).all()):
+            raise ValueError("bias bans every token")
+
+    @property
+    def vocab(self) -> int:
+        return self.network.vocab
+
+    @property
+    def mask_id(self) -> int:
+        return self.network.mask_id
+
+    @property
+    def causal(self) -> bool:
+        return self.network.causal
+
+    @property
+    def normalised(self) -> bool:
+        return self.network.normalised
+
+    @property
+    def evaluations(self) -> int:
+        return evaluations(self.network)
+
+    def _vector(self) -> Float[Tensor, " V"]:
+        vector = torch.zeros(self.network.vocab)
+        for token, value in self.bias.items():
+            vector[token] = value
+        only = vector == torch.inf
+        return torch.where(only, 0.0, -torch.inf) if bool(only.any()) else vector
+
+    def __call__(
+        self,
+        tokens: Int[Tensor, "B L"],
+        at: Int[Tensor, " N"],
+        *,
+        then: Then | None = None,
+        rows: Int[Tensor, " B"] | None = None,
+        level: Float[Tensor, " B"] | None = None,
+    ) -> Reading:
+        """See `unmask.network.Network`."""
+        vector = self._vector()
+
+        def read(logits: Float[Tensor, "n V"], which: slice) -> Reading:
+            biased = logits + vector.to(logits.device, logits.dtype)
+            return biased if then is None else then(biased, which)
+
+        return self.network(tokens, at, then=read, rows=rows, level=level)
