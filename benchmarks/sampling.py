@@ -12,8 +12,10 @@ import time
 
 import torch
 
-from unmask.sampling import Tweedie, expected_nfe, sample
+from unmask.draws import log_probabilities
+from unmask.sampling import Draw, Tweedie, expected_nfe, sample
 from unmask.transformer import Transformer, TransformerConfig
+from unmask.world import Wide
 
 LAYERS, WIDTH, HEADS, LENGTH, BATCH, STEPS = 6, 256, 8, 256, 4, 64
 
@@ -57,6 +59,28 @@ def layers_alone(network: Transformer) -> float:
     return sorted(seconds)[len(seconds) // 2] / BATCH
 
 
+@torch.inference_mode()
+def drawing(vocab: int, positions: int) -> float:
+    """Seconds to draw tokens at so many positions and read their log-probabilities, logits given."""
+    logits, u = torch.randn(positions, vocab), torch.rand(positions, dtype=torch.float64)
+    seconds = []
+    for _ in range(9):
+        start = time.perf_counter()
+        log_probabilities(logits).gather(-1, Draw()(logits, u)[:, None])
+        seconds.append(time.perf_counter() - start)
+    return sorted(seconds)[4]
+
+
+def full_batches() -> str:
+    """Calls for a batch of 16 at L = 1024 and T = 4096, where a sampler that waits for all rows needs about T."""
+    samples = sample(Wide(8), torch.full((16, 1024), 8), Tweedie(4096), batch=16)
+    nfe, closed = samples.nfe.double(), expected_nfe(4096, 1024)
+    return (
+        f"batch 16, L = 1024, T = 4096: {samples.calls} calls, largest row's NFE {int(nfe.max())}, "
+        f"mean {float(nfe.mean()):.1f}, closed form {closed:.1f} ({float(nfe.mean()) / closed - 1:+.2%})"
+    )
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -77,11 +101,13 @@ def main() -> None:
             ours(network, 0)
             seconds, rows = ours(network, 1)
             alone, row = layers_alone(network), seconds / rows
+            draws = drawing(vocab, round(BATCH * LENGTH / (rows / BATCH))) / BATCH
             print(
                 f"V = {vocab}: ours {str(dtype)[6:]} {row:.4f} s a row, {base / row:.1f}x plain; "
-                f"layers alone {alone:.4f} s a row ({row / alone:.2f}x); "
+                f"layers alone {alone:.4f} s a row ({row / alone:.2f}x); drawing {draws / row:.1%}; "
                 f"rows {rows}, closed form {BATCH * expected_nfe(STEPS, LENGTH):.0f}"
             )
+    print(full_batches())
 
 
 if __name__ == "__main__":

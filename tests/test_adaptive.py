@@ -31,7 +31,7 @@ from unmask.sampling.adaptive import greedy_counts
 from unmask.transformer import Transformer, TransformerConfig
 from unmask.world import InconsistentTable, JointTable, all_sequences
 
-V, L, M, COUNT = 3, 4, 3, 30_000
+V, L, M, COUNT = 3, 4, 3, 12_000
 WORLDS = {"joint": JointTable(V, L, seed=2), "inconsistent": InconsistentTable(V, L, seed=5)}
 SEQUENCES = all_sequences(V, L)
 BY_PREDICTION = [
