@@ -191,3 +191,21 @@ def test_help_is_there(capsys, command):
         main([command, "--help"])
     assert caught.value.code == 0
     assert len(capsys.readouterr().out) > 200
+
+
+def test_sample_with_guidance_bans_and_an_end(capsys, checkpoint):
+    words = ["sample", "--checkpoint", str(checkpoint), "--template", "a{{3}}b", "--json"]
+    main([*words, "--guidance", "1.5", "--count", "2"])
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [record["nfe"] for record in records] == [6, 6]
+    assert "guided with weight 1.5" in records[0]["exact_for"]
+    main([*words, "--ban", *"abcdefghijklmnopqrstuvwxyz", "--count", "5"])
+    for line in capsys.readouterr().out.splitlines():
+        middle = json.loads(line)["pieces"][2:-1]
+        assert not any(piece in "abcdefghijklmnopqrstuvwxyz" for piece in middle if piece)
+    main([*words, "--until-end", "--count", "3", "left-to-right"])
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    main([*words, "remasking", "--steps", "4", "--cap", "0.5"])
+    assert "erased" in json.loads(capsys.readouterr().out)["exact_for"]
+    assert "not one token but 2" in fails(capsys, *words, "--ban", "ab")
+    assert "end token" in fails(capsys, *words, "--until-end", "remasking")

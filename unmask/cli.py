@@ -4,6 +4,7 @@ User errors are ValueErrors: printed as one line, exit code 2, no traceback. Ctr
 """
 
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from rich.markup import escape
 
-from unmask.checkpoint import load
+from unmask.checkpoint import Model, load
 from unmask.data import Tokenizer, load_manifest, load_split, prepare
 from unmask.demo import Scale, demo
 from unmask.evaluate import baselines, errors, perplexity, write
@@ -23,7 +24,7 @@ from unmask.log import console, progress
 from unmask.recipes import RECIPES, on_its_data
 from unmask.report import report
 from unmask.report.console import unmasking
-from unmask.sampling import AdaptivePolicy, Blocks, Draw, Planned
+from unmask.sampling import AdaptivePolicy, Blocks, Draw, Planned, Remasking
 from unmask.train import TrainConfig, train
 
 
@@ -111,7 +112,7 @@ class Sample:
     """
 
     checkpoint: Path
-    policy: Annotated[Planned | AdaptivePolicy | Blocks | None, tyro.conf.OmitSubcommandPrefixes] = None
+    policy: Annotated[Planned | AdaptivePolicy | Remasking | Blocks | None, tyro.conf.OmitSubcommandPrefixes] = None
     """Where to write next; by default exact: a random order, one token at a time (left to right for a causal model)."""
     draw: Annotated[Draw, tyro.conf.OmitArgPrefixes] = field(default_factory=Draw)
     prompt: str = ""
@@ -120,6 +121,13 @@ class Sample:
     """Text with blanks, {{8}} or {{2..12}}; @FILE reads it from a file."""
     length: int = 64
     """Open tokens between prompt and suffix."""
+    until_end: bool = False
+    """Let the text of a blank be shorter: it ends at the first end token that is written there."""
+    guidance: float = 0.0
+    """Weight of classifier-free guidance by the given text (unsupervised: it is masked for comparison); twice the NFE.
+    """
+    ban: tuple[str, ...] = ()
+    """Texts of single tokens that must not be written."""
     count: int = 1
     seed: int = 0
     batch: int = 16
@@ -140,7 +148,16 @@ class Sample:
             on_step = None if quiet else show
             texts = [text] * self.count
             records = write(
-                model, texts, self.policy, draw=self.draw, seed=self.seed, batch=self.batch, on_step=on_step
+                model,
+                texts,
+                self.policy,
+                draw=self.draw,
+                seed=self.seed,
+                batch=self.batch,
+                guidance=self.guidance,
+                bias=dict.fromkeys((_single(model, text) for text in self.ban), -math.inf),
+                until_end=self.until_end,
+                on_step=on_step,
             )
         if self.out is not None:
             write_json(self.out, {"samples": records})
@@ -247,6 +264,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def _single(model: Model, text: str) -> int:
+    ids = model.tokenizer.encode(text)
+    if len(ids) != 1:
+        pieces = model.tokenizer.pieces(ids)
+        raise ValueError(f"--ban {text!r}: not one token but {len(ids)} ({' '.join(map(repr, pieces))}); ban these")
+    return ids[0]
 
 
 def _print(value: object) -> None:

@@ -1,11 +1,13 @@
 """Texts written by a model, as records that say how each token appeared and what it cost."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from unmask.checkpoint import Model
 from unmask.files import Row
-from unmask.sampling import Draw, LeftToRight, Policy, RandomOrder, Step, sample
+from unmask.network import Network
+from unmask.sampling import Draw, LeftToRight, Policy, RandomOrder, Step, behind_end, sample
+from unmask.wrappers import Biased, Guided
 
 
 def write(
@@ -16,18 +18,30 @@ def write(
     draw: Draw | None = None,
     seed: int = 0,
     batch: int = 16,
+    guidance: float = 0.0,
+    bias: Mapping[int, float] | None = None,
+    until_end: bool = False,
     titles: Sequence[str] | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> list[Row]:
     """Fill the blanks of each text; a record a text: the tokens' pieces, when and how confidently each was written,
     NFE.
 
-    The default policy is exact: a random order one token at a time, left to right for a causal model. `seconds` are
-    those of the whole batch, without `on_step`'s. Raises ValueError for what the model cannot write.
+    The default policy is exact: a random order one token at a time, left to right for a causal model. `guidance` is
+    the weight of classifier-free guidance by what is given behind the begin token, `bias` nats on single tokens (-inf
+    bans); with `until_end` a blank's text ends at its first end token. `seconds` are those of the whole batch, without
+    `on_step`'s. Raises ValueError for what the model cannot write.
     """
     policy = policy or (LeftToRight() if model.causal else RandomOrder())
     draw = draw or Draw()
     canvases = [model.canvas(text, seed=seed, sequence=i) for i, text in enumerate(texts)]
+    network: Network = Biased(model, bias) if bias else model
+    if guidance:
+        conditions = [canvas != model.mask_id for canvas in canvases]
+        for condition in conditions:
+            condition[0] = False
+        network = Guided(network, conditions, guidance)
+    end = model.tokenizer.end if until_end else None
     watched = 0.0
 
     def watch(step: Step) -> None:
@@ -39,13 +53,22 @@ def write(
         watched += time.perf_counter() - begun
 
     start = time.perf_counter()
-    samples = sample(model, canvases, policy, draw=draw, seed=seed, batch=batch, on_step=watch)
+    samples = sample(network, canvases, policy, draw=draw, seed=seed, batch=batch, end=end, on_step=watch)
     seconds = time.perf_counter() - start - watched
     law = policy.exact_for if draw == Draw() else f"no stated law: {draw} changes the one of {policy.exact_for}"
+    law += f", of the network guided with weight {guidance:g}" if guidance else ""
+    law += ", of the network with a bias on tokens" if bias else ""
+
+    def text_of(i: int) -> str:
+        tokens = samples.tokens[i]
+        if end is not None:
+            tokens = tokens[~behind_end(tokens[None], canvases[i][None] == model.mask_id, end)[0]]
+        return model.decode(tokens)
+
     return [
         {
             "title": titles[i] if titles else text,
-            "text": model.decode(samples.tokens[i]),
+            "text": text_of(i),
             "policy": repr(policy),
             "exact_for": law,
             "nfe": int(samples.nfe[i]),

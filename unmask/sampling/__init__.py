@@ -22,7 +22,7 @@ from unmask.sampling.adaptive import (
     Threshold,
 )
 from unmask.sampling.blocks import Blocks
-from unmask.sampling.canvas import template
+from unmask.sampling.canvas import behind_end, template
 from unmask.sampling.drawing import Draw
 from unmask.sampling.planned import (
     Euler,
@@ -62,6 +62,7 @@ __all__ = [
     "Step",
     "Threshold",
     "Tweedie",
+    "behind_end",
     "decode_nats",
     "draw_plan",
     "expected_nfe",

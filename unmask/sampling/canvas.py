@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from unmask.draws import LENGTH, keyed_uniforms
@@ -40,3 +40,11 @@ def template(
         end = blank.end()
     canvas += encode(text[end:]) if end < len(text) else []
     return torch.tensor(canvas, dtype=torch.long)
+
+
+def behind_end(tokens: Int[Tensor, "B L"], open_: Bool[Tensor, "B L"], end: int) -> Bool[Tensor, "B L"]:
+    """The positions of each blank (a run of what was open) that have an end token before them in it."""
+    ends = open_ & (tokens == end)
+    count = ends.long().cumsum(-1)
+    before = count.masked_fill(open_, 0).cummax(-1).values  # end tokens of the blanks further left
+    return open_ & (count - ends.long() > before)

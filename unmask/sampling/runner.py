@@ -12,6 +12,7 @@ from unmask.draws import PLAN, TOKEN, keyed_uniforms, log_probabilities
 from unmask.network import Network, evaluations
 from unmask.sampling.adaptive import Adaptive
 from unmask.sampling.blocks import Blocks
+from unmask.sampling.canvas import behind_end
 from unmask.sampling.drawing import Draw
 from unmask.sampling.planned import Policy, RandomOrder, draw_plan
 from unmask.sampling.remasking import Remasking
@@ -382,13 +383,9 @@ def _to_the_end(
     log_p: Float[Tensor, " N"],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What is written, and end tokens behind every end token at the positions of its blank that are open after it."""
-    open_ = _pending(work, row)
-    open_[slot, position] = False
-    blank = (work.plan[row] < 0).long().cumsum(-1)  # the same number all along a run of open positions
-    ended = torch.zeros_like(open_)
-    for i, p in zip(slot[token == end].tolist(), position[token == end].tolist(), strict=True):
-        ended[i, p:] |= blank[i, p:] == blank[i, p]
-    more, where = (ended & open_).nonzero(as_tuple=True)
+    tokens, open_ = work.tokens[row], _pending(work, row)
+    tokens[slot, position], open_[slot, position] = token, False
+    more, where = (behind_end(tokens, work.plan[row] >= 0, end) & open_).nonzero(as_tuple=True)
     return (
         torch.cat([slot, more]),
         torch.cat([position, where]),
