@@ -79,7 +79,7 @@ def test_perplexity_rows(capsys, checkpoint, data, tmp_path):
     assert json.loads(out.read_text(encoding="utf-8"))["rows"] == rows
 
 
-@pytest.mark.parametrize("policy", ["random-order", "tweedie", "euler", "left-to-right", "fixed-order"])
+@pytest.mark.parametrize("policy", ["random-order", "tweedie", "euler", "left-to-right", "fixed-order", "speculative"])
 def test_every_policy_has_its_name(capsys, checkpoint, policy):
     """In the two spellings."""
     for words in (["--policy", policy], [policy]):

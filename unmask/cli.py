@@ -24,7 +24,7 @@ from unmask.log import console, progress
 from unmask.recipes import RECIPES, on_its_data
 from unmask.report import report
 from unmask.report.console import unmasking
-from unmask.sampling import AdaptivePolicy, Blocks, Draw, Planned, Remasking
+from unmask.sampling import AdaptivePolicy, Blocks, Draw, Planned, Remasking, Speculative
 from unmask.train import TrainConfig, train
 
 
@@ -112,7 +112,9 @@ class Sample:
     """
 
     checkpoint: Path
-    policy: Annotated[Planned | AdaptivePolicy | Remasking | Blocks | None, tyro.conf.OmitSubcommandPrefixes] = None
+    policy: Annotated[
+        Planned | AdaptivePolicy | Remasking | Blocks | Speculative | None, tyro.conf.OmitSubcommandPrefixes
+    ] = None
     """Where to write next; by default exact: a random order, one token at a time (left to right for a causal model)."""
     draw: Annotated[Draw, tyro.conf.OmitArgPrefixes] = field(default_factory=Draw)
     prompt: str = ""

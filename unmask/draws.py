@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-PLAN, TOKEN, LEVEL, MASK, LENGTH = range(5)  # purposes: independent streams of one sequence
+PLAN, TOKEN, LEVEL, MASK, LENGTH, DRAFT = range(6)  # purposes: independent streams of one sequence
 
 
 def keyed_uniforms(
@@ -56,11 +56,16 @@ def categorical(logits: Float[Tensor, "N V"], u: Float[Tensor, " N"]) -> Int[Ten
     float32 noise over 50,257 tokens cuts the tail of the law and so lowers the temperature (docs/theory.md); a
     cumulative sum in float64 errs by less than 1e-11. A token of probability zero is never drawn, not even at u = 0.
     """
-    cdf = logits.to(widest(logits.device)).softmax(-1).cumsum(-1)
+    return inverse_cdf(logits.to(widest(logits.device)).softmax(-1), u)
+
+
+def inverse_cdf(weights: Float[Tensor, "N V"], u: Float[Tensor, " N"]) -> Int[Tensor, " N"]:
+    """Draw one index a row in proportion to weights that are not all zero: the smallest v with mass(up to v) > u."""
+    cdf = weights.cumsum(-1)
     total = cdf[:, -1]
     # below the total even where u rounds to one, so that the search ends on a token with mass
     goal = torch.minimum(
         u.to(cdf.device, cdf.dtype, non_blocking=True) * total, total.nextafter(torch.zeros_like(total))
     )
     drawn = torch.searchsorted(cdf, goal[:, None], right=True).squeeze(-1)
-    return drawn.clamp(max=logits.shape[-1] - 1)
+    return drawn.clamp(max=weights.shape[-1] - 1)

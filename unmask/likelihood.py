@@ -25,6 +25,7 @@ from unmask.sampling import (
     LeftToRight,
     Policy,
     RandomOrder,
+    Speculative,
     Tweedie,
     decode_nats,
     draw_plan,
@@ -292,6 +293,7 @@ def decoder_log_likelihood(
     x_0, maskable = x_0.cpu(), maskable.cpu()
     if not bool(maskable.any()):
         raise ValueError("nothing to score: no position is maskable")
+    policy = policy.inside if isinstance(policy, Speculative) else policy
     inside = policy.inside if isinstance(policy, Blocks) else policy
     if isinstance(inside, RandomOrder | Tweedie | Euler):
         raise ValueError(

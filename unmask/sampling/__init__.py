@@ -39,6 +39,7 @@ from unmask.sampling.planned import (
 )
 from unmask.sampling.remasking import Remasking
 from unmask.sampling.runner import Samples, Step, decode_nats, sample, stream
+from unmask.sampling.speculative import Speculative
 
 __all__ = [
     "Adaptive",
@@ -59,6 +60,7 @@ __all__ = [
     "RandomOrder",
     "Remasking",
     "Samples",
+    "Speculative",
     "Step",
     "Threshold",
     "Tweedie",

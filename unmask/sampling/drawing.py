@@ -34,6 +34,13 @@ class Draw:
         """One token a row from one uniform a row, exactly, by inverse CDF in float64."""
         return logits.argmax(-1) if self.temperature == 0 else categorical(self.adjust(logits), u)
 
+    def law(self, logits: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
+        """Probabilities that tokens are drawn with, in float64."""
+        if self.temperature > 0:
+            return self.adjust(logits).softmax(-1)
+        best = logits.argmax(-1, keepdim=True)
+        return torch.zeros_like(logits, dtype=widest(logits.device)).scatter(-1, best, 1)
+
     def adjust(self, logits: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
         """Logits of the law that tokens are drawn from, in float64."""
         logits = logits.to(widest(logits.device))

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from unmask.draws import PLAN, TOKEN, keyed_uniforms, log_probabilities
+from unmask.corruption import order_of
+from unmask.draws import DRAFT, PLAN, TOKEN, keyed_uniforms, log_probabilities
 from unmask.network import Network, evaluations
 from unmask.sampling.adaptive import Adaptive
 from unmask.sampling.blocks import Blocks
@@ -16,6 +17,7 @@ from unmask.sampling.canvas import behind_end
 from unmask.sampling.drawing import Draw
 from unmask.sampling.planned import Policy, RandomOrder, draw_plan
 from unmask.sampling.remasking import Remasking
+from unmask.sampling.speculative import Guesses, Speculative, speculate
 
 NEVER = torch.iinfo(torch.int64).max
 
@@ -121,7 +123,7 @@ def _stream(
     tokens, reveal, log_p = (
         [getattr(group, name)[j] for _, group, j in rows] for name in ("tokens", "reveal", "log_p")
     )
-    nfe = evaluations(network) * torch.tensor([int(group.turn[j]) for _, group, j in rows], dtype=torch.long)
+    nfe = evaluations(network) * torch.tensor([int(group.rows[j]) for _, group, j in rows], dtype=torch.long)
     return Samples(tokens, nfe, calls, reveal, [row.exp() for row in log_p])
 
 
@@ -141,6 +143,7 @@ def decode_nats(
     add up. A policy that draws its plan has this likelihood given that plan. Raises ValueError for a policy whose
     order depends on the tokens drawn: the text does not tell which other tokens were drawn on the way.
     """
+    policy = policy.inside if isinstance(policy, Speculative) else policy
     chooser = _chooser(policy)
     if _revising(policy) is not None or (chooser is not None and chooser.looks_at_draws):
         raise ValueError(
@@ -152,7 +155,7 @@ def decode_nats(
     work = _prepare(network, canvas, list(range(len(x_0))), policy, seed, numbers)
     for _ in _run(network, work, policy, Pick(None, x_0), batch, 0):
         pass
-    return -work.log_p.sum(-1), evaluations(network) * work.turn
+    return -work.log_p.sum(-1), evaluations(network) * work.rows
 
 
 @dataclass(frozen=True)
@@ -175,14 +178,16 @@ class _Work:
     tokens: Int[Tensor, "S L"]
     plan: Int[Tensor, "S L"]
     """The stage at which a position may be written, -1 where given."""
-    uniforms: Float[Tensor, "S L"]
-    """For a plan, which draws at a position once."""
+    uniforms: Float[Tensor, "S L"] | Float[Tensor, "S 3 L"]
+    """For a plan, which draws at a position once; three a position where it is guessed, judged and replaced."""
     reveal: Int[Tensor, "S L"]
     """The call for this sequence at which a position was written, -1 while it is open and where it is given."""
     log_p: Float[Tensor, "S L"]
     """Log-probability of what was written under the network's law; 0 where given."""
     turn: Int[Tensor, " S"]
     """Calls made for each sequence."""
+    rows: Int[Tensor, " S"]
+    """Rows run for each sequence: one a call, and one more for each guess that is judged in it."""
     clock: Int[Tensor, "S 2"]
     """Where coins are tossed at every step (Remasking): the stage and the step of it that come next."""
 
@@ -213,12 +218,11 @@ def _prepare(
     plan = draw_plan(policy, open_, seed=seed, sequences=keys)
     if network.causal:
         _require_causal(plan, open_, policy)
-    uniforms = keyed_uniforms(seed, keys, tokens.shape[1:], TOKEN)
+    drawn = ((3, tokens.shape[1]), DRAFT) if isinstance(policy, Speculative) else (tokens.shape[1:], TOKEN)
+    uniforms = keyed_uniforms(seed, keys, *drawn)
     turn, clock = torch.zeros(len(index), dtype=torch.long), torch.zeros(len(index), 2, dtype=torch.long)
-    never = torch.full_like(plan, -1)
-    return _Work(
-        torch.tensor(index), keys, seed, tokens, plan, uniforms, never, torch.zeros_like(uniforms), turn, clock
-    )
+    never, log_p, rows = torch.full_like(plan, -1), torch.zeros(plan.shape, dtype=torch.float64), turn.clone()
+    return _Work(torch.tensor(index), keys, seed, tokens, plan, uniforms, never, log_p, turn, rows, clock)
 
 
 def _inside(policy: Policy) -> Policy:
@@ -236,6 +240,10 @@ def _revising(policy: Policy) -> Remasking | None:
 
 
 def _require_causal(plan: Int[Tensor, "B L"], open_: Bool[Tensor, "B L"], policy: Policy) -> None:
+    if isinstance(policy, Speculative):
+        raise ValueError(
+            "Speculative: a causal network predicts one position ahead, and guesses need more: use LeftToRight()"
+        )
     suffix = (open_.long().diff(dim=-1) < 0).any()
     falling = ((plan.diff(dim=-1) <= 0) & open_[:, 1:]).any()
     if bool(open_[:, 0].any() | suffix | falling):
@@ -251,6 +259,7 @@ def _run(network: Network, work: _Work, policy: Policy, pick: Pick, batch: int, 
     waiting = (work.plan >= 0).any(-1).nonzero().squeeze(-1)
     row, asked = waiting[:0], torch.empty((0, work.plan.shape[1]), dtype=torch.bool)
     shown = torch.zeros_like(work.plan, dtype=torch.bool)  # what `Step`s have told was written
+    guesses = Guesses(torch.full_like(work.tokens, -1), torch.empty((0, network.vocab), dtype=torch.float64))
 
     def ask(row: Int[Tensor, " R"]) -> Bool[Tensor, "R L"]:
         return _next_stage(work, row) if revising is None else _next_write(network, work, row, revising)
@@ -261,7 +270,11 @@ def _run(network: Network, work: _Work, policy: Policy, pick: Pick, batch: int, 
             row, asked = torch.cat([row, new]), torch.cat([asked, ask(new)])
         if not len(row):
             return
-        step = _advance(network, work, row, asked, chooser, pick, call, once=chooser is None and revising is None)
+        if isinstance(policy, Speculative):
+            step, guesses = _judge(network, work, row, guesses, policy, pick, call)
+        else:
+            once = chooser is None and revising is None
+            step = _advance(network, work, row, asked, chooser, pick, call, once=once)
         yield step if revising is None else _with_erased(network, work, row, shown, step)
         call += 1
         asked = ask(row)
@@ -346,9 +359,60 @@ def _advance(
     if chooser is not None:
         chosen = _choose(work, row, chooser, score[0], asked)[slot, position]
         slot, position, token, log_p = slot[chosen], position[chosen], token[chosen], log_p[chosen]
-    if pick.end is not None:
-        slot, position, token, log_p = _to_the_end(work, row, pick.end, slot, position, token, log_p)
-    written, log_p = row[slot], log_p.double()
+    work.rows[row] += 1
+    return _write(work, row, pick.end, call, slot, position, token, log_p)
+
+
+def _judge(
+    network: Network,
+    work: _Work,
+    row: Int[Tensor, " R"],
+    guesses: Guesses,
+    policy: Speculative,
+    pick: Pick,
+    call: int,
+) -> tuple[Step, Guesses]:
+    """One call: guesses judged, tokens written, and the next guesses."""
+    written, following = speculate(
+        network,
+        work.tokens[row],
+        _rank(work, row),
+        made := Guesses(guesses.token[row], guesses.law),
+        work.uniforms[row],
+        draw=cast(Draw, pick.draw),
+        drafts=policy.drafts,
+        end=pick.end,
+        rows=work.index[row],
+    )
+    work.rows[row] += made.count + 1
+    step = _write(work, row, pick.end, call, *written)
+    if pick.end is not None:  # it may have closed positions that are guessed at, or left one of them last
+        rank = _rank(work, row)
+        following = following.at((rank >= 0) & (rank < rank.amax(-1, keepdim=True)))
+    guesses.token[row] = following.token
+    return step, Guesses(guesses.token, following.law)
+
+
+def _rank(work: _Work, row: Int[Tensor, " R"]) -> Int[Tensor, "R L"]:
+    """Each open position's place in the order of its plan, from 0 on; -1 elsewhere."""
+    pending = _pending(work, row)
+    return order_of(pending, work.plan[row].double()).masked_fill(~pending, -1)
+
+
+def _write(
+    work: _Work,
+    row: Int[Tensor, " R"],
+    end: int | None,
+    call: int,
+    slot: Int[Tensor, " N"],
+    position: Int[Tensor, " N"],
+    token: Int[Tensor, " N"],
+    log_p: Float[Tensor, " N"],
+) -> Step:
+    """Write tokens, and what an end token implies."""
+    if end is not None:
+        slot, position, token, log_p = _to_the_end(work, row, end, slot, position, token, log_p)
+    written, log_p, turn = row[slot], log_p.double(), work.turn[row]
     work.tokens[written, position] = token
     work.log_p[written, position] = log_p
     work.reveal[written, position] = turn[slot]
