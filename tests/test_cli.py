@@ -142,7 +142,9 @@ def test_generation_on_the_command_line(capsys, checkpoint, tmp_path):
     for key in ("generative_perplexity", "entropy", "nfe", "law", "distinct_2"):
         assert again[key] == pytest.approx(rows[0][key])
     main(["compare", str(out), str(out)])
-    assert "entropy" in capsys.readouterr().out
+    table = capsys.readouterr().out
+    assert "entropy" in table
+    assert "reference: people" not in table, "people's texts are not what is compared"
     main(["evaluate", "generation", *model, "--judge", str(judge)])
     assert "[no reference texts: a low perplexity with a low entropy is no quality]" in capsys.readouterr().out
 

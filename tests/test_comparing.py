@@ -117,6 +117,13 @@ def test_cautions_go_along():
     assert found["note"] == "m: less varied"
 
 
+def test_one_model_in_two_files_is_told_apart(tmp_path):
+    for name in ("cold", "warm"):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"rows": [text()]}), encoding="utf-8")
+    found = compare(*(read_rows(tmp_path / f"{name}.json") for name in ("cold", "warm")))
+    assert {(each["first"], each["second"]) for each in found} == {("m (cold)", "m (warm)")}
+
+
 def test_one_document_leaves_the_error_of_the_maskings():
     a = row([3.0], [4], [0], stderr_data=None, stderr_mc=0.3)
     (found,) = compare([a], [row([2.0], [4], [0], stderr_data=None, stderr_mc=0.4)])
@@ -130,7 +137,7 @@ def test_files_that_hold_nothing_to_compare(tmp_path):
         ({"samples": []}, "has no list of 'rows'"),
         ({"rows": [3]}, "has no list of 'rows'"),
         ({"rows": [{"experiment": "other"}]}, "no row of perplexity or generation"),
-        ({"rows": [row([1.0], [4], [0], estimator="counts")]}, "no row of perplexity or generation"),
+        ({"rows": [row([1.0], [4], [0], yardstick=True)]}, "no row of perplexity or generation"),
         ({"rows": [row([1.0], [4], [0], bits_per_byte=None)]}, "its row of m has no 'bits_per_byte'"),
         ({"rows": [row([1.0], [4], [0], data=None)]}, "its row of m has no 'data'"),
     ):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from unmask.checkpoint import Model
-from unmask.data import byte_tokenizer
+from unmask.data import Tokenizer, byte_tokenizer
 from unmask.evaluate import CORPORA, PACKED, PROTOCOLS, Stream, benchmark, cut, perplexity, running_text
 from unmask.evaluate import detokenise as clean
 from unmask.evaluate.corpora import Corpus, articles, corpus_of, rows_of
@@ -100,6 +100,26 @@ def test_radd_published_is_eight_parts_of_a_thousand_texts():
     assert shown(few) == [("ab", "xx"), ("cd", "xx"), ("ef", "xx"), ("g$", "xx"), ("h$", "xx")]
 
 
+def test_published_blocks_are_those_of_mapped_batches():
+    """Against the library that the published code maps with: contiguous parts, batches, remainders dropped."""
+    datasets = pytest.importorskip("datasets")
+    generator = np.random.default_rng(0)
+    texts = ["".join(generator.choice(list("abc"), size=generator.integers(0, 9))) for _ in range(1003)]
+    rows = datasets.Dataset.from_dict({"ids": [[*text.encode(), E] for text in texts]})
+
+    def group(batch):
+        joined = [id for row in batch["ids"] for id in row]
+        return {"ids": [joined[i : i + 16] for i in range(0, len(joined) // 16 * 16, 16)]}
+
+    expected = []
+    for part in range(8):
+        shard = rows.shard(8, part, contiguous=True)
+        expected += shard.map(group, batched=True, batch_size=50, load_from_cache_file=False)["ids"]
+    windows = cut(stream(*texts), Protocol("published", begin=False, shards=8, pack=50), BYTES, length=16)
+    assert windows.x_0.tolist() == expected
+    assert (PUBLISHED.shards, PUBLISHED.pack) == (8, 1000)
+
+
 def test_mdlm_frames_its_windows():
     """Two of a window's tokens are marks, scored too; the remainder of a pack is dropped."""
     texts = stream("ab", "c", "defg")
@@ -143,6 +163,11 @@ def test_bytes_characters_and_words_are_those_of_the_raw_text():
 def test_impossible_windows(rules, options, message):
     with pytest.raises(ValueError, match=message):
         cut(stream("abcd"), rules, BYTES, **options)
+
+
+def test_long_texts_are_read_in_pieces(monkeypatch):
+    monkeypatch.setattr("unmask.evaluate.protocols.LONG", 5)
+    assert stream("ab", "c", "defg").tokens.tolist() == ids("ab$c$defg$")
 
 
 # --- what is measured on them -----------------------------------------------------------------------------------------
@@ -355,15 +380,21 @@ def test_what_is_not_there_is_named(tmp_path):
 
 
 def test_the_real_texts_have_the_published_sizes():
-    root = os.environ.get("UNMASK_DATA")
-    if not root or not all((Path(root) / name).is_dir() for name in ("wikitext2", "ptb", "lambada")):
-        pytest.skip("UNMASK_DATA does not point at the data, in which wikitext2, ptb and lambada are")
-    rows = {name: rows_of(CORPUS[name], "test", Path(root)) for name in ("wikitext2", "ptb", "lambada")}
+    """Rows as on the hub, and in GPT-2's tokens the blocks of 1024 that drop nothing and those of the released code."""
+    root, names = os.environ.get("UNMASK_DATA"), ("wikitext2", "ptb", "lambada")
+    if not root or not all((Path(root) / name).is_dir() for name in (*names, "tokenizers/gpt2")):
+        pytest.skip("UNMASK_DATA does not point at the data, in which wikitext2, ptb, lambada and tokenizers/gpt2 are")
+    rows = {name: rows_of(CORPUS[name], "test", Path(root)) for name in names}
     assert {name: len(each) for name, each in rows.items()} == {"wikitext2": 4358, "ptb": 3761, "lambada": 5153}
     assert max(articles(rows["wikitext2"])) == 59
     assert rows["wikitext2"][:2] == ["", " = Robert Boulter = \n"]
     assert clean.ptb(rows["ptb"][0]) == "no it wasn't black monday"
     assert all(clean.lambada(row).startswith("\n") for row in rows["lambada"])
+    gpt2, blocks = Tokenizer.load(Path(root) / "tokenizers" / "gpt2"), {}
+    for name, each in rows.items():
+        text = Stream.of([CORPUS[name].detokenise(row) for row in each], gpt2, each, range(len(each)))
+        blocks[name] = tuple(len(cut(text, rules, gpt2, length=1024).x_0) for rules in (RADD, PUBLISHED, MDLM))
+    assert blocks == {"wikitext2": (269, 264, 267), "ptb": (89, 86, 86), "lambada": (419, 414, 417)}
 
 
 # --- detokenisers -----------------------------------------------------------------------------------------------------

@@ -136,7 +136,7 @@ class Generation:
         if self.reference is not None:
             length = max(1, round(rows[0]["tokens"] / len(texts)))
             people = reference_texts(self.reference, judge, count=len(texts), length=length, seed=self.seed)
-            told = {"model": f"reference: {self.reference.name}", "length": said["length"]}
+            told = {"model": f"reference: {self.reference.name}", "length": said["length"], "yardstick": True}
             rows.append(quality(judge, people, told, batch=self.judge_batch))
             if self.mauve is not None:
                 rows[0]["mauve"] = mauve(texts, people, self.mauve)

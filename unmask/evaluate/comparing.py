@@ -14,8 +14,6 @@ import numpy as np
 
 from unmask.files import Row, read_json
 
-YARDSTICK = "counts"  # estimator of n-gram laws, which go along with every row and are not what is compared
-
 # what two rows must share to measure the same thing
 KEYS = {"perplexity": ("corpus", "split", "protocol", "data"), "generation": ("judge", "length")}
 
@@ -30,10 +28,12 @@ def read_rows(path: Path) -> list[Row]:
     rows = read_json(path).get("rows")
     if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
         raise ValueError(f"{path}: has no list of 'rows'; give a result file of `unmask evaluate`")
-    found = [row for row in rows if row.get("experiment") in KEYS and row.get("estimator") != YARDSTICK]
+    # n-gram laws and people's texts go along with every row and are not what is compared
+    found = [row for row in rows if row.get("experiment") in KEYS and not row.get("yardstick")]
     if not found:
         raise ValueError(f"{path}: no row of {' or '.join(KEYS)} in it")
     for row in found:
+        row["file"] = path.stem
         for key in (*KEYS[row["experiment"]], *NUMBERS[row["experiment"]]):
             if row.get(key) is None:
                 raise ValueError(f"{path}: its row of {row.get('model')} has no {key!r}: measure it again")
@@ -140,6 +140,8 @@ def _bounds(a: Row, b: Row) -> str:
 
 def _row(a: Row, b: Row, **found) -> Row:
     names = {"experiment": "comparison", "first": a.get("model"), "second": b.get("model")}
+    if a.get("model") == b.get("model") and "file" in a and "file" in b:
+        names |= {"first": f"{a['model']} ({a['file']})", "second": f"{b['model']} ({b['file']})"}
     error = found["stderr"] if math.isfinite(found["stderr"]) else found["stderr_mc"]
     sigmas = abs(found["difference"]) / error if error else math.nan
     return {**names, **found, "sigmas": sigmas}

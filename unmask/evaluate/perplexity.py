@@ -54,7 +54,7 @@ def baselines(held_out: HeldOut, vocab: int) -> list[Row]:
     for law in (Unigram.fit(train, vocab), Bigram.fit(train, vocab)):
         nats = torch.from_numpy(law.nats(windows.x_0, windows.maskable))[:, None]
         estimate = Estimate.of(nats, windows.maskable, windows.documents, estimator="counts", precision="float64")
-        rows.append(_row(type(law).__name__.lower(), held_out, estimate))
+        rows.append({**_row(type(law).__name__.lower(), held_out, estimate), "yardstick": True})
     return rows
 
 

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from unmask.data import Split, Tokenizer, batch_indices
 
+LONG = 10_000_000  # characters tokenised at once
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -57,7 +59,7 @@ class Stream:
     @classmethod
     def of(cls, texts: Sequence[str], tokenizer: Tokenizer, raw: Sequence[str], documents: Sequence[int]) -> "Stream":
         """Tokenise `texts`, whose originals are `raw`."""
-        ids = [np.array([*row, tokenizer.end], dtype=np.int64) for row in tokenizer.encode_batch(texts)]
+        ids = [np.array([*row, tokenizer.end], dtype=np.int64) for row in _encoded(texts, tokenizer)]
         lengths = np.array([len(row) for row in ids])
         return cls(np.concatenate(ids), lengths, np.array(documents), _sizes(raw), digest(raw))
 
@@ -119,6 +121,16 @@ def cut(
     in_words = _in_words(protocol, length, stride, len(found), total)
     bytes_, characters, words = (share @ stream.sizes).tolist()
     return Windows(x_0, maskable, torch.from_numpy(documents), (bytes_, characters, words), in_words)
+
+
+def _encoded(texts: Sequence[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
+    """Tokens of each text, on all cores, holding few at once: many short ones together, long ones in pieces."""
+    for i in range(0, len(texts), 1000):
+        some = texts[i : i + 1000]
+        if sum(len(text) for text in some) < LONG:
+            yield from tokenizer.encode_batch(some)
+        else:
+            yield from ([id for piece in tokenizer.stream(text) for id in piece] for text in some)
 
 
 def decoded(split: Split, tokenizer: Tokenizer) -> list[str]:

@@ -85,7 +85,7 @@ def _perplexity(entry: Mapping[str, Any]) -> list[str]:
 
 
 SHOWN = ("experiment", "model", *LIKE, "perplexity", "nats", "tokens", "bits_per_byte", "values")
-SHOWN += ("bytes", "characters", "words")
+SHOWN += ("bytes", "characters", "words", "yardstick")
 SHOWN += ("stderr_mc", "stderr_data", "bound", "estimator", "precision", "seconds")
 
 
@@ -110,7 +110,17 @@ def generation_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 JUDGED = ("experiment", "model", "judge", "length", "generative_perplexity", "stderr", "entropy", "entropy_stderr")
-JUDGED += ("distinct_2", "repetition_4", "bits_per_byte", "nfe", "seconds_per_text", "caution", "values", "nats")
+JUDGED += (
+    "distinct_2",
+    "repetition_4",
+    "bits_per_byte",
+    "nfe",
+    "seconds_per_text",
+    "caution",
+    "values",
+    "nats",
+    "yardstick",
+)
 
 
 def _generation_row(row: Mapping[str, Any]) -> list[str]:
