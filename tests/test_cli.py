@@ -76,7 +76,95 @@ def test_perplexity_rows(capsys, checkpoint, data, tmp_path):
     main(["evaluate", "perplexity", *words, "--out", str(out)])
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["model"] for row in rows] == ["unigram", "bigram", "random"]
-    assert json.loads(out.read_text(encoding="utf-8"))["rows"] == rows
+    written = json.loads(out.read_text(encoding="utf-8"))["rows"]
+    assert [{key: value for key, value in row.items() if key != "values"} for row in written] == rows
+    assert sum(written[2]["values"]["tokens"]) == rows[2]["tokens"]
+
+
+def test_benchmarks_compared_and_reported(capsys, checkpoint, tmp_path):
+    """Two models on local copies of two benchmarks, their difference, and a page of it all."""
+    (tmp_path / "ptb.test.txt").write_text(" no it was n't \n a N \n" * 30, encoding="utf-8")
+    (tmp_path / "lambada_test.jsonl").write_text('{"text": "he left"}\n' * 40, encoding="utf-8")
+    twin = make_run(tmp_path / "causal", causal=True)
+    common = ["--corpora", "ptb", "lambada", "--local", str(tmp_path), "--length", "32", "--draws", "4"]
+    files = [str(tmp_path / f"{i}.json") for i in range(2)]
+    for run, out in zip((checkpoint, twin), files, strict=True):
+        main(["evaluate", "perplexity", "--checkpoint", str(run), *common, "--out", out, "--json"])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["corpus"] for row in rows] == ["ptb", "lambada"] * 2
+    assert {row["split"] for row in rows} == {"test"}
+    assert rows[0]["protocol"] == "radd: blocks of 32 tokens after a begin token"
+    main(["compare", *files, "--json", "--out", str(tmp_path / "difference.json")])
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    for i, row in enumerate(found):
+        difference = (rows[i]["nats"] - rows[i + 2]["nats"]) / rows[i]["tokens"]
+        assert row["difference"] == pytest.approx(difference, abs=1e-5)
+        assert row["paired"].endswith("windows")
+        assert row["note"] == "random: upper bound; random: exact"
+    main(["compare", *files])
+    assert "nats per token" in capsys.readouterr().out
+    main(["report", *files, str(tmp_path / "difference.json"), "--out", str(tmp_path / "page.html")])
+    assert "blocks of 32 tokens" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    main(["evaluate", "perplexity", "--checkpoint", str(checkpoint), *common, "--stride", "8", "--out", files[0]])
+    capsys.readouterr()
+    assert "measure different things: protocol 'radd: windows of 32" in fails(capsys, "compare", *files)
+
+
+def test_an_order_on_the_command_line(capsys, checkpoint, tmp_path):
+    """Exact from left to right, in both spellings; any text file will do."""
+    (tmp_path / "text.txt").write_text("some text", encoding="utf-8")
+    words = ["--checkpoint", str(checkpoint), "--data", str(tmp_path / "text.txt"), "--length", "8", "--json"]
+    for spelling in (["--order", "left-to-right"], ["--order=left-to-right"], ["left-to-right"]):
+        main(["evaluate", "perplexity", *words, *spelling])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {(row["bound"], row["evaluations"], row["nats"]) for row in rows} == {("exact", 10, rows[0]["nats"])}
+    assert "draws its plan" in fails(capsys, "evaluate", "perplexity", *words, "--order", "tweedie")
+
+
+def test_generation_on_the_command_line(capsys, checkpoint, tmp_path):
+    """A model's texts, the same texts from a file, and people's, judged by an ARM."""
+    judge = make_run(tmp_path / "arm", causal=True)
+    (tmp_path / "people.txt").write_text("what people wrote, at some length. " * 9, encoding="utf-8")
+    common = ["--judge", str(judge), "--reference", str(tmp_path / "people.txt"), "--json"]
+    out = tmp_path / "quality.json"
+    model = ["--checkpoint", str(checkpoint), "--count", "4", "--length", "8", "--seed", "2"]
+    main(["evaluate", "generation", *model, *common, "--out", str(out), "--policy", "tweedie", "--steps", "3"])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["model"] for row in rows] == ["random", "reference: people.txt"]
+    assert rows[0]["nfe"] <= 3
+    assert rows[0]["caution"]
+    samples = tmp_path / "samples.json"
+    words = ["sample", "--checkpoint", str(checkpoint), "--count", "4", "--length", "8", "--seed", "2"]
+    main([*words, "--out", str(samples), "--policy", "tweedie", "--steps", "3"])
+    capsys.readouterr()
+    main(["evaluate", "generation", "--samples", str(samples), *common])
+    again = json.loads(capsys.readouterr().out.splitlines()[0])
+    for key in ("generative_perplexity", "entropy", "nfe", "law", "distinct_2"):
+        assert again[key] == pytest.approx(rows[0][key])
+    main(["compare", str(out), str(out)])
+    table = capsys.readouterr().out
+    assert "entropy" in table
+    assert "reference: people" not in table, "people's texts are not what is compared"
+    main(["evaluate", "generation", *model, "--judge", str(judge)])
+    assert "[no reference texts: a low perplexity with a low entropy is no quality]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["perplexity"], "say what to score: --data PATH or --corpora NAMES"),
+        (["perplexity", "--corpora", "ptb", "--data", "x"], "one of them"),
+        (["perplexity", "--data", "nowhere"], "no text at 'nowhere'"),
+        (["perplexity", "--corpora", "ptb", "--local", "nowhere"], "no test split of ptb"),
+        (["perplexity", "--corpora", "ag_news", "--local", "."], "protocol radd does not score ag_news"),
+        (["perplexity", "--corpora", "ptb", "lambada", "--local", __file__], "is one file: give a folder"),
+        (["generation", "--judge", "nowhere", "--samples", "nowhere"], "say whose texts"),
+        (["generation", "--judge", "nowhere", "--mauve", "gpt2"], "give --reference PATH"),
+        (["generation", "--judge", "./nowhere"], "judge ./nowhere"),
+    ],
+)
+def test_impossible_evaluations(capsys, checkpoint, words, message):
+    assert message in fails(capsys, "evaluate", *words, "--checkpoint", checkpoint)
 
 
 @pytest.mark.parametrize("policy", ["random-order", "tweedie", "euler", "left-to-right", "fixed-order", "speculative"])
@@ -185,7 +273,7 @@ def test_half_precision_weights_keep_exact_output(checkpoint):
     assert logits.dtype == torch.float32
 
 
-@pytest.mark.parametrize("command", ["demo", "prepare", "train", "sample", "evaluate", "report"])
+@pytest.mark.parametrize("command", ["demo", "prepare", "train", "sample", "evaluate", "compare", "report"])
 def test_help_is_there(capsys, command):
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])

@@ -10,7 +10,7 @@ import torch
 
 from unmask.checkpoint import Model
 from unmask.data import Tokenizer, load_split, prepare
-from unmask.evaluate import Bigram, Unigram, baselines, perplexity, write
+from unmask.evaluate import Bigram, Unigram, baselines, perplexity, prepared, write
 from unmask.sampling import Draw, LeftToRight, RandomOrder, Tweedie
 from unmask.transformer import Transformer, TransformerConfig
 
@@ -61,14 +61,15 @@ def test_unigram_and_bigram_are_their_formulas():
 def test_rows_score_every_held_out_token_once(data, model):
     """Tokens, bits per byte and kind of bound are those of the whole split; yardsticks score the same tokens."""
     split = load_split(data, "validation")
-    row = perplexity(model, split, corpus="held out", length=16, draws=8)
+    held_out = prepared(data, model.tokenizer, corpus="held out", length=16)
+    row = perplexity(model, held_out, draws=8)
     assert row["tokens"] == len(split.tokens)
     assert row["bound"] == "upper bound"
     assert row["stderr_mc"] > 0
     assert row["documents"] == len(split.names)
     assert row["bits_per_byte"] == pytest.approx(row["nats"] / math.log(2) / split.bytes.sum())
     assert row["perplexity"] == pytest.approx(math.exp(row["nats"] / row["tokens"]))
-    for law in baselines(data, vocab=258, begin=model.tokenizer.begin, corpus="held out", length=16):
+    for law in baselines(held_out, vocab=258):
         assert law["tokens"] == row["tokens"]
         assert law["bound"] == "exact"
         assert law["stderr_mc"] == 0
@@ -76,10 +77,9 @@ def test_rows_score_every_held_out_token_once(data, model):
 
 def test_some_sequences_are_the_same_for_all(data, model):
     """A sample of blocks is chosen by the seed, the same for a model and its yardsticks."""
-    split = load_split(data, "validation")
-    common = {"corpus": "held out", "length": 16, "sequences": 5, "seed": 3}
-    row = perplexity(model, split, draws=8, **common)
-    laws = baselines(data, vocab=258, begin=model.tokenizer.begin, **common)
+    held_out = prepared(data, model.tokenizer, length=16, sequences=5, seed=3)
+    row = perplexity(model, held_out, draws=8)
+    laws = baselines(held_out, vocab=258)
     assert row["sequences"] == 5
     assert {law["tokens"] for law in laws} == {row["tokens"]}
 

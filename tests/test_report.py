@@ -255,6 +255,46 @@ def test_numbers_are_those_of_the_files(html: str) -> None:
     assert sum(cell.startswith("≤ 3.") and "± 0.030" in cell for cell in cells) == 1
 
 
+def generation_row(model: str, **other: object) -> dict:
+    row = {"experiment": "generation", "judge": "gpt2-large", "model": model, "length": 64, "texts": 32, "seed": 0}
+    row |= {"generative_perplexity": 22.04, "stderr": 0.61, "entropy": 3.912, "entropy_stderr": 0.031, "nfe": 61.5}
+    row |= {"distinct_2": 0.71, "repetition_4": 0.25, "bits_per_byte": 1.02, "seconds_per_text": 0.5, "nats": 9.0}
+    return row | {"caution": "less varied than the reference", "values": {"nats": [987654.0]}} | other
+
+
+def test_generated_texts_stand_beside_their_entropy(tmp_path: Path) -> None:
+    rows = [generation_row("mdm"), generation_row("reference: books", caution=None, nfe=None)]
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps({"rows": rows}), encoding="utf-8")
+    page = safe(report([path], tmp_path / "a.html").read_text(encoding="utf-8"))
+    assert "judge gpt2-large, 64 tokens a text" in page.text
+    cells = page.cells[page.cells.index("mdm") :][:12]
+    assert cells == [
+        *("mdm", "22.04", "0.61", "3.912", "0.031", "0.710", "0.250", "1.020", "61.50", "0.5 s"),
+        *("less varied than the reference", "texts 32, seed 0"),
+    ]
+    assert "987654" not in page.text
+    del rows[0]["entropy"]
+    path.write_text(json.dumps({"rows": rows}), encoding="utf-8")
+    with pytest.raises(ValueError, match="row 1: 'entropy' must be a number, and is missing"):
+        report([path], tmp_path / "b.html")
+
+
+def test_only_like_perplexities_share_a_figure(tmp_path: Path) -> None:
+    """Another split, protocol or tokenizer is another group, and values of single windows are not shown."""
+    first = {"split": "test", "tokenizer": "50,257 tokens, 1a", "values": {"nats": [987654.0]}, "bytes": 876543}
+    rows = [result_row("a", "PTB", 30.0, **first), result_row("b", "PTB", 31.0, **first)]
+    for change in ({"split": "validation"}, {"tokenizer": "258 tokens, 2b"}, {"protocol": "mdlm"}):
+        rows.append(result_row("c", "PTB", 32.0, **first | change))
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps({"rows": rows}), encoding="utf-8")
+    html = report([path], tmp_path / "a.html").read_text(encoding="utf-8")
+    assert html.count("<svg") == 4
+    assert "PTB, test split, protocol packed blocks of 1024, tokenizer of 50,257 tokens, 1a" in html
+    assert "987654" not in html
+    assert "876,543" not in html
+
+
 def test_page_is_a_function_of_the_files(tmp_path: Path) -> None:
     folder = write_all(tmp_path / "runs")
     once = report([folder], tmp_path / "a.html").read_bytes()

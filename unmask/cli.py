@@ -3,24 +3,24 @@
 User errors are ValueErrors: printed as one line, exit code 2, no traceback. Ctrl-C ends with exit code 130.
 """
 
-import json
 import math
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.markup import escape
 
 from unmask.checkpoint import Model, load
-from unmask.data import Tokenizer, load_manifest, load_split, prepare
+from unmask.data import load_split, prepare
 from unmask.demo import Scale, demo
-from unmask.evaluate import baselines, errors, perplexity, write
-from unmask.files import finite, write_json
-from unmask.log import console, progress
+from unmask.evaluate import write
+from unmask.evaluate.commands import Compare, Evaluate
+from unmask.files import write_json
+from unmask.log import console, progress, say
 from unmask.recipes import RECIPES, on_its_data
 from unmask.report import report
 from unmask.report.console import unmasking
@@ -164,7 +164,7 @@ class Sample:
         if self.out is not None:
             write_json(self.out, {"samples": records})
         for record in records:
-            _print(record if self.json else f"{record['text']}\n[NFE {record['nfe']}; law: {record['exact_for']}]")
+            say(record if self.json else f"{record['text']}\n[NFE {record['nfe']}; law: {record['exact_for']}]")
 
     def _text(self) -> str:
         if self.template is None:
@@ -185,51 +185,6 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Evaluate:
-    """Measure a model on held-out text: its perplexity with both standard errors and the kind of bound, beside a
-    unigram and a bigram law.
-
-    `unmask evaluate perplexity --checkpoint runs/tiny --data data/builtin`
-    """
-
-    measure: tyro.conf.Positional[Literal["perplexity"]]
-    checkpoint: Path
-    data: Path
-    """Folder written by `unmask prepare`, with the checkpoint's tokenizer."""
-    length: int | None = None
-    """Tokens a block; by default what the checkpoint was trained with."""
-    sequences: int | None = None
-    """Score this many blocks, chosen by the seed, instead of all."""
-    draws: int = 16
-    seed: int = 0
-    batch: int = 64
-    device: str = "auto"
-    out: Path | None = None
-    """Write the rows as a result file, for `unmask report`."""
-    json: bool = False
-    """Print rows for machines."""
-
-    def run(self) -> None:
-        model = load(self.checkpoint, device=self.device)
-        if Tokenizer.load(self.data).inner.to_str() != model.tokenizer.inner.to_str():
-            raise ValueError(f"{self.data}: prepared with another tokenizer than {self.checkpoint} was trained with")
-        manifest = load_manifest(self.data)
-        split = load_split(self.data, "validation")
-        corpus = str(manifest["source"])
-        length = self.length or model.config.get("requested", {}).get("length", 64)
-        common = {"corpus": corpus, "length": length, "sequences": self.sequences, "seed": self.seed}
-        rows = baselines(self.data, vocab=model.vocab, begin=model.tokenizer.begin, **common)
-        with progress("perplexity") as bar:
-            name = str(model.config.get("name", self.checkpoint.name))
-            rows.append(perplexity(model, split, name=name, draws=self.draws, batch=self.batch, progress=bar, **common))
-        if self.out is not None:
-            write_json(self.out, {"rows": rows})
-        for row in rows:
-            line = f"{row['model']}: perplexity {row['perplexity']:.2f} {errors(row)} (maskings, texts), {row['bound']}"
-            _print(row if self.json else line)
-
-
-@dataclass(frozen=True)
 class Report:
     """One self-contained HTML page of runs, results and samples: `unmask report runs/`."""
 
@@ -237,18 +192,19 @@ class Report:
     out: Path = Path("report.html")
 
     def run(self) -> None:
-        _print(str(report(self.paths, self.out)))
+        say(str(report(self.paths, self.out)))
 
 
-Command = Demo | Prepare | Train | Sample | Evaluate | Report
+Command = Demo | Prepare | Train | Sample | Evaluate | Compare | Report
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `unmask` and `python -m unmask`."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    if words[:1] == ["sample"]:
+    if words[:1] in (["sample"], ["evaluate"]):
         # a policy is a subcommand of tyro's, with options of its own; `--policy tweedie` reads better
-        words = [word.removeprefix("--policy=") for word in words if word != "--policy"]
+        flags = ("--policy", "--order")
+        words = [word.removeprefix("--policy=").removeprefix("--order=") for word in words if word not in flags]
     try:
         command = tyro.cli(
             Command,  # pyrefly: ignore
@@ -274,7 +230,3 @@ def _single(model: Model, text: str) -> int:
         pieces = model.tokenizer.pieces(ids)
         raise ValueError(f"--ban {text!r}: not one token but {len(ids)} ({' '.join(map(repr, pieces))}); ban these")
     return ids[0]
-
-
-def _print(value: object) -> None:
-    print(value if isinstance(value, str) else json.dumps(finite(value), ensure_ascii=False), flush=True)

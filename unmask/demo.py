@@ -12,7 +12,7 @@ from rich.table import Table
 
 from unmask.checkpoint import MODEL, Model, load
 from unmask.data import load_manifest, load_split, prepare
-from unmask.evaluate import baselines, errors, perplexity, write
+from unmask.evaluate import baselines, errors, perplexity, prepared, write
 from unmask.files import Row, read_json, write_json
 from unmask.log import console, progress
 from unmask.objectives import AnyOrder, NextToken
@@ -101,13 +101,12 @@ def _once(path: Path, key: str, made_by: Row, make: Callable[[], list[Row]]) -> 
 
 
 def _measure(models: dict[str, Model], scale: Scale, data: Path) -> list[Row]:
-    split = load_split(data, "validation")
-    first = models["mdm"]
-    common = {"corpus": "held-out documents", "length": scale.length, "sequences": scale.sequences}
-    rows = baselines(data, vocab=first.vocab, begin=first.tokenizer.begin, **common)
+    first, options = models["mdm"], {"length": scale.length, "sequences": scale.sequences}
+    held_out = prepared(data, first.tokenizer, corpus="held-out documents", **options)
+    rows = baselines(held_out, first.vocab)
     for name, model in models.items():
         with progress(f"perplexity of {name}") as bar:
-            rows.append(perplexity(model, split, name=name, draws=scale.draws, progress=bar, **common))
+            rows.append(perplexity(model, held_out, name=name, draws=scale.draws, progress=bar))
     return rows
 
 

@@ -56,6 +56,11 @@ class Report(Protocol):
     def __call__(self, done: int, total: int, note: str = "") -> None: ...
 
 
+def say(value: object) -> None:
+    """Print a text as it is, or a row as a line of JSON, to standard output."""
+    print(value if isinstance(value, str) else json.dumps(finite(value), ensure_ascii=False), flush=True)
+
+
 @contextmanager
 def progress(title: str) -> Iterator[Report]:
     """A bar with rate and time left on a terminal; a line every ten seconds elsewhere."""

@@ -1,48 +1,61 @@
-"""Held-out perplexity of a model and of n-gram yardsticks on the same sequences, as rows of a result file."""
+"""Perplexity of a model and of n-gram yardsticks on the same windows, as rows of a result file."""
 
+import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Int
-from torch import Tensor
 
 from unmask.checkpoint import Model
-from unmask.data import Blocks, Split, batch_indices, load_split
+from unmask.evaluate.heldout import HeldOut
 from unmask.evaluate.ngram import Bigram, Unigram
 from unmask.files import Row, finite
-from unmask.likelihood import Estimate, log_likelihood
+from unmask.likelihood import Estimate, decoder_log_likelihood, log_likelihood, ordered_log_likelihood
+from unmask.sampling import AdaptivePolicy, Blocks, LeftToRight, Planned, draw_plan
 
-PROTOCOL = "packed blocks of {length}, each after a begin token; documents end with an end token"
+Order = Planned | AdaptivePolicy | Blocks
 
 
 def perplexity(
     model: Model,
-    split: Split,
+    held_out: HeldOut,
     *,
-    corpus: str,
-    length: int,
     name: str = "model",
-    sequences: int | None = None,
+    order: Order | None = None,
     draws: int = 16,
     seed: int = 0,
     batch: int = 64,
     progress: Callable[[int, int], None] | None = None,
 ) -> Row:
-    """One row: perplexity of a split with both standard errors, kind of bound and protocol.
+    """One row: perplexity with both standard errors, kind of bound, protocol, and each window's nats.
 
-    `sequences` scores that many blocks, chosen by the seed, instead of all; bits per byte then uses the split's mean
-    bytes a token.
+    With an `order`, the exact likelihood of the decoder that writes in that order instead of the random-order bound:
+    an evaluation a token (a step, for one that writes several). Raises ValueError for an order that has none.
     """
-    x_0, maskable, documents = _sequences(split, length, model.tokenizer.begin, sequences, seed)
-    start = time.perf_counter()
-    estimate = log_likelihood(
-        model, x_0, maskable, draws=draws, seed=seed, batch=batch, documents=documents, progress=progress
-    )
+    windows, start = held_out.windows, time.perf_counter()
+    x_0, maskable, common = windows.x_0, windows.maskable, {"batch": batch, "documents": windows.documents}
+    if order is None:
+        estimate = log_likelihood(model, x_0, maskable, draws=draws, seed=seed, progress=progress, **common)
+    elif isinstance(order, LeftToRight):
+        estimate = ordered_log_likelihood(model, x_0, draw_plan(order, maskable), progress=progress, **common)
+    else:
+        estimate = decoder_log_likelihood(model, x_0, maskable, order, **common)
     seconds = time.perf_counter() - start
-    return {**_row(name, corpus, length, split, estimate), "seconds": seconds}
+    said = {} if order is None else {"estimator": f"chain rule, {order}"}
+    return {**_row(name, held_out, estimate), **said, "seconds": seconds}
+
+
+def baselines(held_out: HeldOut, vocab: int) -> list[Row]:
+    """Rows of the unigram and the bigram law, fitted to the train split that belongs to the windows, if any."""
+    if held_out.train is None:
+        return []
+    windows, train = held_out.windows, held_out.train.tokens
+    rows = []
+    for law in (Unigram.fit(train, vocab), Bigram.fit(train, vocab)):
+        nats = torch.from_numpy(law.nats(windows.x_0, windows.maskable))[:, None]
+        estimate = Estimate.of(nats, windows.maskable, windows.documents, estimator="counts", precision="float64")
+        rows.append({**_row(type(law).__name__.lower(), held_out, estimate), "yardstick": True})
+    return rows
 
 
 def errors(row: Row) -> str:
@@ -52,38 +65,35 @@ def errors(row: Row) -> str:
     return " ".join("±?" if part is None else f"±{slope * part:.2f}" for part in parts)
 
 
-def baselines(
-    folder: Path, *, vocab: int, begin: int, corpus: str, length: int, sequences: int | None = None, seed: int = 0
-) -> list[Row]:
-    """Rows of the unigram and the bigram law, fitted to the train split, on the sequences that `perplexity` scores."""
-    train, split = load_split(folder, "train"), load_split(folder, "validation")
-    x_0, maskable, documents = _sequences(split, length, begin, sequences, seed)
-    rows = []
-    for law in (Unigram.fit(train.tokens, vocab), Bigram.fit(train.tokens, vocab)):
-        nats = torch.from_numpy(law.nats(x_0, maskable))[:, None]
-        estimate = Estimate.of(nats, maskable, documents, estimator="counts", precision="float64")
-        rows.append(_row(type(law).__name__.lower(), corpus, length, split, estimate))
-    return rows
-
-
-def _sequences(
-    split: Split, length: int, begin: int, sequences: int | None, seed: int
-) -> tuple[Int[Tensor, "S L"], Bool[Tensor, "S L"], Int[Tensor, " S"]]:
-    blocks = Blocks(split, length, begin)
-    count = len(blocks)
-    if sequences is not None and sequences < 1:
-        raise ValueError(f"sequences {sequences} must be at least 1")
-    chosen = np.arange(count) if sequences is None else batch_indices(count, min(count, sequences), seed=seed, step=0)
-    return blocks.take(chosen)
-
-
-def _row(name: str, corpus: str, length: int, split: Split, estimate: Estimate) -> Row:
-    bytes_ = estimate.tokens * float(split.bytes.sum()) / len(split.tokens)
+def _row(name: str, held_out: HeldOut, estimate: Estimate) -> Row:
+    bytes_, characters, words = held_out.windows.sizes
     return {
         "experiment": "perplexity",
         "model": name,
-        "corpus": corpus,
-        "protocol": PROTOCOL.format(length=length),
+        "corpus": held_out.corpus,
+        "split": held_out.split,
+        "protocol": held_out.windows.protocol,
+        "data": held_out.digest,
+        "tokenizer": held_out.tokenizer,
         **estimate.row(),
-        "bits_per_byte": estimate.bits_per_byte(bytes_),
+        "bits_per_byte": _bits(estimate.nats, bytes_),
+        "bits_per_character": _bits(estimate.nats, characters),
+        "word_perplexity": math.exp(min(700.0, estimate.nats / words)) if words else math.nan,
+        "bytes": round(bytes_, 1),
+        "characters": round(characters, 1),
+        "words": round(words, 1),
+        "values": _values(estimate, held_out),
     }
+
+
+def _values(estimate: Estimate, held_out: HeldOut) -> Row:
+    """What pairing needs: each window's nats (to a ten-thousandth), scored tokens and document."""
+    return {
+        "nats": [round(value, 4) for value in estimate.per_sequence.tolist()],
+        "tokens": held_out.windows.maskable.sum(-1).tolist(),
+        "documents": held_out.windows.documents.tolist(),
+    }
+
+
+def _bits(nats: float, count: float) -> float:
+    return nats / math.log(2) / count if count else math.nan

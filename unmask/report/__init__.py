@@ -52,15 +52,17 @@ def replay_page(sample: Mapping[str, Any]) -> str:
 def _content(found: Findings) -> dict[str, Any]:
     """What page.html shows, section by section; an empty one is left out there."""
     perplexity = tables.perplexities([row for row in found.rows if row["experiment"] == "perplexity"])
+    judged = [row for row in found.rows if row["experiment"] == "generation"]
     others: dict[str, list] = {}
     for row in found.rows:
-        if row["experiment"] != "perplexity":
+        if row["experiment"] not in ("perplexity", "generation"):
             others.setdefault(str(row["experiment"]), []).append(row)
     losses = [figures.loss_figure(found.runs, against) for against in ("flops", "tokens")]
     return {
         "replays": [prepare(sample) for sample in found.samples],
         "dots": [(tables.title(*key), _dots(key, group)) for key, group in perplexity.items()],
         "perplexity": tables.perplexity_table(perplexity) if perplexity else None,
+        "generation": tables.generation_table(judged) if judged else None,
         "losses": [Markup(loss) for loss in losses if loss],
         "legend": figures.keys([run for run in found.runs if run.train or run.validation]),
         "bins": figures.BINS,
@@ -70,7 +72,7 @@ def _content(found: Findings) -> dict[str, Any]:
     }
 
 
-def _dots(key: tuple[str, str], group: Sequence[Mapping[str, Any]]) -> Markup | None:
+def _dots(key: tuple[str, ...], group: Sequence[Mapping[str, Any]]) -> Markup | None:
     shown = [entry for entry in group if math.isfinite(entry["perplexity"])]
     return Markup(figures.perplexity_figure(shown, tables.title(*key))) if shown else None
 

@@ -12,6 +12,15 @@ from unmask.report.units import finite, number
 
 NAMES = ("config.json", "metrics.jsonl", "result.json", "samples.json")
 PERPLEXITY = ("perplexity", "nats", "tokens", "bits_per_byte", "stderr_mc", "stderr_data", "seconds")
+GENERATION = (
+    "generative_perplexity",
+    "stderr",
+    "entropy",
+    "entropy_stderr",
+    "bits_per_byte",
+    "nfe",
+    "seconds_per_text",
+)
 TRAIN = ("step", "loss", "lr", "grad_norm", "tokens", "flops", "seconds")
 VALIDATION = ("step", "tokens", "flops", "nats_per_token", "stderr")
 
@@ -108,6 +117,8 @@ def _results(file: Path) -> tuple[list[Row], list[Row]]:
         if row["experiment"] == "perplexity":
             row.setdefault("model", clean(file.parent.name))
             _check(row, f"{file}, row {i + 1}", ("perplexity",), PERPLEXITY)
+        elif row["experiment"] == "generation":  # a perplexity of texts is shown beside their entropy or not at all
+            _check(row, f"{file}, row {i + 1}", ("generative_perplexity", "entropy"), GENERATION)
     for i, sample in enumerate(samples):
         sample["where"] = f"{file}, sample {i + 1}"
     return rows, samples

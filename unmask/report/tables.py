@@ -20,12 +20,15 @@ class Table:
     groups: list[tuple[str, list[list[str]]]]
 
 
-def perplexities(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """The rows of each (corpus, protocol), best first, with a label of their own and both errors in perplexity.
+LIKE = ("corpus", "split", "protocol", "tokenizer")  # what rows must share for their perplexities to compare
+
+
+def perplexities(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, ...], list[dict[str, Any]]]:
+    """The rows that share LIKE, best first, with a label of their own and both errors in perplexity.
 
     Delta method: the perplexity exp(nats / tokens) has the error perplexity * stderr / tokens.
     """
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in rows:
         value, tokens = finite(row["perplexity"]), finite(row.get("tokens"))
         scale = value / tokens if value and tokens else None
@@ -34,7 +37,7 @@ def perplexities(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], lis
             for key in ("stderr_mc", "stderr_data")
         }
         entry = {"row": row, "perplexity": math.nan if value is None else value, "bound": row.get("bound"), **errors}
-        groups.setdefault((_say(row.get("corpus")), _say(row.get("protocol"))), []).append(entry)
+        groups.setdefault(tuple(_say(row.get(key)) for key in LIKE), []).append(entry)
     for entries in groups.values():
         entries.sort(key=lambda entry: (math.isnan(entry["perplexity"]), entry["perplexity"]))
         for entry, label in zip(entries, _labels([entry["row"] for entry in entries]), strict=True):
@@ -55,12 +58,14 @@ def _labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return labels
 
 
-def title(corpus: str, protocol: str) -> str:
-    """What a group of perplexities is of."""
-    return f"{corpus}, protocol {protocol}" if protocol != MISSING else corpus
+def title(*like: str) -> str:
+    """What a group of perplexities is of: its values of LIKE, those that are stated."""
+    corpus, split, protocol, tokenizer = like
+    parts = [corpus, f"{split} split", f"protocol {protocol}", f"tokenizer of {tokenizer}"]
+    return ", ".join(part for part, value in zip(parts, like, strict=True) if value != MISSING) or MISSING
 
 
-def perplexity_table(groups: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> Table:
+def perplexity_table(groups: Mapping[tuple[str, ...], Sequence[Mapping[str, Any]]]) -> Table:
     """All perplexities: the value, its two errors apart, what kind of number it is, and how it was measured."""
     columns = [("model", False), ("perplexity", True), ("± maskings", True), ("± texts", True)]
     columns += [("bits per byte", True), ("kind", False), ("tokens", True), ("measured by", False)]
@@ -79,7 +84,8 @@ def _perplexity(entry: Mapping[str, Any]) -> list[str]:
     return [BOUNDS.get(str(entry["bound"]), "") + value, *errors]
 
 
-SHOWN = ("experiment", "model", "corpus", "protocol", "perplexity", "nats", "tokens", "bits_per_byte")
+SHOWN = ("experiment", "model", *LIKE, "perplexity", "nats", "tokens", "bits_per_byte", "values")
+SHOWN += ("bytes", "characters", "words", "yardstick")
 SHOWN += ("stderr_mc", "stderr_data", "bound", "estimator", "precision", "seconds")
 
 
@@ -89,6 +95,46 @@ def _measured(row: Mapping[str, Any]) -> str:
     parts += [f"{_name(key)} {_say(value, key)}" for key, value in row.items() if key not in SHOWN]
     parts += [duration(row["seconds"])] if row.get("seconds") is not None else []
     return ", ".join(parts) or MISSING
+
+
+def generation_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """What a judge says of texts, never without their entropy, and what a sceptic says of the row."""
+    columns = [("texts of", False), ("generative perplexity", True), ("± texts", True), ("entropy, nats", True)]
+    columns += [("± texts", True), ("distinct 2-grams", True), ("repeated 4-grams", True), ("bits per byte", True)]
+    columns += [("NFE", True), ("time a text", True), ("caution", False), ("made by", False)]
+    groups: dict[str, list[list[str]]] = {}
+    for row in rows:
+        heading = f"judge {_say(row.get('judge'))}, {_say(row.get('length'))} tokens a text"
+        groups.setdefault(heading, []).append(_generation_row(row))
+    return Table(columns, list(groups.items()))
+
+
+JUDGED = ("experiment", "model", "judge", "length", "generative_perplexity", "stderr", "entropy", "entropy_stderr")
+JUDGED += (
+    "distinct_2",
+    "repetition_4",
+    "bits_per_byte",
+    "nfe",
+    "seconds_per_text",
+    "caution",
+    "values",
+    "nats",
+    "yardstick",
+)
+
+
+def _generation_row(row: Mapping[str, Any]) -> list[str]:
+    return [
+        _say(row.get("model")),
+        *with_error(row.get("generative_perplexity"), row.get("stderr")),
+        *with_error(row.get("entropy"), row.get("entropy_stderr")),
+        *(plain(row.get(key), 3) for key in ("distinct_2", "repetition_4")),
+        plain(row.get("bits_per_byte")),
+        plain(row.get("nfe")),
+        duration(row.get("seconds_per_text")),
+        _say(row.get("caution")),
+        ", ".join(f"{_name(key)} {_say(value, key)}" for key, value in row.items() if key not in JUDGED) or MISSING,
+    ]
 
 
 def runs_table(runs: Sequence[Run]) -> Table:
@@ -136,8 +182,8 @@ def _arrived(run: Run) -> str:
 
 
 def generic(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Any rows: one column a key, in order of first appearance."""
-    keys = list(dict.fromkeys(key for row in rows for key in row if key != "experiment"))
+    """Any rows: one column a key, in order of first appearance; `values`, those of single texts, are for files."""
+    keys = list(dict.fromkeys(key for row in rows for key in row if key not in ("experiment", "values")))
     numeric = [all(number(row[key]) is not None for row in rows if row.get(key) is not None) for key in keys]
     cells = [[_say(row.get(key), key) for key in keys] for row in rows]
     return Table([(_name(key), is_number) for key, is_number in zip(keys, numeric, strict=True)], [("", cells)])

@@ -1,0 +1,221 @@
+"""`unmask evaluate` and `unmask compare`: their options, and rows printed and written."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, cast
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from unmask.checkpoint import Model, load
+from unmask.evaluate.comparing import compare, read_rows
+from unmask.evaluate.corpora import CORPORA
+from unmask.evaluate.generation import caution, generation, mauve, quality, read_texts, reference_texts
+from unmask.evaluate.heldout import HeldOut, benchmark, running_text
+from unmask.evaluate.judge import load_judge
+from unmask.evaluate.perplexity import Order, baselines, errors, perplexity
+from unmask.files import Row, write_json
+from unmask.log import progress, say
+from unmask.sampling import Draw
+
+if TYPE_CHECKING:
+    CorpusName = str
+else:
+    CorpusName = Literal[tuple(corpus.name for corpus in CORPORA)]
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """Perplexity on held-out text with both standard errors, kind of bound and protocol, and bits per byte.
+
+    `unmask evaluate perplexity --checkpoint runs/tiny --data data/builtin`, or on benchmarks:
+    `--corpora wikitext2 ptb lambada --protocol radd`
+    """
+
+    checkpoint: Path
+    order: Annotated[Order | None, tyro.conf.OmitSubcommandPrefixes] = None
+    """Exact likelihood of the decoder that writes in this order; by default the random-order bound (an ARM: exact)."""
+    data: Path | None = None
+    """A folder written by `unmask prepare` with the checkpoint's tokenizer, a text file, or a folder of them."""
+    corpora: tuple[CorpusName, ...] = ()
+    """Benchmarks, one row each."""
+    protocol: Literal["radd", "radd-published", "mdlm"] = "radd"
+    """How benchmarks are split, cut and scored; numbers of two protocols never compare."""
+    local: Path | None = None
+    """Benchmarks from this file or folder instead of the hub."""
+    length: int | None = None
+    """Tokens a window; by default what the checkpoint was trained with (benchmarks: at most 1024)."""
+    stride: int | None = None
+    """Let windows advance by this much and score only what is new, given the rest."""
+    sequences: int | None = None
+    """Score this many windows, chosen by the seed, instead of all."""
+    draws: int = 16
+    """Maskings a window; the published protocols took 1024."""
+    seed: int = 0
+    batch: int = 64
+    device: str = "auto"
+    out: Path | None = None
+    """Write the rows as a result file, for `unmask report` and `unmask compare`."""
+    json: bool = False
+    """Print rows for machines."""
+
+    def run(self) -> None:
+        if (self.data is None) == (not self.corpora):
+            raise ValueError("say what to score: --data PATH or --corpora NAMES, one of them")
+        if self.local is not None and self.local.is_file() and len(self.corpora) > 1:
+            raise ValueError(f"--local {self.local} is one file: give a folder for {len(self.corpora)} corpora")
+        model = load(self.checkpoint, device=self.device)
+        name, rows = _name(model, self.checkpoint), []
+        for what in self.corpora or (None,):
+            held_out = self._held_out(model, what)
+            new = baselines(held_out, model.vocab)
+            with progress(f"perplexity, {held_out.corpus}") as bar:
+                options = {"order": self.order, "draws": self.draws, "seed": self.seed, "batch": self.batch}
+                new.append(perplexity(model, held_out, name=name, progress=bar, **options))
+            rows += new
+            if self.out is not None:
+                write_json(self.out, {"rows": rows})
+            for row in new:
+                value = f"perplexity {row['perplexity']:.2f} {errors(row)} (maskings, texts), {row['bound']}"
+                line = f"{row['model']}, {row['corpus']}: {value}, {row['bits_per_byte']:.3f} bits per byte"
+                say(_without_values(row) if self.json else line)
+
+    def _held_out(self, model: Model, corpus: str | None) -> HeldOut:
+        trained = model.config.get("requested", {}).get("length")
+        options: Row = {"stride": self.stride, "sequences": self.sequences, "seed": self.seed}
+        if corpus is None:
+            return running_text(model, cast(Path, self.data), length=self.length or trained or 64, **options)
+        length = self.length or min(1024, trained or 1024)
+        return benchmark(model, corpus, self.protocol, local=self.local, length=length, **options)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Quality of texts written from nothing: generative perplexity by a judge, always beside the texts' entropy.
+
+    `unmask evaluate generation --checkpoint runs/tiny --judge gpt2-large --reference data/builtin`
+    """
+
+    judge: str
+    """An ARM's run folder, or any Hugging Face causal model: a name or a folder."""
+    policy: Annotated[Order | None, tyro.conf.OmitSubcommandPrefixes] = None
+    """Where to write next; by default exact: a random order, one token at a time (left to right for a causal model)."""
+    draw: Annotated[Draw, tyro.conf.OmitArgPrefixes] = field(default_factory=Draw)
+    checkpoint: Path | None = None
+    """Whose texts; or --samples."""
+    samples: Path | None = None
+    """Texts of a file that `unmask sample --out` wrote, instead of new ones."""
+    reference: Path | None = None
+    """People's texts to be measured beside: a prepared folder, a text file or a folder of them."""
+    mauve: str | None = None
+    """Also MAUVE against the reference, on the features of this GPT-2-like model."""
+    count: int = 64
+    length: int | None = None
+    """Tokens a text; by default what the checkpoint was trained with."""
+    seed: int = 0
+    batch: int = 16
+    judge_batch: int = 4
+    device: str = "auto"
+    out: Path | None = None
+    """Write the rows as a result file, for `unmask report` and `unmask compare`."""
+    json: bool = False
+    """Print rows for machines."""
+
+    def run(self) -> None:
+        if (self.checkpoint is None) == (self.samples is None):
+            raise ValueError("say whose texts: --checkpoint RUN or --samples FILE, one of them")
+        if self.mauve is not None and self.reference is None:
+            raise ValueError("--mauve compares with people's texts: give --reference PATH")
+        judge = load_judge(self.judge, device=self.device)
+        texts, said = self._texts()
+        rows = []
+        with progress("judging") as bar:
+            rows.append(quality(judge, texts, said, batch=self.judge_batch, progress=bar))
+        if self.reference is not None:
+            length = max(1, round(rows[0]["tokens"] / len(texts)))
+            people = reference_texts(self.reference, judge, count=len(texts), length=length, seed=self.seed)
+            told = {"model": f"reference: {self.reference.name}", "length": said["length"], "yardstick": True}
+            rows.append(quality(judge, people, told, batch=self.judge_batch))
+            if self.mauve is not None:
+                rows[0]["mauve"] = mauve(texts, people, self.mauve)
+        rows[0]["caution"] = caution(rows[0], rows[1] if rows[1:] else None)
+        if self.out is not None:
+            write_json(self.out, {"rows": rows})
+        for row in rows:
+            say(_without_values(row) if self.json else _line(row))
+
+    def _texts(self) -> tuple[list[str], Row]:
+        if self.samples is not None:
+            return read_texts(self.samples)
+        model = load(cast(Path, self.checkpoint), device=self.device)
+        length = self.length or model.config.get("requested", {}).get("length", 64)
+        if self.count < 2 or length < 1:
+            raise ValueError(f"count {self.count} must be at least 2 and length {length} at least 1")
+        options = {"policy": self.policy, "draw": self.draw, "seed": self.seed, "batch": self.batch}
+        name = _name(model, cast(Path, self.checkpoint))
+        return generation(model, name=name, count=self.count, length=length, **options)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a model: its perplexity on held-out text, or the quality of the texts that it writes."""
+
+    what: Annotated[
+        Annotated[Perplexity, tyro.conf.subcommand("perplexity")]
+        | Annotated[Generation, tyro.conf.subcommand("generation")],
+        tyro.conf.OmitSubcommandPrefixes,
+        tyro.conf.OmitArgPrefixes,
+    ]
+
+    def run(self) -> None:
+        self.what.run()
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Differences between the rows of two result files, with their errors: `unmask compare A.json B.json`."""
+
+    first: tyro.conf.Positional[Path]
+    second: tyro.conf.Positional[Path]
+    out: Path | None = None
+    """Write the differences as a result file, for `unmask report`."""
+    json: bool = False
+    """Print rows for machines."""
+
+    def run(self) -> None:
+        rows = compare(read_rows(self.first), read_rows(self.second))
+        if self.out is not None:
+            write_json(self.out, {"rows": rows})
+        if self.json:
+            for row in rows:
+                say(row)
+        else:
+            Console(width=None if sys.stdout.isatty() else 200).print(_table(rows))
+
+
+def _name(model: Model, folder: Path) -> str:
+    return str(model.config.get("name", folder.name))
+
+
+def _without_values(row: Row) -> Row:
+    """The values of single windows and texts are for files."""
+    return {key: value for key, value in row.items() if key != "values"}
+
+
+def _line(row: Row) -> str:
+    value = f"generative perplexity {row['generative_perplexity']:.2f} ±{row['stderr']:.2f} by {row['judge']}"
+    line = f"{row['model']}: {value}, entropy {row['entropy']:.3f} ±{row['entropy_stderr']:.3f} nats"
+    line += f", distinct-2 {row['distinct_2']:.3f}"
+    line += f", NFE {row['nfe']:.1f}, {row['seconds_per_text']:.2f} s a text" if "nfe" in row else ""
+    return line + (f"\n[{row['caution']}]" if row.get("caution", "none") != "none" else "")
+
+
+def _table(rows: list[Row]) -> Table:
+    table = Table("first − second", "of", "difference", "± all", "± maskings", "sigmas", "paired by", "note")
+    for row in rows:
+        numbers = (f"{row[key]:.{digits}f}" for key, digits in (("stderr", 4), ("stderr_mc", 4), ("sigmas", 1)))
+        names, of = f"{row['first']} − {row['second']}", f"{row['corpus']}: {row['protocol']}"
+        table.add_row(names, of, f"{row['difference']:+.4f} {row['unit']}", *numbers, row["paired"], row["note"])
+    return table

@@ -1,0 +1,147 @@
+"""Two result files, row by row: differences with their errors, paired where both rows scored the same windows.
+
+Only like is compared with like: the same corpus, texts and protocol, or the same judge and length of text. Models
+with one tokenizer are compared in nats a token, window by window; their texts' luck cancels, and the error of the
+difference is far below that of either. With two tokenizers the windows differ: then in bits a byte, as if the texts
+had been drawn twice, which is too careful.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from unmask.files import Row, read_json
+
+# what two rows must share to measure the same thing
+KEYS = {"perplexity": ("corpus", "split", "protocol", "data"), "generation": ("judge", "length")}
+
+NUMBERS = {
+    "perplexity": ("nats", "tokens", "bits_per_byte"),
+    "generation": ("generative_perplexity", "stderr", "entropy", "entropy_stderr"),
+}
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a result file that can be compared. Raises ValueError where there are none."""
+    rows = read_json(path).get("rows")
+    if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
+        raise ValueError(f"{path}: has no list of 'rows'; give a result file of `unmask evaluate`")
+    # n-gram laws and people's texts go along with every row and are not what is compared
+    found = [row for row in rows if row.get("experiment") in KEYS and not row.get("yardstick")]
+    if not found:
+        raise ValueError(f"{path}: no row of {' or '.join(KEYS)} in it")
+    for row in found:
+        row["file"] = path.stem
+        for key in (*KEYS[row["experiment"]], *NUMBERS[row["experiment"]]):
+            if row.get(key) is None:
+                raise ValueError(f"{path}: its row of {row.get('model')} has no {key!r}: measure it again")
+    return found
+
+
+def compare(first: Sequence[Row], second: Sequence[Row]) -> list[Row]:
+    """One row for every pair of rows that measure the same thing: difference first - second, error, what it means.
+
+    Raises ValueError, naming what differs, where no pair does.
+    """
+    pairs = [(a, b) for a in first for b in second if not _differs(a, b)]
+    if not pairs:
+        a, b = min(((a, b) for a in first for b in second), key=lambda pair: len(_differs(*pair)))
+        what = "; ".join(f"{key} {a.get(key)!r} against {b.get(key)!r}" for key in _differs(a, b))
+        raise ValueError(f"nothing to compare, these rows measure different things: {what}")
+    return [row for a, b in pairs for row in (_likelihoods(a, b) if a["experiment"] == "perplexity" else _texts(a, b))]
+
+
+def _differs(a: Row, b: Row) -> list[str]:
+    """The keys in which two rows measure different things."""
+    if a["experiment"] != b["experiment"]:
+        return ["experiment", *KEYS[a["experiment"]]]
+    return [key for key in KEYS[a["experiment"]] if a.get(key) != b.get(key)]
+
+
+def _likelihoods(a: Row, b: Row) -> list[Row]:
+    common = {"corpus": a["corpus"], "protocol": a["protocol"], "note": _bounds(a, b)}
+    if a.get("tokenizer") == b.get("tokenizer") and _same_windows(a, b):
+        return [_row(a, b, **_paired(a, b), **common)]
+    if a.get("tokenizer") == b.get("tokenizer") and a["tokens"] == b["tokens"]:
+        return [_row(a, b, **_unpaired(a, b, "nats per token", a["tokens"], b["tokens"]), **common)]
+    scale = [row["nats"] / row["bits_per_byte"] for row in (a, b)]
+    return [_row(a, b, **_unpaired(a, b, "bits per byte", *scale), **common)]
+
+
+def _same_windows(a: Row, b: Row) -> bool:
+    values = [row.get("values") or {} for row in (a, b)]
+    return all("nats" in each for each in values) and all(
+        values[0].get(key) == values[1].get(key) for key in ("tokens", "documents")
+    )
+
+
+def _paired(a: Row, b: Row) -> Row:
+    """Nats a token, by windows: sqrt(C/(C-1) sum_c (d_c - rate tokens_c)^2) / tokens over C documents.
+
+    The spread from document to document holds the maskings' share as well. `stderr_mc` takes the maskings of the two
+    rows for independent, which is too careful where they share a seed.
+    """
+    nats = np.subtract(a["values"]["nats"], b["values"]["nats"])
+    document = np.unique(a["values"]["documents"], return_inverse=True)[1]
+    difference, size = np.bincount(document, nats), np.bincount(document, a["values"]["tokens"])
+    rate, count = difference.sum() / size.sum(), len(size)
+    residual = float(((difference - rate * size) ** 2).sum())
+    return {
+        "unit": "nats per token",
+        "difference": float(rate),
+        "stderr": math.sqrt(residual * count / (count - 1)) / float(size.sum()) if count > 1 else math.nan,
+        "stderr_mc": math.hypot(_error(a, "stderr_mc"), _error(b, "stderr_mc")) / float(size.sum()),
+        "paired": f"{count} documents, {len(nats)} windows",
+    }
+
+
+def _unpaired(a: Row, b: Row, unit: str, *scales: float) -> Row:
+    found = list(zip((a, b), scales, strict=True))
+    maskings = [_error(row, "stderr_mc") / scale for row, scale in found]
+    texts = [_error(row, "stderr_data") / scale for row, scale in found]
+    return {
+        "unit": unit,
+        "difference": a["nats"] / scales[0] - b["nats"] / scales[1],
+        "stderr": math.hypot(*maskings, *texts),
+        "stderr_mc": math.hypot(*maskings),
+        "paired": "no",
+    }
+
+
+def _error(row: Row, key: str) -> float:
+    """An error of a row's nats; nan where one document tells nothing."""
+    return math.nan if row.get(key) is None else float(row[key])
+
+
+def _texts(a: Row, b: Row) -> list[Row]:
+    """Texts of two models are independent draws; perplexity is never shown without entropy."""
+    note = "; ".join(f"{row['model']}: {row['caution']}" for row in (a, b) if row.get("caution", "none") != "none")
+    common = {
+        "corpus": f"texts of {a['length']} tokens",
+        "protocol": f"judge {a['judge']}",
+        "paired": "no",
+        "note": note,
+    }
+    rows = []
+    for unit, error in (("generative_perplexity", "stderr"), ("entropy", "entropy_stderr")):
+        found = {"difference": a[unit] - b[unit], "stderr": math.hypot(a[error], b[error]), "stderr_mc": 0.0}
+        rows.append(_row(a, b, unit=unit.replace("_", " "), **found, **common))
+    return rows
+
+
+def _bounds(a: Row, b: Row) -> str:
+    kinds = [row.get("bound") for row in (a, b)]
+    if kinds[0] == kinds[1]:
+        return "" if kinds[0] == "exact" else f"a difference of {kinds[0]}s, not of the likelihoods"
+    return "; ".join(f"{row['model']}: {row.get('bound')}" for row in (a, b))
+
+
+def _row(a: Row, b: Row, **found) -> Row:
+    names = {"experiment": "comparison", "first": a.get("model"), "second": b.get("model")}
+    if a.get("model") == b.get("model") and "file" in a and "file" in b:
+        names |= {"first": f"{a['model']} ({a['file']})", "second": f"{b['model']} ({b['file']})"}
+    error = found["stderr"] if math.isfinite(found["stderr"]) else found["stderr_mc"]
+    sigmas = abs(found["difference"]) / error if error else math.nan
+    return {**names, **found, "sigmas": sigmas}

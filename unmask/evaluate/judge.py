@@ -1,0 +1,170 @@
+"""A judge of texts: any causal model, ours or Hugging Face's, that tells how probable it holds them."""
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from unmask.checkpoint import CONFIG, MODEL, device_of, load
+from unmask.evaluate.protocols import spans
+from unmask.files import read_json
+from unmask.likelihood import log_likelihood
+from unmask.network import Network, Reading, Then, read_out
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """A causal network with its tokenizer, and how many tokens it reads at once, begin token apart."""
+
+    name: str
+    """A run folder's name with a digest of its weights, or the hub's name."""
+    network: Network
+    encode: Callable[[str], list[int]]
+    decode: Callable[[list[int]], str]
+    begin: int
+    length: int
+
+
+@dataclass(frozen=True, eq=False)
+class Verdicts:
+    """What a judge says of N texts."""
+
+    nats: Float[np.ndarray, " N"]
+    tokens: Int[np.ndarray, " N"]
+    """The judge's own."""
+    entropy: Float[np.ndarray, " N"]
+    """Unigram entropy of each text's tokens, in nats: -sum_v f_v log f_v, f_v the share of token v."""
+
+
+def load_judge(name: str, *, device: str = "auto") -> Judge:
+    """The judge in a run folder of ours, in a folder of Hugging Face's, or of that name on the hub.
+
+    Raises ValueError where there is none, or it is not causal: a bound on a text's probability is no judgement.
+    """
+    config = Path(name) / CONFIG
+    if config.is_file() and "network" in read_json(config):
+        return _ours(name, device)
+    return _theirs(name, device)
+
+
+def judge_texts(
+    judge: Judge,
+    texts: Sequence[str],
+    *,
+    batch: int = 4,
+    progress: Callable[[int, int], None] | None = None,
+) -> Verdicts:
+    """-log p of each text after a begin token, all its tokens scored, by the judge's own tokenizer.
+
+    A text longer than the judge can read is read in windows that overlap by half. An empty text has no tokens.
+    """
+    ids = [judge.encode(text) for text in texts]
+    cuts = [(i, start, first) for i, row in enumerate(ids) for start, first in _windows(len(row), judge.length)]
+    nats = torch.zeros(len(texts), dtype=torch.float64)
+    if cuts:
+        width = min(judge.length, max(len(row) for row in ids))
+        x_0 = torch.full((len(cuts), 1 + width), judge.begin)
+        maskable = torch.zeros_like(x_0, dtype=torch.bool)
+        for at, (i, start, first) in enumerate(cuts):
+            content = torch.tensor(ids[i][start : start + width])
+            x_0[at, 1 : 1 + len(content)] = content  # what follows it is not seen by a causal network
+            maskable[at, 1 + first - start : 1 + len(content)] = True
+        estimate = log_likelihood(judge.network, x_0, maskable, batch=batch, progress=progress)
+        nats.index_add_(0, torch.tensor([i for i, _, _ in cuts]), estimate.per_sequence)
+    return Verdicts(nats.numpy(), np.array([len(row) for row in ids]), np.array([entropy(row) for row in ids]))
+
+
+def entropy(tokens: Sequence[int]) -> float:
+    """Unigram entropy of one text in nats, at most log(its length); 0 for an empty one."""
+    shares = [count / len(tokens) for count in Counter(tokens).values()]
+    return -sum(share * math.log(share) for share in shares)
+
+
+def _windows(count: int, length: int) -> list[tuple[int, int]]:
+    return list(spans(0, count, length, max(1, length // 2))) if count else []
+
+
+def _ours(name: str, device: str) -> Judge:
+    model = load(name, device=device)
+    if not model.causal:
+        raise ValueError(f"{name}: a judge must be causal, and this is a bidirectional model: give an ARM's run folder")
+    which = hashlib.blake2b((Path(name) / MODEL).read_bytes(), digest_size=4).hexdigest()
+    title = f"{model.config.get('name', Path(name).name)} {which}"
+    tokenizer, length = model.tokenizer, model.config.get("requested", {}).get("length", 1024)
+    return Judge(title, model, tokenizer.encode, tokenizer.decode, tokenizer.begin, length)
+
+
+def _theirs(name: str, device: str) -> Judge:
+    try:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+    except ImportError:
+        raise ValueError(
+            f"judge {name}: no run folder of ours, and Hugging Face's models need: pip install 'unmask[eval]'"
+        ) from None
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(name)
+        tokenizer: Any = AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # not there, no network, no such architecture: each has its own exception
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ValueError(f"judge {name}: not to be loaded ({reason}): give a folder or a causal model's name") from None
+    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if begin is None:
+        raise ValueError(f"judge {name}: its tokenizer has neither a begin nor an end token to start from")
+    longest = getattr(model.config, "max_position_embeddings", None) or 1024
+    network = CausalLM(model.float().to(device_of(device)).eval().requires_grad_(False))
+    return Judge(
+        Path(name).name,
+        network,
+        lambda text: tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"],
+        lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+        begin,
+        longest - 1,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class CausalLM:
+    """A Hugging Face causal model as a network of ours."""
+
+    model: Any
+
+    @property
+    def vocab(self) -> int:
+        return int(self.model.config.vocab_size)
+
+    @property
+    def mask_id(self) -> int:
+        return self.vocab
+
+    @property
+    def causal(self) -> bool:
+        return True
+
+    @property
+    def normalised(self) -> bool:
+        return True
+
+    def parameters(self):
+        return self.model.parameters()
+
+    def __call__(
+        self,
+        tokens: Int[Tensor, "B L"],
+        at: Int[Tensor, " N"],
+        *,
+        then: Then | None = None,
+        rows: Int[Tensor, " B"] | None = None,
+        level: Float[Tensor, " B"] | None = None,
+    ) -> Reading:
+        """See `unmask.network.Network`: position i is predicted from those left of it."""
+        logits = self.model(input_ids=tokens.to(self.model.device)).logits.flatten(0, 1)
+        before = (at - 1).to(logits.device)
+        return read_out(lambda which: logits[before[which]], len(at), logits.shape[-1], then)
