@@ -78,7 +78,7 @@ class Harness(LM):
 
         Requests of one document share their maskings.
         """
-        pairs = encode_pairs(self.model.tokenizer, [(request.args[0], request.args[1]) for request in requests])
+        pairs = encode_pairs(self.model.tokenizer, [request.arguments for request in requests])
         parts = [windows(context, answer, self.length) for context, answer in pairs]
         cuts = [len(some) > 1 or sum(map(len, pair)) > self.length for some, pair in zip(parts, pairs, strict=True)]
         return self._scored("loglikelihood", requests, parts, cuts)
@@ -165,9 +165,8 @@ class Harness(LM):
         context, settings = request.args
         wanted: Row = dict(normalize_gen_kwargs(settings))
         most, stops, sampled = wanted.pop("max_gen_toks"), wanted.pop("until"), wanted.pop("do_sample")
-        draw = Draw(
-            wanted.pop("temperature", 1.0) if sampled else 0.0, wanted.pop("top_k", None), wanted.pop("top_p", None)
-        )
+        temperature, top_k, top_p = (wanted.pop(name, None) for name in ("temperature", "top_k", "top_p"))
+        draw = Draw(1.0 if temperature is None else temperature, top_k, top_p) if sampled else Draw(0.0)
         if wanted:
             raise ValueError(f"{request.task_name}: generation setting {sorted(wanted)} is not known here")
         return Prompt(self.model.tokenizer.encode(context), stops, most, draw, number_of(_document(request)))
