@@ -228,7 +228,7 @@ def test_the_table_shows_what_was_published_only_where_it_is_known(folder, arm):
     lines = {line.split()[0]: line for line in text.splitlines()}
     assert lines["openbookqa"].endswith("27.0    34.2")
     assert lines["lambada_openai"].endswith("36.0    41.0")
-    assert lines["race"].endswith("0.00")
+    assert lines["race"].endswith("0.00   0%")
     assert len(lines) == 9
 
 
@@ -259,8 +259,9 @@ def test_rolling_is_the_block_protocol_of_evaluate_perplexity(kind, request, tmp
     assert harness.loglikelihood_rolling(requests) == pytest.approx([truth, 0.0], abs=1e-9)
     note = harness.noted("loglikelihood_rolling", (text,))
     assert note is not None
-    assert (note[0] > 0) == (kind == "mdm")
-    assert note[1]
+    assert (note.stderr > 0) == (kind == "mdm")
+    assert note.bound == ("upper bound" if kind == "mdm" else "exact")
+    assert note.cut
 
 
 def test_an_empty_context_is_the_begin_token(mdm):
@@ -320,8 +321,12 @@ def test_limit_takes_the_first_questions(arm, folder):
     assert {row["documents"] for row in rows} == {1}
 
 
-def test_the_harness_knows_the_model_by_name():
+def test_the_harness_knows_the_model_by_name(arm, monkeypatch):
+    monkeypatch.setattr("unmask.evaluate.harness.load", lambda path, **_: arm)
     assert get_model("unmask") is Harness
+    # as `lm-eval run --model unmask --model_args …` makes it
+    made = Harness.create_from_arg_string("checkpoint=runs/tiny,draws=8,estimator=chain", {"batch_size": 4})
+    assert (made.scorer.draws, made.scorer.estimator, made.length) == (8, "chain", LENGTH)
     text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
     module, name = re.search(r'"lm_eval.models"\]\nunmask = "([\w.]+):(\w+)"', text).groups()
     assert getattr(importlib.import_module(module), name) is Harness

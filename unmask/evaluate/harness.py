@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import lm_eval
@@ -35,6 +35,17 @@ from unmask.sampling import Draw
 
 CHUNK = 256  # prompts continued before their texts are put into the cache
 BOOTSTRAP = 1000  # resamples for the errors of metrics that are no means (perplexity); the harness's default is 100,000
+
+
+class Note(NamedTuple):
+    """What the harness does not ask for, of one request."""
+
+    stderr: float
+    """Of its log-likelihood, from the maskings."""
+    cut: bool
+    """Whether its context was cut, or its text in parts."""
+    estimator: str
+    bound: str
 
 
 @register_model("unmask")
@@ -71,7 +82,7 @@ class Harness(LM):
         self.length = int(length or trained)
         self.scorer = Scorer(self.model, estimator, draws, seed, tokens, wrap)
         self.progress = progress
-        self._notes: dict[str, tuple[float, bool]] = {}
+        self._notes: dict[str, Note] = {}
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """(log p(continuation | context) in nats, whether greedy decoding writes it) of each request.
@@ -118,8 +129,8 @@ class Harness(LM):
             self._tell(start + len(part), len(order))
         return texts
 
-    def noted(self, kind: str, args: tuple) -> tuple[float, bool] | None:
-        """(standard error of the maskings, whether its context was cut) of a request answered here or in the cache."""
+    def noted(self, kind: str, args: tuple) -> Note | None:
+        """What was noted of a request that was answered here or in the cache."""
         key = hash_args(f"{kind} note", args)
         stored = self.cache_hook.dbdict
         return self._notes.get(key) or (None if stored is None else stored.get(key))
@@ -156,8 +167,8 @@ class Harness(LM):
                 if len(scores[i]) == len(parts[i]):
                     results[i] = sum(each.log_p for each in scores[i]), all(each.greedy for each in scores[i])
                     stderr = math.hypot(*(each.stderr for each in scores[i]))
-                    result = results[i] if kind == "loglikelihood" else results[i][0]
-                    self._keep(kind, requests[i].args, result, stderr, cuts[i])
+                    note = Note(stderr, cuts[i], score.estimator, score.bound)
+                    self._keep(kind, requests[i].args, results[i] if kind == "loglikelihood" else results[i][0], note)
             self._tell(done := done + len(some), len(work))
         return results
 
@@ -171,11 +182,11 @@ class Harness(LM):
             raise ValueError(f"{request.task_name}: generation setting {sorted(wanted)} is not known here")
         return Prompt(self.model.tokenizer.encode(context), stops, most, draw, number_of(_document(request)))
 
-    def _keep(self, kind: str, args: tuple, result: object, stderr: float, cut: bool) -> None:
+    def _keep(self, kind: str, args: tuple, result: object, note: Note) -> None:
         """Into the cache at once, so that a run that is killed goes on from here; the note first."""
         key = f"{kind} note"
-        self._notes[hash_args(key, args)] = (stderr, cut)
-        self.cache_hook.add_partial(key, args, (stderr, cut))
+        self._notes[hash_args(key, args)] = note
+        self.cache_hook.add_partial(key, args, note)
         self.cache_hook.add_partial(kind, args, result)
 
     def _tell(self, done: int, total: int) -> None:
@@ -252,8 +263,7 @@ def _rows(harness: Harness, name: str, task: Any, results: Any, source: Path | N
     kind = "loglikelihood" if task.OUTPUT_TYPE == "multiple_choice" else task.OUTPUT_TYPE
     asked = {json.dumps(args): args for sample in results["samples"][name] for args in sample["arguments"]}
     notes = [note for args in asked.values() if (note := harness.noted(kind, tuple(args))) is not None]
-    scorer, causal = harness.scorer, harness.model.causal
-    bound = scorer.estimator == "bound" and not causal
+    note = notes[0] if notes else Note(0.0, False, "none", "none")
     found = results["results"][name]
     for key, value in found.items():
         metric, _, filter_ = key.partition(",")
@@ -267,15 +277,15 @@ def _rows(harness: Harness, name: str, task: Any, results: Any, source: Path | N
             "metric": metric if filter_ == "none" else f"{metric}, {filter_}",
             "value": float(value),
             "stderr": float(stderr) if isinstance(stderr, float) else None,
-            "stderr_mc": sum(stderr for stderr, _ in notes) / len(notes) if notes else None,
+            "stderr_mc": sum(note.stderr for note in notes) / len(notes) if notes else None,
             "documents": results["n-samples"][name]["effective"],
             "requests": len(asked),
-            "cut": sum(cut for _, cut in notes),
-            "estimator": "AnyOrder(0.4)" if bound else "chain rule",
-            "bound": "upper bound" if bound else "exact",
-            "draws": scorer.draws if bound else 0,
+            "cut": sum(note.cut for note in notes),
+            "estimator": note.estimator,
+            "bound": note.bound,
+            "draws": 0 if note.bound == "exact" else harness.scorer.draws,
             "precision": precision_of(harness.model),
-            "seed": scorer.seed,
+            "seed": harness.scorer.seed,
             "protocol": f"lm-eval {version('lm_eval')}, version {results['versions'][name]}, {shots} shots, length "
             f"{harness.length}",
             "source": str(task.config.dataset_path) if source is None else source.name,

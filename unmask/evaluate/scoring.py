@@ -46,6 +46,8 @@ class Score:
     """Standard error of the maskings; 0 where nothing is random."""
     greedy: bool
     """Whether the model, asked for its surest token one at a time, would write this answer."""
+    estimator: str = "chain rule"
+    bound: str = "exact"
 
 
 @dataclass(frozen=True)
@@ -93,21 +95,21 @@ class Scorer:
         scored = torch.tensor([answer.scored for answer in answers])
         maskable = torch.arange(x_0.shape[1]) >= x_0.shape[1] - scored[:, None]
         network = self.network if self.wrap is None else self.wrap(self.network, condition(~maskable[0]))
-        stderr = torch.zeros(len(answers))
         if network.causal:
             nats, greedy = read_causally(network, x_0, maskable)
+            return [Score(-value, 0.0, hit) for value, hit in zip(nats.tolist(), greedy.tolist(), strict=True)]
+        if self.estimator == "chain":
+            estimate = ordered_log_likelihood(network, x_0, draw_plan(LeftToRight(), maskable), batch=rows)
         else:
-            greedy = greedily_written(network, x_0, maskable)
-            if self.estimator == "chain":
-                estimate = ordered_log_likelihood(network, x_0, draw_plan(LeftToRight(), maskable), batch=rows)
-            else:
-                numbers = [answer.number for answer in answers]
-                estimate = log_likelihood(
-                    network, x_0, maskable, draws=self.draws, seed=self.seed, batch=rows, sequences=numbers
-                )
-            nats, stderr = estimate.per_sequence, estimate.stderr_per_sequence
-        values = zip(nats.tolist(), stderr.tolist(), greedy.tolist(), strict=True)
-        return [Score(-value, error, hit) for value, error, hit in values]
+            numbers = [answer.number for answer in answers]
+            estimate = log_likelihood(
+                network, x_0, maskable, draws=self.draws, seed=self.seed, batch=rows, sequences=numbers
+            )
+        greedy = greedily_written(network, x_0, maskable)
+        values = zip(
+            estimate.per_sequence.tolist(), estimate.stderr_per_sequence.tolist(), greedy.tolist(), strict=True
+        )
+        return [Score(-value, error, hit, estimate.estimator, estimate.bound) for value, error, hit in values]
 
 
 def condition(given: Bool[Tensor, " L"]) -> Bool[Tensor, " L"]:

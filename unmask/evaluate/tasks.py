@@ -146,7 +146,7 @@ def local_rows(name: str, folder: Path) -> tuple[list[Row], Row, Path]:
 
 def table(rows: Sequence[Row]) -> str:
     """The rows of one run as text, a line a task, beside the published figures."""
-    lines = [["task", "questions", "acc", "acc_norm", "perplexity", "± maskings", "SMDM 220M", "guided"]]
+    lines = [["task", "questions", "acc", "acc_norm", "perplexity", "± maskings", "cut", "SMDM 220M", "guided"]]
     for task in dict.fromkeys(row["task"] for row in rows):
         mine = {row["metric"]: row for row in rows if row["task"] == task}
         first = next(iter(mine.values()))
@@ -157,7 +157,10 @@ def table(rows: Sequence[Row]) -> str:
                 _value(mine.get(metric), scale)
                 for metric, scale in (("acc", 100), ("acc_norm", 100), ("perplexity", 1))
             ]
-            + ["" if first["stderr_mc"] is None else f"{first['stderr_mc']:.2f}"]
+            + [
+                "" if first["stderr_mc"] is None else f"{first['stderr_mc']:.2f}",
+                f"{first['cut'] / first['requests']:.0%}",
+            ]
             + ([f"{figure:.1f}" for figure in published] if published else ["", ""])
         )
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
