@@ -16,6 +16,7 @@ from unmask.likelihood import log_likelihood, ordered_log_likelihood
 from unmask.sampling import Confidence, Draw, LeftToRight, draw_plan, sample
 from unmask.transformer import Transformer, TransformerConfig
 from unmask.world import InconsistentTable, JointTable, all_sequences
+from unmask.wrappers import Guided
 
 BYTES = byte_tokenizer()
 
@@ -180,22 +181,34 @@ class Toward:
         return logits if then is None else then(logits, slice(0, len(at)))
 
 
-def test_a_wrapped_network_sees_the_condition_of_each_answer():
+def test_guidance_is_by_the_context_of_each_answer():
+    """Contexts of different length in one call's worth of work; one that is empty guides nothing."""
     world = InconsistentTable(3, 4)
-    seen = []
-
-    def wrap(network, condition):
-        seen.append(condition.tolist())
-        return Toward(network, condition)
-
     answers = [Answer([0, 1, 2, 0], 2, 0), Answer([0, 1, 2, 0], 3, 0), Answer([2, 1, 1, 1], 2, 1)]
-    scores = in_place(Scorer(world, "chain", wrap=wrap), answers)
-    assert sorted(seen) == [[False, False, False, False], [False, True, False, False]]
+    scores = in_place(Scorer(world, "chain", guidance=0.5), answers)
     for answer, score in zip(answers, scores, strict=True):
         x, given = torch.tensor([answer.tokens]), 4 - answer.scored
         table = costs(Toward(world, torch.tensor([0 < i < given for i in range(4)])), 4)
         truth = in_order(table, x, in_steps(range(given, 4)))
         assert -score.log_p == pytest.approx(float(truth), abs=1e-9)
+    plain = in_place(Scorer(world, "chain"), answers)
+    assert [a == b for a, b in zip(scores, plain, strict=True)] == [False, True, False]
+
+
+def test_guidance_of_a_causal_model_is_refused(arm):
+    with pytest.raises(ValueError, match="absent"):
+        in_place(Scorer(arm, guidance=0.5), ragged(8))
+
+
+def test_a_guided_continuation_is_that_of_the_guided_network(mdm):
+    prompts = [Prompt(list(b"ab"), most=5, draw=Draw(0.0)), Prompt(list(b"abcd"), most=3, draw=Draw(0.0))]
+    for prompt, text in zip(prompts, continuations(mdm, prompts, length=64, guidance=2.0), strict=True):
+        canvas = torch.tensor([BYTES.begin, *prompt.tokens, *[mdm.mask_id] * prompt.most])
+        condition = torch.tensor([0 < i <= len(prompt.tokens) for i in range(len(canvas))])
+        network = Guided(mdm, [condition], 2.0)
+        tokens = sample(network, [canvas], Confidence(), draw=Draw(0.0)).tokens[0][1:].tolist()
+        ends = tokens.index(BYTES.end) if BYTES.end in tokens else len(tokens)
+        assert text == BYTES.decode(tokens[:ends])[len(prompt.tokens) :]
 
 
 def test_the_boundary_is_where_the_whole_text_parts_from_the_context():

@@ -19,7 +19,7 @@ from unmask.checkpoint import Model, load
 from unmask.data import Tokenizer, load_manifest, load_split, prepare
 from unmask.demo import Scale, demo
 from unmask.evaluate import baselines, errors, perplexity, write
-from unmask.evaluate.tasks import TASKS, table
+from unmask.evaluate.tasks import EvaluateTasks
 from unmask.files import finite, write_json
 from unmask.log import console, progress
 from unmask.recipes import RECIPES, on_its_data
@@ -226,68 +226,6 @@ class Evaluate:
         for row in rows:
             line = f"{row['model']}: perplexity {row['perplexity']:.2f} {errors(row)} (maskings, texts), {row['bound']}"
             _print(row if self.json else line)
-
-
-@dataclass(frozen=True)
-class EvaluateTasks:
-    """Measure a model on tasks of lm-evaluation-harness, by default the eight of SMDM's paper, beside its figures.
-
-    `unmask evaluate tasks --checkpoint runs/tiny --local data/tasks`
-    """
-
-    checkpoint: Path
-    tasks: tuple[str, ...] | None = None
-    """Names known to lm-evaluation-harness; by default SMDM's eight, of which local files need not have all."""
-    local: Path | None = None
-    """Folder of local files in place of the hub: NAME.jsonl with the hub's columns, or the files as published."""
-    limit: int | None = None
-    """Ask the first questions of each task only."""
-    shots: int = 0
-    """Examples before each question."""
-    estimator: Literal["bound", "chain"] = "bound"
-    """Likelihood of every answer: Monte Carlo over maskings of it, or the exact chain rule from the left."""
-    draws: int = 128
-    """Maskings an answer."""
-    seed: int = 0
-    tokens: int = 8192
-    """Tokens a network call."""
-    length: int | None = None
-    """Tokens the model sees; by default what the checkpoint was trained with."""
-    device: str = "auto"
-    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    cache: Path | None = None
-    """Folder of answers already given: a run that was killed goes on from them."""
-    out: Path | None = None
-    """Write the rows as a result file, for `unmask report`."""
-    json: bool = False
-    """Print rows for machines."""
-
-    def run(self) -> None:
-        try:
-            from unmask.evaluate.harness import Harness, evaluate_tasks
-        except ModuleNotFoundError as error:
-            raise ValueError(f'{error.name} is not installed: pip install "unmask[eval]"') from None
-        with progress("tasks") as bar:
-            harness = Harness(
-                self.checkpoint,
-                estimator=self.estimator,
-                draws=self.draws,
-                seed=self.seed,
-                length=self.length,
-                tokens=self.tokens,
-                device=self.device,
-                dtype=self.dtype,
-                progress=bar,
-            )
-            rows = evaluate_tasks(
-                harness, self.tasks, local=self.local, limit=self.limit, shots=self.shots, cache=self.cache
-            )
-        if self.tasks is None and (absent := TASKS.keys() - {row["task"] for row in rows}):
-            console.print(f"{self.local}: no file of {', '.join(sorted(absent))}", soft_wrap=True)
-        if self.out is not None:
-            write_json(self.out, {"rows": rows})
-        for line in rows if self.json else [table(rows)]:
-            _print(line)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from unmask.checkpoint import Model
-from unmask.evaluate.scoring import Wrap, condition, grouped, number_of
+from unmask.evaluate.scoring import grouped, guided, number_of
 from unmask.network import Network
 from unmask.sampling import AdaptivePolicy, Confidence, Draw, LeftToRight, Planned, sample
 
@@ -35,13 +35,13 @@ def continuations(
     block: int = 32,
     seed: int = 0,
     tokens: int = 8192,
-    wrap: Wrap | None = None,
+    guidance: float = 0.0,
 ) -> list[str]:
     """What the model writes after each prompt, up to a stop sequence, its end token or `most` tokens.
 
     Blocks of `block` tokens are written one after another, inside each by `policy` (the surest token first; from the
     left for a causal model), and no text is written past the block in which it stops. The model sees at most `length`
-    tokens: what is further left is cut off.
+    tokens: what is further left is cut off. `guidance` is the weight of guidance by what it sees.
     """
     policy = policy or (LeftToRight() if model.causal else Confidence())
     block = max(1, min(block, length // 2))
@@ -53,11 +53,11 @@ def continuations(
         seen = {i: [*prompts[i].tokens, *written[i]][-(length - size[i]) :] for i in open_}
 
         def kind(i: int) -> tuple[object, ...]:
-            return (prompts[i].draw, *((len(seen[i]), size[i]) if wrap is not None else ()))  # noqa: B023
+            return (prompts[i].draw, *((len(seen[i]), size[i]) if guidance else ()))  # noqa: B023
 
         for group in grouped(open_, kind).values():
             canvases = [torch.tensor([model.tokenizer.begin, *seen[i], *[model.mask_id] * size[i]]) for i in group]
-            network = model if wrap is None else wrap(model, condition(canvases[0] != model.mask_id))
+            network = guided(model, canvases[0] != model.mask_id, guidance)
             numbers = [number_of(prompts[i].number, turn) for i in group]
             filled = _fill(network, canvases, policy, prompts[group[0]].draw, seed, numbers, tokens)
             for i, canvas in zip(group, filled, strict=True):

@@ -27,7 +27,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 
 from unmask.checkpoint import Model, load
 from unmask.evaluate.continuing import Prompt, continuations
-from unmask.evaluate.scoring import Answer, EstimatorName, Score, Scorer, Wrap, encode_pairs, number_of, windows
+from unmask.evaluate.scoring import Answer, EstimatorName, Score, Scorer, encode_pairs, number_of, windows
 from unmask.evaluate.tasks import TASKS, local_file, local_rows
 from unmask.files import Row
 from unmask.likelihood import precision_of
@@ -68,7 +68,7 @@ class Harness(LM):
         tokens: int = 8192,
         device: str = "auto",
         dtype: str = "float32",
-        wrap: Wrap | None = None,
+        guidance: float = 0.0,
         progress: Callable[[int, int], None] | None = None,
         batch_size: object = None,
         max_batch_size: object = None,
@@ -80,7 +80,7 @@ class Harness(LM):
         if length is None and trained is None:
             raise ValueError(f"{checkpoint}: its config does not say what length it was trained on: give the length")
         self.length = int(length or trained)
-        self.scorer = Scorer(self.model, estimator, draws, seed, tokens, wrap)
+        self.scorer = Scorer(self.model, estimator, draws, seed, tokens, guidance)
         self.progress = progress
         self._notes: dict[str, Note] = {}
 
@@ -121,7 +121,7 @@ class Harness(LM):
                 length=self.length,
                 seed=scorer.seed,
                 tokens=scorer.tokens,
-                wrap=scorer.wrap,
+                guidance=scorer.guidance,
             )
             for i, text in zip(part, written, strict=True):
                 texts[i] = text
@@ -138,7 +138,7 @@ class Harness(LM):
     def fingerprint(self) -> str:
         """What the answers depend on (weights, tokenizer, estimator, seed, …), in 16 letters; not the batch."""
         scorer = self.scorer
-        settings = (self.length, scorer.estimator, scorer.draws, scorer.seed, repr(scorer.wrap))
+        settings = (self.length, scorer.estimator, scorer.draws, scorer.seed, scorer.guidance)
         digest = hashlib.blake2b(repr(settings).encode(), digest_size=8)
         digest.update(self.model.tokenizer.inner.to_str().encode())
         for weights in self.model.parameters():
@@ -284,6 +284,7 @@ def _rows(harness: Harness, name: str, task: Any, results: Any, source: Path | N
             "estimator": note.estimator,
             "bound": note.bound,
             "draws": 0 if note.bound == "exact" else harness.scorer.draws,
+            "guidance": harness.scorer.guidance,
             "precision": precision_of(harness.model),
             "seed": harness.scorer.seed,
             "protocol": f"lm-eval {version('lm_eval')}, version {results['versions'][name]}, {shots} shots, length "

@@ -19,12 +19,12 @@ from unmask.draws import log_probabilities
 from unmask.likelihood import log_likelihood, ordered_log_likelihood
 from unmask.network import Network, Target
 from unmask.sampling import Confidence, LeftToRight, draw_plan
+from unmask.wrappers import Guided
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
-Wrap = Callable[[Network, Bool[Tensor, " L"]], Network]
-"""A network made of another one and the positions of the condition: guidance."""
 EstimatorName = Literal["bound", "chain"]
+ANY = 1 << 30  # more sequences than a condition is ever asked for
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ class Scorer:
     draws: int = 128
     seed: int = 0
     tokens: int = 8192
-    wrap: Wrap | None = None
+    guidance: float = 0.0
+    """Weight of classifier-free guidance by the context (unsupervised: it is masked for comparison)."""
 
     def __post_init__(self) -> None:
         if self.estimator not in ("bound", "chain"):
@@ -80,7 +81,7 @@ class Scorer:
         work = [i for i, answer in enumerate(answers) if answer.scored]
         for kind, group in sorted(grouped(work, lambda i: self._kind(answers[i])).items(), reverse=True):
             # as many answers as a call has rows: whatever multiple of them there is to run, the calls are full
-            rows = max(1, self.tokens // kind[0])
+            rows = max(1, self.tokens // (kind[0] * (2 if self.guidance else 1)))
             for start in range(0, len(group), rows):
                 part = group[start : start + rows]
                 yield part, self._score([answers[i] for i in part], rows)
@@ -88,13 +89,13 @@ class Scorer:
     def _kind(self, answer: Answer) -> tuple[int, ...]:
         """What answers of one call have in common; guidance wants the condition at the same positions as well."""
         length = len(answer.tokens)
-        return (length, answer.scored) if self.wrap is not None else (length,)
+        return (length, answer.scored) if self.guidance else (length,)
 
     def _score(self, answers: Sequence[Answer], rows: int) -> list[Score]:
         x_0 = torch.tensor([list(answer.tokens) for answer in answers])
         scored = torch.tensor([answer.scored for answer in answers])
         maskable = torch.arange(x_0.shape[1]) >= x_0.shape[1] - scored[:, None]
-        network = self.network if self.wrap is None else self.wrap(self.network, condition(~maskable[0]))
+        network = guided(self.network, ~maskable[0], self.guidance)
         if network.causal:
             nats, greedy = read_causally(network, x_0, maskable)
             return [Score(-value, 0.0, hit) for value, hit in zip(nats.tolist(), greedy.tolist(), strict=True)]
@@ -112,9 +113,10 @@ class Scorer:
         return [Score(-value, error, hit, estimate.estimator, estimate.bound) for value, error, hit in values]
 
 
-def condition(given: Bool[Tensor, " L"]) -> Bool[Tensor, " L"]:
-    """The given positions but for the begin token: what guidance takes away."""
-    return given & (torch.arange(len(given)) > 0)
+def guided(network: Network, given: Bool[Tensor, " L"], weight: float) -> Network:
+    """The network guided by the given positions behind the begin token, which are those of every row of a call."""
+    condition = given & (torch.arange(len(given)) > 0)
+    return Guided(network, condition.expand(ANY, -1), weight) if weight and bool(condition.any()) else network
 
 
 @torch.inference_mode()

@@ -1,5 +1,5 @@
 """The eight tasks of SMDM (arXiv 2410.18514, section 5): where lm-evaluation-harness describes them, what was
-published, and local files in place of the hub.
+published, local files in place of the hub, and the command that runs them.
 
 A local file gives rows with the hub's own columns, so that the prompt, the answers and the metric stay those of
 lm-evaluation-harness.
@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from unmask.files import Row
+from unmask.files import Row, finite, write_json
+from unmask.log import console, progress
 
 LETTERS = "ABCDE"
 
@@ -179,3 +180,68 @@ def _value(row: Row | None, scale: float) -> str:
     digits = ".1f" if scale > 1 else ".4g"
     error = "" if row["stderr"] is None else f" ± {scale * row['stderr']:{digits}}"
     return f"{scale * row['value']:{digits}}{error}"
+
+
+@dataclass(frozen=True)
+class EvaluateTasks:
+    """Measure a model on tasks of lm-evaluation-harness, by default the eight of SMDM's paper, beside its figures.
+
+    `unmask evaluate tasks --checkpoint runs/tiny --local data/tasks`
+    """
+
+    checkpoint: Path
+    tasks: tuple[str, ...] | None = None
+    """Names known to lm-evaluation-harness; by default SMDM's eight, of which local files need not have all."""
+    local: Path | None = None
+    """Folder of local files in place of the hub: NAME.jsonl with the hub's columns, or the files as published."""
+    limit: int | None = None
+    """Ask the first questions of each task only."""
+    shots: int = 0
+    """Examples before each question."""
+    estimator: Literal["bound", "chain"] = "bound"
+    """Likelihood of every answer: Monte Carlo over maskings of it, or the exact chain rule from the left."""
+    draws: int = 128
+    """Maskings an answer."""
+    seed: int = 0
+    tokens: int = 8192
+    """Tokens a network call."""
+    length: int | None = None
+    """Tokens the model sees; by default what the checkpoint was trained with."""
+    guidance: float = 0.0
+    """Weight of classifier-free guidance by the context (unsupervised: it is masked for comparison); twice the cost."""
+    device: str = "auto"
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    cache: Path | None = None
+    """Folder of answers already given: a run that was killed goes on from them."""
+    out: Path | None = None
+    """Write the rows as a result file, for `unmask report`."""
+    json: bool = False
+    """Print rows for machines."""
+
+    def run(self) -> None:
+        try:
+            from unmask.evaluate.harness import Harness, evaluate_tasks
+        except ModuleNotFoundError as error:
+            raise ValueError(f'{error.name} is not installed: pip install "unmask[eval]"') from None
+        with progress("tasks") as bar:
+            harness = Harness(
+                self.checkpoint,
+                estimator=self.estimator,
+                draws=self.draws,
+                seed=self.seed,
+                length=self.length,
+                tokens=self.tokens,
+                guidance=self.guidance,
+                device=self.device,
+                dtype=self.dtype,
+                progress=bar,
+            )
+            rows = evaluate_tasks(
+                harness, self.tasks, local=self.local, limit=self.limit, shots=self.shots, cache=self.cache
+            )
+        if self.tasks is None and (absent := TASKS.keys() - {row["task"] for row in rows}):
+            console.print(f"{self.local}: no file of {', '.join(sorted(absent))}", soft_wrap=True)
+        if self.out is not None:
+            write_json(self.out, {"rows": rows})
+        for line in (json.dumps(finite(row), ensure_ascii=False) for row in rows) if self.json else [table(rows)]:
+            print(line, flush=True)
