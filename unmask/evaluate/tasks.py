@@ -146,38 +146,27 @@ def local_rows(name: str, folder: Path) -> tuple[list[Row], Row, Path]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows of one run as text, a line a task, beside the published figures."""
-    lines = [["task", "questions", "acc", "acc_norm", "perplexity", "± maskings", "cut", "SMDM 220M", "guided"]]
+    """The rows of one run as text, a line a task, beside the published figures; accuracies in per cent."""
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    lines = [["task", "questions", *metrics, "± maskings", "cut", "SMDM 220M", "guided"]]
     for task in dict.fromkeys(row["task"] for row in rows):
         mine = {row["metric"]: row for row in rows if row["task"] == task}
         first = next(iter(mine.values()))
+        noise = "" if first["stderr_mc"] is None else f"{first['stderr_mc']:.2f}"
         published = TASKS[task].published if task in TASKS else None
-        lines.append(
-            [task, f"{first['documents']:,}"]
-            + [
-                _value(mine.get(metric), scale)
-                for metric, scale in (("acc", 100), ("acc_norm", 100), ("perplexity", 1))
-            ]
-            + [
-                "" if first["stderr_mc"] is None else f"{first['stderr_mc']:.2f}",
-                f"{first['cut'] / first['requests']:.0%}",
-            ]
-            + ([f"{figure:.1f}" for figure in published] if published else ["", ""])
-        )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
+        line = [task, f"{first['documents']:,}", *(_value(mine.get(metric)) for metric in metrics)]
+        line += [noise, f"{first['cut'] / first['requests']:.0%}"]
+        lines.append(line + ([f"{figure:.1f}" for figure in published] if published else ["", ""]))
+    columns = [column for column in zip(*lines, strict=True) if any(column[1:])]
+    padded = [[cell.rjust(max(map(len, column))) for cell in column] for column in columns[1:]]
+    names = [cell.ljust(max(map(len, columns[0]))) for cell in columns[0]]
+    return "\n".join("  ".join(line).rstrip() for line in zip(names, *padded, strict=True))
 
 
-def _value(row: Row | None, scale: float) -> str:
+def _value(row: Row | None) -> str:
     if row is None:
         return ""
-    digits = ".1f" if scale > 1 else ".4g"
+    scale, digits = (100, ".1f") if row["metric"].startswith("acc") else (1, ".4g")
     error = "" if row["stderr"] is None else f" ± {scale * row['stderr']:{digits}}"
     return f"{scale * row['value']:{digits}}{error}"
 
