@@ -64,6 +64,8 @@ class Estimate:
     seed: int
     per_sequence: Float[Tensor, " S"]
     """Nats of each sequence, float64."""
+    stderr_per_sequence: Float[Tensor, " S"]
+    """Standard error of each from the random maskings; 0 where nothing is random."""
 
     @classmethod
     def of(
@@ -103,6 +105,7 @@ class Estimate:
             precision=precision,
             seed=seed,
             per_sequence=per_sequence,
+            stderr_per_sequence=variances.sqrt(),
         )
 
     @property

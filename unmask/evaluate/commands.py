@@ -16,6 +16,7 @@ from unmask.evaluate.generation import caution, generation, mauve, quality, read
 from unmask.evaluate.heldout import HeldOut, benchmark, running_text
 from unmask.evaluate.judge import load_judge
 from unmask.evaluate.perplexity import Order, baselines, errors, perplexity
+from unmask.evaluate.tasks import EvaluateTasks
 from unmask.files import Row, write_json
 from unmask.log import progress, say
 from unmask.sampling import Draw
@@ -160,11 +161,12 @@ class Generation:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure a model: its perplexity on held-out text, or the quality of the texts that it writes."""
+    """Measure a model: its perplexity on held-out text, the quality of the texts that it writes, or its answers."""
 
     what: Annotated[
         Annotated[Perplexity, tyro.conf.subcommand("perplexity")]
-        | Annotated[Generation, tyro.conf.subcommand("generation")],
+        | Annotated[Generation, tyro.conf.subcommand("generation")]
+        | Annotated[EvaluateTasks, tyro.conf.subcommand("tasks")],
         tyro.conf.OmitSubcommandPrefixes,
         tyro.conf.OmitArgPrefixes,
     ]
