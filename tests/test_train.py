@@ -260,6 +260,22 @@ def test_an_interruption_in_a_step_waits_for_its_end(data, tmp_path, monkeypatch
     assert same(tmp_path / "whole", tmp_path / "cut")
 
 
+def test_a_run_begins_from_anothers_weights_at_another_length(data, tmp_path):
+    """The first loss is that of the donor's weights, not of drawn ones; another network is refused."""
+    first = train(small(data, steps=20), tmp_path / "first")
+    longer = small(data, init=str(first), length=48, steps=1, ema=0.5)
+    train(longer, tmp_path / "longer")
+    train(replace(longer, init=None), tmp_path / "drawn")
+    learnt, drawn = (read_metrics(tmp_path / name / "metrics.jsonl")[0]["loss"] for name in ("longer", "drawn"))
+    assert learnt < drawn - 1
+    wide = TransformerConfig(vocab=258, layers=1, heads=2, width=64)
+    with pytest.raises(ValueError, match="another network or tokenizer"):
+        train(small(data, init=str(first), network=wide), tmp_path / "wide")
+    assert not (tmp_path / "wide").exists()
+    with pytest.raises(ValueError, match="no run folder"):
+        train(small(data, init=str(tmp_path / "nowhere")), tmp_path / "none")
+
+
 def test_no_clipping_is_no_limit(data, tmp_path):
     """clip 0 trains as a limit that is never reached does."""
     for clip in (0.0, 1e9):

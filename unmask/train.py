@@ -21,7 +21,18 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from unmask.checkpoint import CONFIG, MODEL, STATE, TOKENIZER, assign, describe, device_of, read_tensors, write_tensors
+from unmask.checkpoint import (
+    CONFIG,
+    MODEL,
+    STATE,
+    TOKENIZER,
+    assign,
+    describe,
+    device_of,
+    load,
+    read_tensors,
+    write_tensors,
+)
 from unmask.corruption import stratified
 from unmask.data import Blocks, Tokenizer, batch_indices, load_manifest, load_split
 from unmask.draws import keyed_generator
@@ -65,6 +76,8 @@ class TrainConfig:
     network: TransformerConfig
     data: str
     """Folder written by `unmask prepare`."""
+    init: str | None = None
+    """Run folder whose weights to begin from, with the same network and tokenizer; by default they are drawn."""
     objective: Objective = field(default_factory=AnyOrder)
     name: str = "run"
     length: int = 128
@@ -172,6 +185,7 @@ class _Run:
     """The state of a run between two steps."""
 
     def __init__(self, config: TrainConfig, out: Path, tokenizer: Tokenizer) -> None:
+        weights = _initial(config, tokenizer) if config.init and not (out / STATE).exists() else {}
         self.out, self.config = out, _settle(config, out)
         if not (out / TOKENIZER).exists():
             tokenizer.save(out / TOKENIZER)
@@ -181,6 +195,8 @@ class _Run:
         self.held_out = Blocks(load_split(Path(config.data), "validation"), config.length, begin)
         self.network = Transformer(config.network, seed=config.seed).to(self.device)
         self.average = Transformer(config.network, seed=config.seed).to(self.device) if config.ema else None
+        for network in filter(None, (self.network, self.average)) if weights else ():
+            network.load_state_dict(weights)
         self.optimiser = _adamw(self.network, config.optimiser)
         self.step = self._resume() if (out / STATE).exists() else 0
         self.metrics = Metrics(out / "metrics.jsonl", self.step)
@@ -314,8 +330,21 @@ def machine(device: torch.device) -> str:
     return f"{platform.machine()} {device.type}, {name}, torch {torch.__version__}, Python {platform.python_version()}"
 
 
-IDENTITY = ("network", "objective", "length", "batch", "accumulate", "steps", "optimiser", "ema", "seed", "corpus")
+# fmt: off
+IDENTITY = (
+    "network", "objective", "length", "batch", "accumulate", "steps", "optimiser", "ema", "seed", "corpus", "init",
+)
+# fmt: on
 """What makes a run the run it is; the rest may change when it goes on."""
+
+
+def _initial(config: TrainConfig, tokenizer: Tokenizer) -> dict[str, Tensor]:
+    donor = load(str(config.init))
+    if donor.network.config != config.network or donor.tokenizer.inner.to_str() != tokenizer.inner.to_str():
+        raise ValueError(
+            f"init {config.init}: another network or tokenizer than this run's: take its sizes and its data's"
+        )
+    return donor.network.state_dict()
 
 
 def _settle(config: TrainConfig, out: Path) -> TrainConfig:
