@@ -19,7 +19,7 @@ from unmask.evaluate.perplexity import Order, baselines, errors, perplexity
 from unmask.evaluate.tasks import EvaluateTasks
 from unmask.files import Row, write_json
 from unmask.log import progress, say
-from unmask.sampling import Draw
+from unmask.sampling import AdaptivePolicy, Blocks, Draw, Planned, Remasking
 
 if TYPE_CHECKING:
     CorpusName = str
@@ -101,7 +101,7 @@ class Generation:
 
     judge: str
     """An ARM's run folder, or any Hugging Face causal model: a name or a folder."""
-    policy: Annotated[Order | None, tyro.conf.OmitSubcommandPrefixes] = None
+    policy: Annotated[Planned | AdaptivePolicy | Remasking | Blocks | None, tyro.conf.OmitSubcommandPrefixes] = None
     """Where to write next; by default exact: a random order, one token at a time (left to right for a causal model)."""
     draw: Annotated[Draw, tyro.conf.OmitArgPrefixes] = field(default_factory=Draw)
     checkpoint: Path | None = None
