@@ -3,13 +3,24 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from enumeration import check_counts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unmask.corruption import Cosine, Geometric, LogLinear, mask_each, mask_exactly, masking_law, order_of, stratified
+from unmask.corruption import (
+    Cosine,
+    Geometric,
+    LogLinear,
+    antithetic,
+    mask_each,
+    mask_exactly,
+    masking_law,
+    order_of,
+    stratified,
+)
 
 SCHEDULES = [LogLinear(), LogLinear(0.0), Geometric(), Geometric(1e-3, 5.0), Cosine(), Cosine(0.0)]
 LAST = 1 - 2**-53
@@ -90,6 +101,44 @@ def test_stratified_puts_one_level_in_each_stratum(count: int, offset: float):
 def test_stratified_stays_below_one(dtype: torch.dtype):
     largest = torch.tensor(1 - torch.finfo(dtype).eps / 2, dtype=dtype)
     assert all(float(stratified(count, largest).max()) < 1 for count in (1, 4, 1000))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 6, 7])
+def test_antithetic_levels_average_to_the_uniform_law(count: int):
+    """The mean over the levels, integrated over u by Gauss-Legendre, integrates polynomials exactly."""
+    nodes, weights = np.polynomial.legendre.leggauss(10)
+    for power in range(8):
+        total = 0.0
+        for node, weight in zip((1 + nodes) / 2, weights / 2, strict=True):
+            u = torch.full(((count + 1) // 2,), node, dtype=torch.float64)  # the mean of sums: each u by itself
+            total += weight * float((antithetic(count, u) ** power).mean())
+        assert total == pytest.approx(1 / (power + 1), rel=1e-12)
+
+
+@pytest.mark.parametrize("count", [2, 5, 8])
+def test_antithetic_levels_are_mirrored_in_their_strata(count: int):
+    u = torch.rand(100, (count + 1) // 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    levels = antithetic(count, u)
+    assert levels.shape == (100, count)
+    pairs = levels[:, : count // 2 * 2].view(100, -1, 2)
+    assert torch.equal((pairs * count / 2).floor()[..., 0], torch.arange(count // 2).double().expand(100, -1))
+    assert torch.allclose(pairs.mean(-1), (torch.arange(count // 2) * 2 + 1).double().expand(100, -1) / count)
+    if count % 2:
+        assert bool((levels[:, -1] >= (count - 1) / count).all())
+    for end in (0.0, 1 - 2**-53):
+        edge = antithetic(count, torch.full(((count + 1) // 2,), end, dtype=torch.float64))
+        assert bool((edge >= 0).all() & (edge < 1).all())
+
+
+def test_antithetic_levels_integrate_smooth_functions_best():
+    """The standard deviation of the mean of 3 v^2 - 2 v over 16 levels: below stratified, far below one offset."""
+    u = torch.rand(4000, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def error(levels: torch.Tensor) -> float:
+        return float((3 * levels**2 - 2 * levels).mean(-1).std())
+
+    jittered = (torch.arange(16) + u) / 16
+    assert error(antithetic(16, u[:, :8])) < error(jittered) / 5 < error(stratified(16, u[:, 0])) / 10
 
 
 def test_stratified_levels_average_to_the_uniform_law():

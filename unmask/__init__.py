@@ -7,7 +7,18 @@ estimate = unmask.log_likelihood(model, x_0)
 
 from unmask.checkpoint import Model, load
 from unmask.corruption import Cosine, Geometric, LogLinear
-from unmask.likelihood import Estimate, decoder_log_likelihood, log_likelihood, ordered_log_likelihood
+from unmask.likelihood import (
+    Estimate,
+    Surprisal,
+    compare,
+    conditional,
+    decoder_log_likelihood,
+    importance_log_likelihood,
+    log_likelihood,
+    ordered_log_likelihood,
+    ordered_surprisal,
+    surprisal,
+)
 from unmask.objectives import AnyOrder, LambdaDCE, NextToken, TimeDCE, TimeDSE, concrete_score
 from unmask.sampling import (
     Blocks,
@@ -64,20 +75,26 @@ __all__ = [
     "Samples",
     "Speculative",
     "Step",
+    "Surprisal",
     "Threshold",
     "TimeDCE",
     "TimeDSE",
     "Transformer",
     "TransformerConfig",
     "Tweedie",
+    "compare",
     "concrete_score",
+    "conditional",
     "decoder_log_likelihood",
     "draw_plan",
     "expected_nfe",
+    "importance_log_likelihood",
     "load",
     "log_likelihood",
     "ordered_log_likelihood",
+    "ordered_surprisal",
     "sample",
     "stream",
+    "surprisal",
     "template",
 ]

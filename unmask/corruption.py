@@ -96,6 +96,22 @@ def stratified(count: int, offset: Float[Tensor, "..."]) -> Float[Tensor, "... c
     return ((strata + offset[..., None]) / count).clamp(max=1 - torch.finfo(offset.dtype).eps / 2)
 
 
+def antithetic(count: int, u: Float[Tensor, "... half"]) -> Float[Tensor, "... count"]:
+    """`count` levels in [0, 1), ascending but for pairs: two in each stratum of width 2/count, mirrored in its middle.
+
+    (2 j + 2 u) / count and (2 j + 2 - 2 u) / count, j = 0, 1, ...; an odd last one has a stratum of width 1/count.
+    Each is uniform in its stratum, and what is linear there cancels: the error of a smooth integrand falls as
+    count^-5/2, that of one level a stratum as count^-3/2, and that of one offset for all strata as 1/count. `u` are
+    (count + 1) // 2 uniforms.
+    """
+    strata = 2 * torch.arange(u.shape[-1], dtype=u.dtype, device=u.device)
+    width = torch.full_like(strata, 2.0)
+    width[count // 2 :] = 1.0
+    pairs = torch.stack([strata + width * u, strata + 2 - 2 * u], -1).flatten(-2)[..., :count]
+    # u = 0 mirrors to the stratum's end, and the last stratum's end is one
+    return (pairs / count).clamp(max=1 - torch.finfo(u.dtype).eps / 2)
+
+
 def mask_each(
     maskable: Bool[Tensor, "B L"], probability: Float[Tensor, " B"], noise: Float[Tensor, "B L"]
 ) -> Bool[Tensor, "B L"]:

@@ -52,6 +52,24 @@ class ScoreEntropy:
         return logits.gather(-1, ids[:, None]).squeeze(-1) + 1 - logits.logsumexp(-1).exp()
 
 
+def token_nats(
+    network: Network,
+    tokens: Int[Tensor, "B L"],
+    scored: Bool[Tensor, "B L"],
+    *,
+    canvas: Int[Tensor, "B L"] | None = None,
+    level: Float[Tensor, " B"] | None = None,
+    rows: Int[Tensor, " B"] | None = None,
+    reading: type[Target] | type[ScoreEntropy] = Target,
+) -> tuple[Int[Tensor, " N"], Float[Tensor, " N"]]:
+    """(flat index, -log q(token | canvas)) of every scored position, in nats, float64; `canvas` defaults to tokens."""
+    at = scored.flatten().nonzero().squeeze(-1)
+    then: Then = reading(tokens.flatten()[at])
+    value = network(tokens if canvas is None else canvas, at, then=then, rows=rows, level=level)
+    assert isinstance(value, Tensor)
+    return at, -value.to(widest(value.device))
+
+
 def cross_entropy(
     network: Network,
     tokens: Int[Tensor, "B L"],
@@ -59,18 +77,13 @@ def cross_entropy(
     *,
     canvas: Int[Tensor, "B L"] | None = None,
     level: Float[Tensor, " B"] | None = None,
+    rows: Int[Tensor, " B"] | None = None,
     reading: type[Target] | type[ScoreEntropy] = Target,
 ) -> Float[Tensor, " B"]:
-    """sum over a row's scored positions of -log q(token | canvas), in nats, summed in float64; `canvas` defaults to
-    tokens.
-    """
-    at = scored.flatten().nonzero().squeeze(-1)
-    then: Then = reading(tokens.flatten()[at])
-    value = network(tokens if canvas is None else canvas, at, then=then, level=level)
-    assert isinstance(value, Tensor)
-    value = value.to(widest(value.device))
-    rows = (at // tokens.shape[-1]).to(value.device, non_blocking=True)
-    return -value.new_zeros(len(tokens)).index_add(0, rows, value)
+    """`token_nats` summed over each row, in float64."""
+    at, nats = token_nats(network, tokens, scored, canvas=canvas, level=level, rows=rows, reading=reading)
+    of = (at // tokens.shape[-1]).to(nats.device, non_blocking=True)
+    return nats.new_zeros(len(tokens)).index_add(0, of, nats)
 
 
 def denoise(
@@ -98,12 +111,23 @@ def weighted(
     reading: type[Target] | type[ScoreEntropy] = Target,
 ) -> Float[Tensor, " B"]:
     """The estimate that one given corruption makes: weight x cross entropy at its masked positions, in nats."""
-    if network.causal:
-        raise ValueError("a denoising loss needs a bidirectional network; train a causal one with NextToken")
+    require_bidirectional(network)
     masked, weight, level = corruption
     canvas = x_0.masked_fill(masked, network.mask_id)
     nats = cross_entropy(network, x_0, masked, canvas=canvas, level=level, reading=reading)
     return nats * weight.to(nats.device, nats.dtype, non_blocking=True)
+
+
+def require_bidirectional(network: Network) -> None:
+    """Raises ValueError for a causal network, which cannot be asked what stands at a mask."""
+    if network.causal:
+        raise ValueError("a denoising loss needs a bidirectional network; train a causal one with NextToken")
+
+
+def require_causal(network: Network) -> None:
+    """Raises ValueError for a network that sees the token it predicts."""
+    if not network.causal:
+        raise ValueError("NextToken needs a causal network: a bidirectional one would see the token it predicts")
 
 
 @dataclass(frozen=True)
@@ -212,8 +236,7 @@ class NextToken:
         u: Float[Tensor, " B"] | None = None,
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, " B"]:
-        if not network.causal:
-            raise ValueError("NextToken needs a causal network: a bidirectional one would see the token it predicts")
+        require_causal(network)
         return cross_entropy(network, x_0, maskable)
 
 
