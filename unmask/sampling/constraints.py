@@ -1,0 +1,198 @@
+"""Constraints: every sample fits an automaton, by a law that can be stated.
+
+At each reveal let A be the positions revealed, q_i the network's predictions there (after temperature, bias and
+filters), and x_A the tokens written. They are drawn jointly from
+
+    P(x_A)  =  prod_{i in A} q_i(x_i) 1[some filling of the positions still masked fits] / Z,
+
+so what is written never leads into a dead end, and what fits is weighed as the network weighs it: the law is the
+unconstrained one, renormalised at each reveal. Positions that stay masked are existential: the automaton passes them
+to the SET of states that some token leads to. A sum over the sets that x_A can lead to gives Z exactly, in log space;
+of each prediction the host sees the mass of every class of tokens, never a vector over the vocabulary.
+
+This is not p(x | fits). The product of the Z on the way is the importance weight between the two, for
+
+    p(x, plan) 1[x fits]  =  P(x, plan) prod_steps Z,
+
+and `sample_matching` draws from p(x | fits) itself.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from unmask.sampling.automaton import OPEN, Array, Automaton
+from unmask.sampling.drawing import Draw
+
+CELLS = 1 << 24  # sets times classes of one position: 128 MB
+
+
+@dataclass(frozen=True, eq=False)
+class Constraint:
+    """What an automaton reads of a canvas must fit it.
+
+    It reads from the first open position to the last, given tokens between them included; or `span`, from its first
+    position up to, but not including, its second.
+    """
+
+    automaton: Automaton
+    span: tuple[int, int] | None = None
+
+    def spans(self, open_: Bool[Tensor, "B L"]) -> list[tuple[int, int]]:
+        """What is read of each canvas. Raises ValueError for a span outside the canvas."""
+        length = open_.shape[-1]
+        if self.span is None:
+            found = [row.nonzero().squeeze(-1) for row in open_]
+            return [(int(at[0]), int(at[-1]) + 1) if len(at) else (0, 0) for at in found]
+        if not 0 <= self.span[0] < self.span[1] <= length:
+            raise ValueError(f"span {self.span} is not in a canvas of {length} tokens: positions begin at 0")
+        return [self.span] * len(open_)
+
+    def classes(self, tokens: Int[Tensor, " L"], mask_id: int) -> list[int]:
+        """The class of each token, OPEN where it is masked."""
+        class_of = self.automaton.class_of
+        return [OPEN if token == mask_id else int(class_of[token]) for token in tokens.tolist()]
+
+    def check(self, tokens: Int[Tensor, "B L"], spans: Sequence[tuple[int, int]], mask_id: int) -> None:
+        """Raises ValueError for a canvas that nothing fits."""
+        for row, (start, stop) in zip(tokens, spans, strict=True):
+            read = self.classes(row[start:stop], mask_id)
+            if stop > start and not self.automaton.accepts(read):
+                raise ValueError(self._misfit(read))
+
+    def _misfit(self, read: list[int]) -> str:
+        room, given = len(read), sum(token != OPEN for token in read)
+        lengths = self.automaton.lengths(room + 1000)
+        if room in lengths:
+            return f"the {given} given tokens among the {room} that the constraint reads leave no text that fits"
+        below = [length for length in lengths if length < room]
+        above = [length for length in lengths if length > room]
+        nearest = " or ".join(f"{length}" for length in (*below[-1:], *above[:1]))
+        return f"no text of {room} tokens fits the constraint: it has place for {nearest or 'more than that'}"
+
+
+def offer(
+    logits: Float[Tensor, "n V"], u: Float[Tensor, " n"], draw: Draw, automaton: Automaton
+) -> tuple[Float[Tensor, "n K C"], Int[Tensor, "n K C"]]:
+    """What a prediction offers: each class's log mass, and one token drawn within it by inverse CDF from u.
+
+    K = 2 where `draw` filters: the law with its filters, and without. At temperature 0 a class offers its most
+    probable token, and that one's log-probability for a mass.
+    """
+    hard = draw.temperature == 0
+    free = replace(draw, temperature=1.0 if hard else draw.temperature, top_k=None, top_p=None)
+    laws = [free] if hard or draw == free else [draw, free]
+    class_of = torch.from_numpy(automaton.class_of).to(logits.device)
+    parts = [_by_class(law.adjust(logits), u, class_of, automaton.table.shape[1], hard) for law in laws]
+    mass, token = (torch.stack(part, 1) for part in zip(*parts, strict=True))
+    return mass, token
+
+
+def _by_class(
+    logits: Float[Tensor, "n V"], u: Float[Tensor, " n"], class_of: Int[Tensor, " V"], count: int, hard: bool
+) -> tuple[Float[Tensor, "n C"], Int[Tensor, "n C"]]:
+    """(log mass, token) of each class. Weights are relative to the class's largest, so that the mass of a class that
+    the network thinks impossible is as precise as any."""
+    order = class_of.argsort(stable=True)
+    which = class_of[order]
+    bounds = torch.nn.functional.pad(torch.bincount(class_of, minlength=count).cumsum(0), (1, 0))
+    log_q = logits.log_softmax(-1)[:, order]
+    top = log_q.new_full((len(logits), count), -torch.inf)
+    top = top.scatter_reduce(1, which.expand_as(log_q), log_q, "amax")
+    shift = top.masked_fill(top.isinf(), 0)
+    weight = (log_q - shift[:, which]).exp()
+    if hard:
+        weight = (log_q == top[:, which]).to(log_q.dtype)  # the first of equals: u plays no part
+        u = torch.zeros_like(u)
+    cdf = torch.nn.functional.pad(weight.cumsum(-1), (1, 0))
+    start, stop = cdf[:, bounds[:-1]], cdf[:, bounds[1:]]
+    goal = start + u.to(cdf.device, cdf.dtype)[:, None] * (stop - start)
+    goal = torch.minimum(goal, stop.nextafter(torch.zeros_like(stop)))  # below the end even where rounding reaches it
+    drawn = torch.searchsorted(cdf[:, 1:].contiguous(), goal, right=True).clamp(max=len(order) - 1)
+    mass = top if hard else shift + (stop - start).log()
+    return mass.masked_fill(top.isneginf(), -torch.inf), order[drawn]
+
+
+def joint(
+    automaton: Automaton,
+    read: Sequence[int],
+    asked: Sequence[int],
+    mass: Float[Array, "A C"],
+    u: Float[Array, " A"],
+    *,
+    hard: bool = False,
+) -> tuple[Int[Array, " A"], float]:
+    """(classes, log Z): one class for each asked place of `read`, drawn together, one uniform each.
+
+    `read` are the classes that the automaton reads, OPEN where masked; `asked` rise. P(classes) is the product of
+    their masses over all that leave a filling of the other open places. `hard` takes the most probable assignment,
+    and the largest product for the sum. log Z is -inf where no assignment has mass. Exact: sets of states are summed
+    over, backward; then classes are drawn, forward. Raises ValueError where too many sets can be reached.
+    """
+    layers = _layers(automaton, read, asked)
+    message = np.zeros(1)  # log of the mass with which the rest can be written, from each set
+    messages = [message]
+    for branch, weight in zip(reversed(layers), mass[::-1], strict=True):
+        message = _log_sum(weight + np.append(message, -np.inf)[branch], hard)
+        messages.append(message)
+    if not np.isfinite(message[0]):
+        return np.zeros(len(asked), dtype=np.int64), -np.inf
+    here, drawn = 0, []
+    for branch, weight, after, uniform in zip(layers, mass, messages[-2::-1], u, strict=True):
+        value = weight + np.append(after, -np.inf)[branch[here]]
+        drawn.append(int(value.argmax()) if hard else _inverse_cdf(value, uniform))
+        here = branch[here, drawn[-1]]
+    total = sum(float(_log_sum(weight[None], hard)[0]) for weight in mass)
+    return np.array(drawn, dtype=np.int64), float(message[0]) - total
+
+
+def _layers(automaton: Automaton, read: Sequence[int], asked: Sequence[int]) -> list[Int[Array, "K C"]]:
+    """For each asked place the set, by number, that each set reaches just before the next one, -1 where none fits.
+
+    Sets hold only states from which the rest can still be accepted, so that sets with one future are one.
+    """
+    behind = automaton.backward(read)
+
+    def walk(states: int, start: int, stop: int) -> int:
+        for token in read[start:stop]:
+            states = automaton.step(states, token)
+        return states & behind[stop]
+
+    sets, layers = [walk(automaton.start, 0, asked[0] if asked else len(read))], []
+    for i, place in enumerate(asked):
+        last = i + 1 == len(asked)
+        stop = place + 1 if last else asked[i + 1]
+        number: dict[int, int] = {}
+        rows = []
+        for states in sets:
+            which, reached = automaton.branches(states)
+            ends = [walk(one, place + 1, stop) for one in reached]
+            # behind the last asked place nothing tells sets apart but whether they fit
+            ends = [min(one, 1) for one in ends] if last else ends
+            rows.append(np.array([number.setdefault(one, len(number)) if one else -1 for one in ends])[which])
+            if (len(rows) + len(number)) * len(which) > CELLS:
+                raise ValueError(
+                    f"the constraint leaves more than {len(number):,} sets of states between two of {len(asked)} "
+                    "tokens that are drawn together: reveal fewer in one step, or from the left"
+                )
+        layers.append(np.stack(rows))
+        sets = list(number) or [0]
+    return layers
+
+
+def _log_sum(value: Float[Array, "K C"], hard: bool) -> Float[Array, " K"]:
+    top = value.max(-1)
+    if hard:
+        return top
+    shift = np.where(np.isfinite(top), top, 0.0)
+    with np.errstate(divide="ignore"):
+        return shift + np.log(np.exp(value - shift[:, None]).sum(-1))
+
+
+def _inverse_cdf(value: Float[Array, " C"], u: float) -> int:
+    cdf = np.exp(value - value.max()).cumsum()
+    return int(np.searchsorted(cdf, min(u * cdf[-1], np.nextafter(cdf[-1], 0)), side="right"))
