@@ -26,7 +26,7 @@ CATEGORIES = {
     "CATEGORY_WORD": r"\w",
     "CATEGORY_NOT_WORD": r"\W",
 }
-STEPS, STATES = 200_000, 20_000  # of the automata before and after they are made deterministic: seconds of work
+STEPS, STATES = 100_000, 20_000  # of the automata before and after they are made deterministic: seconds of work
 SURROGATES = range(0xD800, 0xE000)  # no characters: UTF-8 has none of them
 
 

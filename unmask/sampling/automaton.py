@@ -48,9 +48,15 @@ class Automaton:
     accepting: Bool[Array, " S"]
     edges: tuple[Int[Array, " E"], Int[Array, " E"]] = field(init=False, repr=False)
     """Pairs (from, to) of live states that some token joins."""
+    order: Int[Array, " V"] = field(init=False, repr=False)
+    """The tokens sorted by class: those of class c stand from bounds[c] up to bounds[c + 1]."""
+    bounds: Int[Array, " C+1"] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "edges", _edges(self.table))
+        object.__setattr__(self, "order", self.class_of.argsort(kind="stable"))
+        counts = np.bincount(self.class_of, minlength=self.table.shape[1])
+        object.__setattr__(self, "bounds", np.append(0, counts.cumsum()))
         # what was met before is met again: at the next position, evaluation or sequence
         for name, size in (("_step", 1 << 16), ("_before", 1 << 16), ("_branches", 1 << 12)):
             object.__setattr__(self, name, lru_cache(size)(getattr(self, name)))

@@ -86,35 +86,37 @@ def offer(
     hard = draw.temperature == 0
     free = replace(draw, temperature=1.0 if hard else draw.temperature, top_k=None, top_p=None)
     laws = [free] if hard or draw == free else [draw, free]
-    class_of = torch.from_numpy(automaton.class_of).to(logits.device)
-    parts = [_by_class(law.adjust(logits), u, class_of, automaton.table.shape[1], hard) for law in laws]
+    parts = [_by_class(law.adjust(logits), u, automaton, hard) for law in laws]
     mass, token = (torch.stack(part, 1) for part in zip(*parts, strict=True))
     return mass, token
 
 
 def _by_class(
-    logits: Float[Tensor, "n V"], u: Float[Tensor, " n"], class_of: Int[Tensor, " V"], count: int, hard: bool
+    logits: Float[Tensor, "n V"], u: Float[Tensor, " n"], automaton: Automaton, hard: bool
 ) -> tuple[Float[Tensor, "n C"], Int[Tensor, "n C"]]:
-    """(log mass, token) of each class. Weights are relative to the class's largest, so that the mass of a class that
-    the network thinks impossible is as precise as any."""
-    order = class_of.argsort(stable=True)
-    which = class_of[order]
-    bounds = torch.nn.functional.pad(torch.bincount(class_of, minlength=count).cumsum(0), (1, 0))
-    log_q = logits.log_softmax(-1)[:, order]
-    top = log_q.new_full((len(logits), count), -torch.inf)
-    top = top.scatter_reduce(1, which.expand_as(log_q), log_q, "amax")
-    shift = top.masked_fill(top.isinf(), 0)
-    weight = (log_q - shift[:, which]).exp()
+    """(log mass up to a constant, token) of each class.
+
+    Weights are relative to the largest of their class, so that the mass of a class that the network thinks impossible
+    is as precise as any other.
+    """
+    order = torch.from_numpy(automaton.order).to(logits.device)
+    bounds = torch.from_numpy(automaton.bounds).to(logits.device)
+    which = torch.arange(len(bounds) - 1, device=logits.device).repeat_interleave(bounds.diff())
+    logits = logits.index_select(-1, order)
+    top = logits.new_full((len(logits), len(bounds) - 1), -torch.inf)
+    top = top.scatter_reduce(1, which.expand_as(logits), logits, "amax")
+    weight = logits - top.masked_fill(top.isneginf(), 0).index_select(-1, which)
     if hard:
-        weight = (log_q == top[:, which]).to(log_q.dtype)  # the first of equals: u plays no part
-        u = torch.zeros_like(u)
-    cdf = torch.nn.functional.pad(weight.cumsum(-1), (1, 0))
+        weight, u = weight == 0, torch.zeros_like(u)  # the first of the most probable
+    else:
+        weight = weight.exp_()
+    cdf = torch.nn.functional.pad(weight.cumsum(-1, dtype=logits.dtype), (1, 0))
     start, stop = cdf[:, bounds[:-1]], cdf[:, bounds[1:]]
     goal = start + u.to(cdf.device, cdf.dtype)[:, None] * (stop - start)
     goal = torch.minimum(goal, stop.nextafter(torch.zeros_like(stop)))  # below the end even where rounding reaches it
     drawn = torch.searchsorted(cdf[:, 1:].contiguous(), goal, right=True).clamp(max=len(order) - 1)
-    mass = top if hard else shift + (stop - start).log()
-    return mass.masked_fill(top.isneginf(), -torch.inf), order[drawn]
+    # where a class has no mass, top says so
+    return top if hard else top + (stop - start).clamp(min=1).log(), order[drawn]
 
 
 def joint(
