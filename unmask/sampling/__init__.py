@@ -21,9 +21,12 @@ from unmask.sampling.adaptive import (
     Margin,
     Threshold,
 )
+from unmask.sampling.automaton import Automaton
 from unmask.sampling.blocks import Blocks
 from unmask.sampling.canvas import template
+from unmask.sampling.constraints import Constraint
 from unmask.sampling.drawing import Draw
+from unmask.sampling.matching import Matches, sample_matching
 from unmask.sampling.planned import (
     Euler,
     FixedOrder,
@@ -43,8 +46,10 @@ from unmask.sampling.runner import Samples, Step, decode_nats, sample, stream
 __all__ = [
     "Adaptive",
     "AdaptivePolicy",
+    "Automaton",
     "Blocks",
     "Confidence",
+    "Constraint",
     "Draw",
     "Entropy",
     "EntropyBound",
@@ -54,6 +59,7 @@ __all__ = [
     "LeftToRight",
     "LowConfidence",
     "Margin",
+    "Matches",
     "Planned",
     "Policy",
     "RandomOrder",
@@ -67,6 +73,7 @@ __all__ = [
     "expected_nfe",
     "nfe_of",
     "sample",
+    "sample_matching",
     "stream",
     "template",
     "without_gaps",

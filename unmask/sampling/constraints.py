@@ -41,28 +41,80 @@ class Constraint:
 
     automaton: Automaton
     span: tuple[int, int] | None = None
+    abandon: bool = False
+    """Draw freely instead, and leave a sequence, masks in it, when nothing fits it any more (`sample_matching`)."""
 
-    def spans(self, open_: Bool[Tensor, "B L"]) -> list[tuple[int, int]]:
-        """What is read of each canvas. Raises ValueError for a span outside the canvas."""
-        length = open_.shape[-1]
-        if self.span is None:
-            found = [row.nonzero().squeeze(-1) for row in open_]
-            return [(int(at[0]), int(at[-1]) + 1) if len(at) else (0, 0) for at in found]
-        if not 0 <= self.span[0] < self.span[1] <= length:
-            raise ValueError(f"span {self.span} is not in a canvas of {length} tokens: positions begin at 0")
-        return [self.span] * len(open_)
+    def spans(self, tokens: Int[Tensor, "B L"], vocab: int, mask_id: int) -> list[tuple[int, int]]:
+        """What is read of each canvas.
 
-    def classes(self, tokens: Int[Tensor, " L"], mask_id: int) -> list[int]:
-        """The class of each token, OPEN where it is masked."""
-        class_of = self.automaton.class_of
-        return [OPEN if token == mask_id else int(class_of[token]) for token in tokens.tolist()]
-
-    def check(self, tokens: Int[Tensor, "B L"], spans: Sequence[tuple[int, int]], mask_id: int) -> None:
-        """Raises ValueError for a canvas that nothing fits."""
-        for row, (start, stop) in zip(tokens, spans, strict=True):
-            read = self.classes(row[start:stop], mask_id)
-            if stop > start and not self.automaton.accepts(read):
+        Raises ValueError for an automaton over other tokens, a span outside the canvas, or a canvas that nothing fits.
+        """
+        if len(self.automaton.class_of) != vocab:
+            what = f"the constraint is over {len(self.automaton.class_of)} tokens, the network over {vocab}"
+            raise ValueError(f"{what}: build it with the network's own tokenizer")
+        if self.span is not None and not 0 <= self.span[0] < self.span[1] <= tokens.shape[-1]:
+            raise ValueError(f"span {self.span} is not in a canvas of {tokens.shape[-1]} tokens: positions begin at 0")
+        spans = []
+        for row in tokens:
+            open_ = (row == mask_id).nonzero().squeeze(-1).tolist()
+            spans.append((self.span or (open_[0], open_[-1] + 1)) if open_ else (0, 0))
+            read = self.classes(row, spans[-1], mask_id)
+            if open_ and not self.automaton.accepts(read):
                 raise ValueError(self._misfit(read))
+        return spans
+
+    def classes(self, row: Int[Tensor, " L"], span: tuple[int, int], mask_id: int) -> list[int]:
+        """The class of each token of a span, OPEN where it is masked."""
+        class_of = self.automaton.class_of
+        return [OPEN if token == mask_id else int(class_of[token]) for token in row[slice(*span)].tolist()]
+
+    def alive(self, tokens: Int[Tensor, "B L"], spans: Sequence[tuple[int, int]], mask_id: int) -> Bool[Tensor, " B"]:
+        """Whether some filling of the masked positions of each row fits."""
+        rows = zip(tokens, spans, strict=True)
+        return torch.tensor([self.automaton.accepts(self.classes(row, span, mask_id)) for row, span in rows])
+
+    def settle(
+        self,
+        tokens: Int[Tensor, "R L"],
+        spans: Sequence[tuple[int, int]],
+        mask_id: int,
+        slot: Int[Tensor, " N"],
+        position: Int[Tensor, " N"],
+        mass: Float[Tensor, "N KC"],
+        v: Float[Tensor, " N"],
+        draw: Draw,
+    ) -> tuple[Int[Tensor, "N 1"], Float[Tensor, " R"]]:
+        """(which offer each position takes, log Z of each row): the offers of a row's positions are taken together.
+
+        Positions outside the span take offers by themselves. Where the filters of `draw` leave nothing that fits, the
+        row takes from the law without them, and log Z is -inf. Raises ValueError where that leaves nothing either.
+        """
+        which, weight = np.zeros(len(slot), dtype=np.int64), np.zeros(len(tokens))
+        hard, laws = draw.temperature == 0, mass.numpy().reshape(len(slot), -1, self.automaton.table.shape[1])
+        places, u = position.numpy(), v.numpy()
+        rows = np.searchsorted(slot.numpy(), np.arange(len(tokens) + 1))  # the positions come row by row
+        for r, (row, (start, stop)) in enumerate(zip(tokens, spans, strict=True)):
+            here = np.arange(rows[r], rows[r + 1])
+            within = (places[here] >= start) & (places[here] < stop)
+            for n in here[~within]:
+                which[n] = _draw(laws[n, 0], u[n], hard)
+            if len(asked := here[within]):
+                read = self.classes(row, (start, stop), mask_id)
+                which[asked], weight[r] = self._offers(read, places[asked] - start, laws[asked], u[asked], hard)
+        return torch.from_numpy(which)[:, None], torch.from_numpy(weight)
+
+    def _offers(
+        self, read: list[int], asked: Int[Array, " A"], laws: Float[Array, "A K C"], u: Float[Array, " A"], hard: bool
+    ) -> tuple[Int[Array, " A"], float]:
+        """By the first law under which something fits; log Z is that of the first of all."""
+        for k in range(laws.shape[1]):
+            which, weight = joint(self.automaton, read, asked.tolist(), laws[:, k], u, hard=hard)
+            if np.isfinite(weight):
+                never = k > 0 or (hard and weight < 0)  # what the free law would not write
+                return which + k * laws.shape[2], -np.inf if never else weight
+        raise ValueError(
+            "the network gives no probability to any text that fits the constraint here: allow the tokens that it needs"
+        )
 
     def _misfit(self, read: list[int]) -> str:
         room, given = len(read), sum(token != OPEN for token in read)
@@ -77,17 +129,17 @@ class Constraint:
 
 def offer(
     logits: Float[Tensor, "n V"], u: Float[Tensor, " n"], draw: Draw, automaton: Automaton
-) -> tuple[Float[Tensor, "n K C"], Int[Tensor, "n K C"]]:
+) -> tuple[Float[Tensor, "n KC"], Int[Tensor, "n KC"]]:
     """What a prediction offers: each class's log mass, and one token drawn within it by inverse CDF from u.
 
-    K = 2 where `draw` filters: the law with its filters, and without. At temperature 0 a class offers its most
+    K = 2 where `draw` filters: the law with its filters, then the one without. At temperature 0 a class offers its most
     probable token, and that one's log-probability for a mass.
     """
     hard = draw.temperature == 0
     free = replace(draw, temperature=1.0 if hard else draw.temperature, top_k=None, top_p=None)
     laws = [free] if hard or draw == free else [draw, free]
     parts = [_by_class(law.adjust(logits), u, automaton, hard) for law in laws]
-    mass, token = (torch.stack(part, 1) for part in zip(*parts, strict=True))
+    mass, token = (torch.cat(part, 1) for part in zip(*parts, strict=True))
     return mass, token
 
 
@@ -146,7 +198,7 @@ def joint(
     here, drawn = 0, []
     for branch, weight, after, uniform in zip(layers, mass, messages[-2::-1], u, strict=True):
         value = weight + np.append(after, -np.inf)[branch[here]]
-        drawn.append(int(value.argmax()) if hard else _inverse_cdf(value, uniform))
+        drawn.append(_draw(value, uniform, hard))
         here = branch[here, drawn[-1]]
     total = sum(float(_log_sum(weight[None], hard)[0]) for weight in mass)
     return np.array(drawn, dtype=np.int64), float(message[0]) - total
@@ -195,6 +247,9 @@ def _log_sum(value: Float[Array, "K C"], hard: bool) -> Float[Array, " K"]:
         return shift + np.log(np.exp(value - shift[:, None]).sum(-1))
 
 
-def _inverse_cdf(value: Float[Array, " C"], u: float) -> int:
+def _draw(value: Float[Array, " C"], u: float, hard: bool) -> int:
+    """A class in proportion to exp(value), by inverse CDF; the largest if `hard`."""
+    if hard:
+        return int(value.argmax())
     cdf = np.exp(value - value.max()).cumsum()
     return int(np.searchsorted(cdf, min(u * cdf[-1], np.nextafter(cdf[-1], 0)), side="right"))
