@@ -190,7 +190,7 @@ def test_at_temperature_0_the_most_probable_assignment():
 
 
 def test_too_many_sets_are_refused(monkeypatch):
-    monkeypatch.setattr(constraints, "CELLS", 8)
+    monkeypatch.setattr(constraints, "CELLS", 3)
     automaton = over_tokens(regular("(aa|b|c.b)*"), [b"a", b"b", b"c"])
     with pytest.raises(ValueError, match="sets of states between two of 3 tokens that are drawn"):
         joint(automaton, [OPEN] * 9, [1, 4, 7], np.zeros((3, automaton.table.shape[1])), np.zeros(3))

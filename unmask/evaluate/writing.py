@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from unmask.checkpoint import Model
 from unmask.files import Row
-from unmask.sampling import Draw, LeftToRight, Policy, RandomOrder, Step, sample
+from unmask.sampling import Constraint, Draw, LeftToRight, Policy, RandomOrder, Step, sample, sample_matching
 
 
 def write(
@@ -17,13 +17,16 @@ def write(
     seed: int = 0,
     batch: int = 16,
     titles: Sequence[str] | None = None,
+    constraint: Constraint | None = None,
+    attempts: int | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> list[Row]:
     """Fill the blanks of each text; a record a text: the tokens' pieces, when and how confidently each was written,
     NFE.
 
     The default policy is exact: a random order one token at a time, left to right for a causal model. `seconds` are
-    those of the whole batch, without `on_step`'s. Raises ValueError for what the model cannot write.
+    those of the whole batch, without `on_step`'s. With a `constraint` every text fits it, at each reveal or, where
+    `attempts` says how many may be made, as p(x | fits). Raises ValueError for what the model cannot write.
     """
     policy = policy or (LeftToRight() if model.causal else RandomOrder())
     draw = draw or Draw()
@@ -39,9 +42,18 @@ def write(
         watched += time.perf_counter() - begun
 
     start = time.perf_counter()
-    samples = sample(model, canvases, policy, draw=draw, seed=seed, batch=batch, on_step=watch)
+    if constraint is None or attempts is None:
+        options = {"draw": draw, "seed": seed, "batch": batch}
+        samples = sample(model, canvases, policy, **options, constraint=constraint, on_step=watch)
+    else:
+        matches = sample_matching(
+            model, canvases, constraint, policy, draw=draw, seed=seed, batch=batch, attempts=attempts
+        )
+        samples = matches.samples
     seconds = time.perf_counter() - start - watched
     law = policy.exact_for if draw == Draw() else f"no stated law: {draw} changes the one of {policy.exact_for}"
+    if constraint is not None:
+        law += "; at each reveal what still fits" if attempts is None else "; given that it fits"
     return [
         {
             "title": titles[i] if titles else text,
@@ -49,6 +61,7 @@ def write(
             "policy": repr(policy),
             "exact_for": law,
             "nfe": int(samples.nfe[i]),
+            **({} if constraint is None else {"log_weight": float(samples.log_weight[i])}),
             "seconds": seconds,
             "seed": seed,
             "pieces": model.tokenizer.pieces(samples.tokens[i].tolist()),

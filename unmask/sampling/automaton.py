@@ -58,8 +58,8 @@ class Automaton:
         counts = np.bincount(self.class_of, minlength=self.table.shape[1])
         object.__setattr__(self, "bounds", np.append(0, counts.cumsum()))
         # what was met before is met again: at the next position, evaluation or sequence
-        for name, size in (("_step", 1 << 16), ("_before", 1 << 16), ("_branches", 1 << 12)):
-            object.__setattr__(self, name, lru_cache(size)(getattr(self, name)))
+        for name in ("_step", "_before"):
+            object.__setattr__(self, name, lru_cache(1 << 16)(getattr(self, name)))
 
     @property
     def start(self) -> int:
@@ -78,10 +78,6 @@ class Automaton:
     def before(self, states: int, token: int) -> int:
         """The states from which a token of this class, or some token (OPEN), leads into the set."""
         return self._before(states, token) if states else 0
-
-    def branches(self, states: int) -> tuple[Int[Array, " C"], list[int]]:
-        """(which, sets): a token of class c leads from this set to sets[which[c]]; sets are distinct."""
-        return self._branches(states)
 
     def backward(self, tokens: Sequence[int]) -> list[int]:
         """For each gap of a sequence of classes, the states from which its rest can be accepted."""
@@ -121,22 +117,19 @@ class Automaton:
             return self._of(source[mask[target]])
         return self._of(np.flatnonzero(mask[self.table[:, token]]))
 
-    def _branches(self, states: int) -> tuple[Int[Array, " C"], list[int]]:
-        rows = self.table[self._mask(states)]
-        if len(rows) == 1:
-            reached, which = np.unique(rows[0], return_inverse=True)
-            return which, [0 if state == DEAD else 1 << int(state) for state in reached]
-        masks = np.zeros((rows.shape[1], len(self.table)), dtype=bool)
-        masks[np.arange(rows.shape[1]), rows] = True
-        masks[:, DEAD] = False
-        packed = np.packbits(masks, axis=1, bitorder="little")
-        first, which = _distinct(packed)
-        return which, [int.from_bytes(row.tobytes(), "little") for row in packed[first]]
+    def packed(self, sets: Sequence[int]) -> Int[Array, "K W"]:
+        """Sets as rows of 64-bit words."""
+        words = -(-len(self.table) // 64)
+        data = b"".join(states.to_bytes(8 * words, "little") for states in sets)
+        return np.frombuffer(data, dtype="<u8").reshape(-1, words)
+
+    def unpacked(self, words: Int[Array, "K W"]) -> Bool[Array, "K S"]:
+        """Whether each state is in each set."""
+        bits = np.unpackbits(words.astype("<u8").view(np.uint8), axis=-1, count=len(self.table), bitorder="little")
+        return bits.view(bool)
 
     def _mask(self, states: int) -> Bool[Array, " S"]:
-        size = len(self.table)
-        packed = np.frombuffer(states.to_bytes(-(-size // 8), "little"), dtype=np.uint8)
-        return np.unpackbits(packed, count=size, bitorder="little").view(bool)
+        return self.unpacked(self.packed([states]))[0]
 
     def _of(self, states: Int[Array, " N"]) -> int:
         mask = np.zeros(len(self.table), dtype=bool)
@@ -174,7 +167,7 @@ def _merged(letters: ByteAutomaton) -> ByteAutomaton:
     # dead and start keep their numbers: nothing else is marked so
     marks = np.concatenate([[2, 3], accepting[2:]])
     while True:
-        first, which = _distinct(np.column_stack([marks, table]))
+        first, which = distinct(np.column_stack([marks, table]))
         if len(first) == len(table):
             return ByteAutomaton(table, letters.kind, accepting)
         table, accepting, marks = which[table[first]], accepting[first], marks[first]
@@ -221,15 +214,27 @@ def _trimmed(table: Int[Array, "S C"], class_of: Int[Array, " V"], accepting: Bo
     kept = new[table[order]]
     kept[DEAD] = DEAD
     columns = np.pad(kept.T, ((1, 0), (0, 0)))  # the dead column first, if no token has it yet
-    first, which = _distinct(columns)
+    first, which = distinct(columns)
     return Automaton(np.ascontiguousarray(columns[first].T), which[1:][class_of], accepting[order])
 
 
-def _distinct(rows: Int[Array, "N M"]) -> tuple[Int[Array, " D"], Int[Array, " N"]]:
+def distinct(rows: Int[Array, "N *M"]) -> tuple[Int[Array, " D"], Int[Array, " N"]]:
     """(where each distinct row is met first, the number of each row among them), in the order they are met."""
-    number: dict[bytes, int] = {}
-    which = np.array([number.setdefault(row.tobytes(), len(number)) for row in np.ascontiguousarray(rows)])
-    return np.unique(which, return_index=True)[1], which
+    rows = np.ascontiguousarray(rows).reshape(len(rows), -1)
+    # by a hash that is linear in pieces of 16 bits (in whole words the top bits would cancel), and checked
+    pieces = rows.view(np.uint16).astype(np.uint64)
+    _, first, which = np.unique(pieces @ _factors(pieces.shape[1]), return_index=True, return_inverse=True)
+    if not np.array_equal(rows[first][which], rows):
+        _, first, which = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    order = first.argsort()
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    return first[order], place[which.ravel()]
+
+
+@lru_cache(64)
+def _factors(count: int) -> Int[Array, " count"]:
+    return np.random.default_rng(0).integers(2**63, 2**64, count, dtype=np.uint64) | np.uint64(1)
 
 
 def _edges(table: Int[Array, "S C"]) -> tuple[Int[Array, " E"], Int[Array, " E"]]:

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from unmask.sampling.automaton import OPEN, Array, Automaton
+from unmask.sampling.automaton import DEAD, OPEN, Array, Automaton, distinct
 from unmask.sampling.drawing import Draw
 
 CELLS = 1 << 24  # sets times classes of one position: 128 MB
@@ -207,34 +207,40 @@ def joint(
 def _layers(automaton: Automaton, read: Sequence[int], asked: Sequence[int]) -> list[Int[Array, "K C"]]:
     """For each asked place the set, by number, that each set reaches just before the next one, -1 where none fits.
 
-    Sets hold only states from which the rest can still be accepted, so that sets with one future are one.
+    Sets hold only states from which the rest can still be accepted, so that sets with one future are more often one.
     """
-    behind = automaton.backward(read)
+    behind, table = automaton.backward(read), automaton.table
 
     def walk(states: int, start: int, stop: int) -> int:
         for token in read[start:stop]:
             states = automaton.step(states, token)
         return states & behind[stop]
 
-    sets, layers = [walk(automaton.start, 0, asked[0] if asked else len(read))], []
+    sets, layers = automaton.packed([walk(automaton.start, 0, asked[0])]), []
     for i, place in enumerate(asked):
         last = i + 1 == len(asked)
-        stop = place + 1 if last else asked[i + 1]
-        number: dict[int, int] = {}
-        rows = []
-        for states in sets:
-            which, reached = automaton.branches(states)
-            ends = [walk(one, place + 1, stop) for one in reached]
-            # behind the last asked place nothing tells sets apart but whether they fit
-            ends = [min(one, 1) for one in ends] if last else ends
-            rows.append(np.array([number.setdefault(one, len(number)) if one else -1 for one in ends])[which])
-            if (len(rows) + len(number)) * len(which) > CELLS:
-                raise ValueError(
-                    f"the constraint leaves more than {len(number):,} sets of states between two of {len(asked)} "
-                    "tokens that are drawn together: reveal fewer in one step, or from the left"
-                )
-        layers.append(np.stack(rows))
-        sets = list(number) or [0]
+        if len(sets) * table.shape[1] > CELLS:
+            raise ValueError(
+                f"the constraint leaves {len(sets):,} sets of states between two of {len(asked)} tokens that are drawn "
+                "together: reveal fewer in one step, or from the left"
+            )
+        masks = automaton.unpacked(sets)
+        alive = np.flatnonzero(masks.any(0))
+        # where one state leads; behind the last asked place nothing tells sets apart but whether they fit
+        after = np.zeros((len(table), 1 if last else sets.shape[1]), dtype=np.uint64)
+        for state in set(table[alive].ravel().tolist()) - {DEAD}:
+            reached = walk(1 << state, place + 1, place + 1 if last else asked[i + 1])
+            after[state] = reached > 0 if last else automaton.packed([reached])
+        # classes that lead every state here to the same are one
+        first, which = distinct(after[table[alive]].swapaxes(0, 1))
+        ways = after[table[np.ix_(alive, first)]].reshape(len(alive), len(first) * after.shape[1])
+        ends = np.stack([np.bitwise_or.reduce(ways[mask], axis=0) for mask in masks[:, alive]])
+        ends = ends.reshape(-1, after.shape[1])
+        first, number = distinct(ends)
+        live = ends[first].any(-1)
+        number = np.where(live, live.cumsum() - 1, -1)[number]
+        layers.append(number.reshape(len(sets), -1)[:, which])
+        sets = ends[first[live]] if live.any() else np.zeros_like(after[:1])
     return layers
 
 
