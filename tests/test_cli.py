@@ -1,6 +1,7 @@
 """The command line: what it says when it is asked something impossible, and what machines read."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +69,33 @@ def test_template_from_a_file(capsys, checkpoint, tmp_path):
     record = json.loads(capsys.readouterr().out)
     assert record["text"].startswith("name: ")
     assert 4 <= record["nfe"] <= 5
+
+
+def test_every_printed_sample_fits(capsys, checkpoint, tmp_path):
+    """A regular expression, a JSON schema, choices; with a suffix nothing but the text may stand in the blank."""
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"enum": ["x", None]}}, "required": ["b"]}
+    write_json(tmp_path / "schema.json", schema)
+    common = ["sample", "--checkpoint", checkpoint, "--count", "3", "--json", "--length", "24"]
+
+    def texts(*words: object) -> list[dict]:
+        main([str(word) for word in (*common, *words)])
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    for record in texts("--regex", "[0-9]{4}-[0-9]{2}é*", "--policy", "tweedie", "--steps", "4"):
+        assert re.fullmatch("[0-9]{4}-[0-9]{2}é*", record["text"])
+        assert record["exact_for"].endswith("; at each reveal what still fits")
+        assert record["log_weight"] < 0
+    for record in texts("--schema", tmp_path / "schema.json", "--policy", "low-confidence", "--steps", "6"):
+        assert "b" in json.loads(record["text"])
+    for record in texts("--choices", "yes|no", "--prompt", "so: "):
+        assert record["text"] in ("so: yes", "so: no")
+    for record in texts("--regex", "(ab)+", "--prompt", "<", "--suffix", ">"):
+        assert record["text"] == "<" + "ab" * 12 + ">"
+    for record in texts("--template", "{{1}}{{3}} and {{4}}", "--regex", "[a-z]{4} and [0-9]+", "--seed", 5):
+        assert re.fullmatch("[a-z]{4} and [0-9]{1,4}", record["text"])
+    for record in texts("--length", "1", "--regex", "[^b-z]|\\W", "--matching"):
+        assert record["exact_for"].endswith("; given that it fits")
+        assert len(record["text"]) <= 1
 
 
 def test_perplexity_rows(capsys, checkpoint, data, tmp_path):
@@ -219,6 +247,13 @@ def test_what_is_not_there(capsys, tmp_path, monkeypatch, words, message):
     ("words", "message"),
     [
         (["--temperature", "-1"], "temperature -1.0"),
+        (["--regex", "a(", "--length", "3"], "regular expression 'a(': missing ), unterminated subpattern"),
+        (["--regex", "a", "--choices", "b"], "--regex, --schema and --choices: give one of them"),
+        (["--matching"], "--matching needs something to match"),
+        (["--schema", "nowhere.json"], "nowhere.json: no such file"),
+        (["--choices", "a|"], "none of them empty"),
+        (["--regex", "aaaa", "--length", "3"], "no text of 3 tokens fits the constraint: it has place for 4"),
+        (["--regex", "x{3}", "--matching", "--attempts", "3", "--length", "3"], "none of 3 attempts fits"),
         (["--top-p", "0"], "top_p 0.0"),
         (["--count", "0"], "count 0"),
         (["--template", "{{0}}"], "blank {{0}}"),

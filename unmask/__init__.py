@@ -5,6 +5,7 @@ samples = unmask.sample(model, [model.canvas("Once {{8}} there was")], unmask.Ra
 estimate = unmask.log_likelihood(model, x_0)
 """
 
+from unmask import grammar
 from unmask.checkpoint import Model, load
 from unmask.corruption import Cosine, Geometric, LogLinear
 from unmask.likelihood import (
@@ -23,6 +24,7 @@ from unmask.objectives import AnyOrder, LambdaDCE, NextToken, TimeDCE, TimeDSE, 
 from unmask.sampling import (
     Blocks,
     Confidence,
+    Constraint,
     Draw,
     Entropy,
     EntropyBound,
@@ -42,6 +44,7 @@ from unmask.sampling import (
     draw_plan,
     expected_nfe,
     sample,
+    sample_matching,
     stream,
     template,
 )
@@ -53,6 +56,7 @@ __all__ = [
     "Biased",
     "Blocks",
     "Confidence",
+    "Constraint",
     "Cosine",
     "Draw",
     "Entropy",
@@ -88,12 +92,14 @@ __all__ = [
     "decoder_log_likelihood",
     "draw_plan",
     "expected_nfe",
+    "grammar",
     "importance_log_likelihood",
     "load",
     "log_likelihood",
     "ordered_log_likelihood",
     "ordered_surprisal",
     "sample",
+    "sample_matching",
     "stream",
     "surprisal",
     "template",

@@ -13,18 +13,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.markup import escape
+from torch import Tensor
 
+from unmask import grammar
 from unmask.checkpoint import Model, load
 from unmask.data import load_split, prepare
 from unmask.demo import Scale, demo
 from unmask.evaluate import write
 from unmask.evaluate.commands import Compare, Evaluate
-from unmask.files import write_json
+from unmask.files import read_json, write_json
 from unmask.log import console, progress, say
 from unmask.recipes import RECIPES, on_its_data
 from unmask.report import report
 from unmask.report.console import unmasking
-from unmask.sampling import AdaptivePolicy, Blocks, Draw, Planned, Remasking, Speculative
+from unmask.sampling import AdaptivePolicy, Blocks, Constraint, Draw, Planned, Remasking, Speculative
 from unmask.train import TrainConfig, train
 
 
@@ -130,6 +132,16 @@ class Sample:
     """
     ban: tuple[str, ...] = ()
     """Texts of single tokens that must not be written."""
+    regex: str | None = None
+    """What stands from the first blank to the last must fit this regular expression (Python's syntax)."""
+    schema: Path | None = None
+    """... or be JSON that this JSON schema accepts."""
+    choices: str | None = None
+    """... or be one of these texts, separated by "|"."""
+    matching: bool = False
+    """Write freely until a text fits, so that it follows p(x | fits), instead of drawing what still fits."""
+    attempts: int = 1000
+    """How often --matching may try for a sample."""
     count: int = 1
     seed: int = 0
     batch: int = 16
@@ -145,7 +157,8 @@ class Sample:
         model = load(self.checkpoint, device=self.device)
         text = self._text()
         first = model.canvas(text, seed=self.seed)
-        quiet = self.json or self.count > 1
+        constraint = self._constraint(model, first)
+        quiet = self.json or self.count > 1 or self.matching
         with unmasking(console, first, model.mask_id, model.tokenizer.pieces) as show:
             on_step = None if quiet else show
             texts = [text] * self.count
@@ -159,12 +172,29 @@ class Sample:
                 guidance=self.guidance,
                 bias=dict.fromkeys((_single(model, text) for text in self.ban), -math.inf),
                 until_end=self.until_end,
+                constraint=constraint,
+                attempts=self.attempts if self.matching else None,
                 on_step=on_step,
             )
         if self.out is not None:
             write_json(self.out, {"samples": records})
         for record in records:
             say(record if self.json else f"{record['text']}\n[NFE {record['nfe']}; law: {record['exact_for']}]")
+
+    def _constraint(self, model: Model, canvas: Tensor) -> Constraint | None:
+        if [self.regex, self.schema, self.choices].count(None) < 2:
+            raise ValueError("--regex, --schema and --choices: give one of them")
+        # end tokens fill the rest where nothing follows, and where nothing stands before a space may be lost
+        around = {"end": int(canvas[-1]) == model.mask_id, "opens": int(canvas[1]) == model.mask_id}
+        if self.regex is not None:
+            return Constraint(grammar.regex(model.tokenizer, self.regex, **around))
+        if self.schema is not None:
+            return Constraint(grammar.json_schema(model.tokenizer, read_json(self.schema), **around))
+        if self.choices is not None:
+            return Constraint(grammar.choices(model.tokenizer, self.choices.split("|"), **around))
+        if self.matching:
+            raise ValueError("--matching needs something to match: give --regex, --schema or --choices")
+        return None
 
     def _text(self) -> str:
         if self.template is None:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-PLAN, TOKEN, LEVEL, MASK, LENGTH, DRAFT = range(6)  # purposes: independent streams of one sequence
+PLAN, TOKEN, LEVEL, MASK, LENGTH, DRAFT, KIND = range(7)  # purposes: independent streams of one sequence
 
 
 def keyed_uniforms(

@@ -1,7 +1,8 @@
 """Text to token ids and back: a thin face over Hugging Face's `tokenizers`."""
 
+import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import SupportsInt
@@ -25,6 +26,7 @@ UNFINISHED = "\ufffd"  # what decoders write for the bytes of a character that i
 # GPT-2's pattern starts a word at the last space or line end of a gap, whatever comes before it (its
 # \s+(?!\S) takes the rest of the gap): a text cut there is read as it was whole.
 GAP = re.compile(r"[ \n](?=\S)")
+SPACE, BYTE = "▁", re.compile(r"<0x[0-9A-F]{2}>")  # sentencepiece's space, and its tokens of single bytes
 PIECE, PIECES = 2**16, 16  # characters, and pieces at once: ~90 MB of the library's records
 
 
@@ -80,6 +82,24 @@ class Tokenizer:
             start, done = done, i + 1
             before = self.inner.decode(known[start:done], skip_special_tokens=True)
         return pieces
+
+    def spellings(self) -> list[bytes | None]:
+        """The bytes of each token, None for special ones and ids without a token: joined, they are decode's text.
+
+        Sentencepiece decoders drop a space at the very beginning of a text, see `drops_first_space`. Raises
+        ValueError for a tokenizer whose tokens are not pieces of the text itself, such as WordPiece.
+        """
+        spell = _spelling(self.inner)
+        special = {id for id, token in self.inner.get_added_tokens_decoder().items() if token.special}
+        spelt: list[bytes | None] = [None] * self.vocab
+        for token, id in self.inner.get_vocab(with_added_tokens=True).items():
+            spelt[id] = None if id in special else spell(token)
+        return spelt
+
+    def drops_first_space(self) -> bool:
+        """Whether a space at the very beginning of a text is lost in decoding."""
+        spaced = next((id for id, piece in enumerate(self.spellings()) if piece and piece.startswith(b" ")), None)
+        return spaced is not None and not self.decode([spaced]).startswith(" ")
 
     def save(self, path: Path | str) -> None:
         """Write tokenizer.json, whole or not at all, to `path` (a file, or a folder that exists)."""
@@ -200,6 +220,23 @@ def _byte_level(inner: tokenizers.Tokenizer) -> bool:
     only_bytes = inner.get_vocab_size(with_added_tokens=False) == 256
     only_special = all(token.special for token in inner.get_added_tokens_decoder().values())
     return only_special and (words.use_regex or only_bytes)
+
+
+def _spelling(inner: tokenizers.Tokenizer) -> Callable[[str], bytes]:
+    """How a token of the vocabulary is turned into bytes, by the decoder's kind."""
+    decoder = json.loads(inner.to_str())["decoder"] or {}
+    parts = decoder.get("decoders", [decoder])
+    if any(part.get("type") == "ByteLevel" for part in parts):
+        byte_of = {letter: byte for byte, letter in enumerate(_byte_letters())}
+        return lambda token: bytes(byte_of[c] for c in token) if byte_of.keys() >= set(token) else token.encode()
+    if any(SPACE in (part.get("replacement"), part.get("pattern", {}).get("String")) for part in parts):
+        return lambda token: (
+            bytes([int(token[3:5], 16)]) if BYTE.fullmatch(token) else token.replace(SPACE, " ").encode()
+        )
+    kind = decoder.get("type", "no")
+    raise ValueError(
+        f"this tokenizer ({kind} decoder) has no bytes for each token: use a byte-level or sentencepiece one"
+    )
 
 
 def _byte_letters() -> list[str]:

@@ -6,7 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from unmask.checkpoint import Model
 from unmask.files import Row
 from unmask.network import Network
-from unmask.sampling import Draw, LeftToRight, Policy, RandomOrder, Step, behind_end, sample
+from unmask.sampling import (
+    Constraint,
+    Draw,
+    LeftToRight,
+    Policy,
+    RandomOrder,
+    Step,
+    behind_end,
+    sample,
+    sample_matching,
+)
 from unmask.wrappers import Biased, Guided
 
 
@@ -22,6 +32,8 @@ def write(
     bias: Mapping[int, float] | None = None,
     until_end: bool = False,
     titles: Sequence[str] | None = None,
+    constraint: Constraint | None = None,
+    attempts: int | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> list[Row]:
     """Fill the blanks of each text; a record a text: the tokens' pieces, when and how confidently each was written,
@@ -29,8 +41,9 @@ def write(
 
     The default policy is exact: a random order one token at a time, left to right for a causal model. `guidance` is
     the weight of classifier-free guidance by what is given behind the begin token, `bias` nats on single tokens (-inf
-    bans); with `until_end` a blank's text ends at its first end token. `seconds` are those of the whole batch, without
-    `on_step`'s. Raises ValueError for what the model cannot write.
+    bans); with `until_end` a blank's text ends at its first end token. With a `constraint` every text fits it, at each
+    reveal or, where `attempts` says how many may be made, as p(x | fits). `seconds` are those of the whole batch,
+    without `on_step`'s. Raises ValueError for what the model cannot write.
     """
     policy = policy or (LeftToRight() if model.causal else RandomOrder())
     draw = draw or Draw()
@@ -53,11 +66,17 @@ def write(
         watched += time.perf_counter() - begun
 
     start = time.perf_counter()
-    samples = sample(network, canvases, policy, draw=draw, seed=seed, batch=batch, end=end, on_step=watch)
+    options = {"draw": draw, "seed": seed, "batch": batch}
+    if constraint is None or attempts is None:
+        samples = sample(network, canvases, policy, **options, end=end, constraint=constraint, on_step=watch)
+    else:
+        samples = sample_matching(network, canvases, constraint, policy, **options, attempts=attempts).samples
     seconds = time.perf_counter() - start - watched
     law = policy.exact_for if draw == Draw() else f"no stated law: {draw} changes the one of {policy.exact_for}"
     law += f", of the network guided with weight {guidance:g}" if guidance else ""
     law += ", of the network with a bias on tokens" if bias else ""
+    if constraint is not None:
+        law += "; at each reveal what still fits" if attempts is None else "; given that it fits"
 
     def text_of(i: int) -> str:
         tokens = samples.tokens[i]
@@ -72,6 +91,7 @@ def write(
             "policy": repr(policy),
             "exact_for": law,
             "nfe": int(samples.nfe[i]),
+            **({} if constraint is None else {"log_weight": float(samples.log_weight[i])}),
             "seconds": seconds,
             "seed": seed,
             "pieces": model.tokenizer.pieces(samples.tokens[i].tolist()),

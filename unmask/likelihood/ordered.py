@@ -20,6 +20,7 @@ from unmask.sampling import (
     LeftToRight,
     Policy,
     RandomOrder,
+    Speculative,
     Tweedie,
     decode_nats,
     draw_plan,
@@ -144,6 +145,7 @@ def decoder_log_likelihood(
     x_0, maskable, _ = checked(network, x_0, maskable, None)
     if bool((x_0 == network.mask_id).any()):
         raise ValueError("a decoder writes every open position: hidden ones (masks in x_0) have no place here")
+    policy = policy.inside if isinstance(policy, Speculative) else policy
     inside = policy.inside if isinstance(policy, Blocks) else policy
     if isinstance(inside, RandomOrder | Tweedie | Euler):
         raise ValueError(

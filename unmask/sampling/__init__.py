@@ -21,9 +21,12 @@ from unmask.sampling.adaptive import (
     Margin,
     Threshold,
 )
+from unmask.sampling.automaton import Automaton
 from unmask.sampling.blocks import Blocks
 from unmask.sampling.canvas import behind_end, template
+from unmask.sampling.constraints import Constraint
 from unmask.sampling.drawing import Draw
+from unmask.sampling.matching import Matches, sample_matching
 from unmask.sampling.planned import (
     Euler,
     FixedOrder,
@@ -44,8 +47,10 @@ from unmask.sampling.speculative import Speculative
 __all__ = [
     "Adaptive",
     "AdaptivePolicy",
+    "Automaton",
     "Blocks",
     "Confidence",
+    "Constraint",
     "Draw",
     "Entropy",
     "EntropyBound",
@@ -55,6 +60,7 @@ __all__ = [
     "LeftToRight",
     "LowConfidence",
     "Margin",
+    "Matches",
     "Planned",
     "Policy",
     "RandomOrder",
@@ -70,6 +76,7 @@ __all__ = [
     "expected_nfe",
     "nfe_of",
     "sample",
+    "sample_matching",
     "stream",
     "template",
     "without_gaps",

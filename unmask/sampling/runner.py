@@ -9,11 +9,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unmask.corruption import order_of
-from unmask.draws import DRAFT, PLAN, TOKEN, keyed_uniforms, log_probabilities
-from unmask.network import Network, evaluations
+from unmask.draws import DRAFT, KIND, PLAN, TOKEN, keyed_uniforms, log_probabilities
+from unmask.network import Network, Then, evaluations
 from unmask.sampling.adaptive import Adaptive
 from unmask.sampling.blocks import Blocks
 from unmask.sampling.canvas import behind_end
+from unmask.sampling.constraints import Constraint, offer
 from unmask.sampling.drawing import Draw
 from unmask.sampling.planned import Policy, RandomOrder, draw_plan
 from unmask.sampling.remasking import Remasking
@@ -49,6 +50,9 @@ class Samples:
     """The call for its sequence, counted from 0, at which each position was (last) written; -1 where given."""
     confidence: list[Float[Tensor, " L"]]
     """Probability of each written token under the network's law; 1 where given."""
+    log_weight: Float[Tensor, " S"]
+    """log of the importance weight that leads from a constrained law to p(x | fits) (see constraints.py): 0 without a
+    constraint, nan for a policy that looks at drawn tokens or erases them."""
 
 
 def sample(
@@ -61,6 +65,7 @@ def sample(
     sequences: Sequence[int] | None = None,
     batch: int = 16,
     end: int | None = None,
+    constraint: Constraint | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> Samples:
     """Fill the open positions of every canvas by a policy (default RandomOrder(): exact for the random-order law).
@@ -68,11 +73,14 @@ def sample(
     `sequences` number the canvases (default 0, 1, ...): a sequence is the same under (seed, number) in whatever
     batch it runs. `on_step` is told of each call. With an `end` token, once it is written in a blank (a run of open
     positions) what is still open behind it there is written as end tokens too, without a call: exact from left to
-    right and for blocks of one token, and otherwise for a network that is certain of it.
+    right and for blocks of one token, and otherwise for a network that is certain of it. With a `constraint` every
+    sample fits it, by the law that constraints.py states.
 
-    Raises ValueError for an empty canvas, or a policy that a causal network or an end token cannot go with.
+    Raises ValueError for an empty canvas, a policy that a causal network or an end token cannot go with, or a canvas
+    that nothing fits.
     """
-    steps = stream(network, canvases, policy, draw=draw, seed=seed, sequences=sequences, batch=batch, end=end)
+    options = {"draw": draw, "seed": seed, "sequences": sequences, "batch": batch, "end": end}
+    steps = stream(network, canvases, policy, **options, constraint=constraint)
     while True:
         try:
             step = next(steps)
@@ -92,12 +100,13 @@ def stream(
     sequences: Sequence[int] | None = None,
     batch: int = 16,
     end: int | None = None,
+    constraint: Constraint | None = None,
 ) -> Generator[Step, None, Samples]:
     """`sample` as an iterator: a `Step` a network call, as it happens; the generator's return value is the `Samples`.
 
     Arguments are checked at once, before the first step is asked for.
     """
-    policy, pick = policy or RandomOrder(), Pick(draw or Draw(), end=end)
+    policy, pick = policy or RandomOrder(), Pick(draw or Draw(), end=end, constraint=constraint)
     numbers = list(range(len(canvases))) if sequences is None else list(sequences)
     if len(numbers) != len(canvases):
         raise ValueError(f"{len(numbers)} sequence numbers for {len(canvases)} canvases: give one each")
@@ -107,7 +116,11 @@ def stream(
         raise ValueError(f"end token {end} is not in the network's vocabulary of {network.vocab}")
     if end is not None and _revising(policy) is not None:
         raise ValueError("Remasking may erase an end token that others were written for: leave `end` out, or cut after")
-    work = [_prepare(network, canvases, index, policy, seed, numbers) for index in _same_length(canvases)]
+    if end is not None and constraint is not None and constraint.span is not None:
+        raise ValueError("an end token may write into a constraint's span from before it: leave out one of the two")
+    if constraint is not None and isinstance(policy, Speculative):
+        raise ValueError("Speculative guesses tokens one by one, a constraint ties them: use its inside policy alone")
+    work = [_prepare(network, canvases, index, policy, seed, numbers, constraint) for index in _same_length(canvases)]
     return _stream(network, work, policy, pick, batch)
 
 
@@ -124,7 +137,8 @@ def _stream(
         [getattr(group, name)[j] for _, group, j in rows] for name in ("tokens", "reveal", "log_p")
     )
     nfe = evaluations(network) * torch.tensor([int(group.rows[j]) for _, group, j in rows], dtype=torch.long)
-    return Samples(tokens, nfe, calls, reveal, [row.exp() for row in log_p])
+    log_weight = torch.tensor([float(group.log_weight[j]) for _, group, j in rows], dtype=torch.float64)
+    return Samples(tokens, nfe, calls, reveal, [row.exp() for row in log_p], log_weight)
 
 
 def decode_nats(
@@ -166,6 +180,7 @@ class Pick:
     text: Int[Tensor, "S L"] | None = None
     end: int | None = None
     """Written behind itself to the end of its blank."""
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True)
@@ -190,6 +205,9 @@ class _Work:
     """Rows run for each sequence: one a call, and one more for each guess that is judged in it."""
     clock: Int[Tensor, "S 2"]
     """Where coins are tossed at every step (Remasking): the stage and the step of it that come next."""
+    spans: list[tuple[int, int]]
+    """What a constraint reads of each sequence."""
+    log_weight: Float[Tensor, " S"]
 
 
 def _same_length(canvases: Sequence[Tensor] | Tensor) -> list[list[int]]:
@@ -208,6 +226,7 @@ def _prepare(
     policy: Policy,
     seed: int,
     numbers: list[int],
+    constraint: Constraint | None = None,
 ) -> _Work:
     tokens = torch.stack([canvases[i].detach().to("cpu", torch.long) for i in index])
     open_ = tokens == network.mask_id
@@ -221,8 +240,12 @@ def _prepare(
     drawn = ((3, tokens.shape[1]), DRAFT) if isinstance(policy, Speculative) else (tokens.shape[1:], TOKEN)
     uniforms = keyed_uniforms(seed, keys, *drawn)
     turn, clock = torch.zeros(len(index), dtype=torch.long), torch.zeros(len(index), 2, dtype=torch.long)
+    spans = [] if constraint is None else constraint.spans(tokens, network.vocab, network.mask_id)
     never, log_p, rows = torch.full_like(plan, -1), torch.zeros(plan.shape, dtype=torch.float64), turn.clone()
-    return _Work(torch.tensor(index), keys, seed, tokens, plan, uniforms, never, log_p, turn, rows, clock)
+    weight = torch.zeros(len(index), dtype=torch.float64)
+    return _Work(
+        torch.tensor(index), keys, seed, tokens, plan, uniforms, never, log_p, turn, rows, clock, spans, weight
+    )
 
 
 def _inside(policy: Policy) -> Policy:
@@ -278,6 +301,9 @@ def _run(network: Network, work: _Work, policy: Policy, pick: Pick, batch: int, 
         yield step if revising is None else _with_erased(network, work, row, shown, step)
         call += 1
         asked = ask(row)
+        if pick.constraint is not None and pick.constraint.abandon and revising is None:
+            spans = [work.spans[i] for i in row.tolist()]
+            asked &= pick.constraint.alive(work.tokens[row], spans, network.mask_id)[:, None]
         live = asked.any(-1)
         row, asked = row[live], asked[live]
 
@@ -343,24 +369,13 @@ def _advance(
     position is drawn twice.
     """
     turn = work.turn[row]
-    slot, position = asked.nonzero(as_tuple=True)
-    at = slot * work.tokens.shape[1] + position
-    u = (work.uniforms[row] if once else _by_turn(work, row, turn, TOKEN))[slot, position]
-    text = None if pick.text is None else pick.text[row][slot, position]
-
-    def read(logits: Float[Tensor, "n V"], which: slice) -> tuple[Tensor, ...]:
-        log_q = log_probabilities(logits)
-        token = text[which].to(logits.device) if text is not None else cast(Draw, pick.draw)(logits, u[which])
-        drawn = log_q.gather(-1, token[:, None]).squeeze(-1)
-        return (token, drawn) if chooser is None else (token, drawn, chooser.score(log_q, drawn))
-
-    with torch.inference_mode():
-        token, log_p, *score = (part.cpu() for part in network(work.tokens[row], at, then=read, rows=work.index[row]))
-    if chooser is not None:
-        chosen = _choose(work, row, chooser, score[0], asked)[slot, position]
-        slot, position, token, log_p = slot[chosen], position[chosen], token[chosen], log_p[chosen]
+    u = (work.uniforms[row] if once else _by_turn(work, row, turn, TOKEN))[asked]
+    if pick.constraint is None or pick.constraint.abandon:
+        written = _apart(network, work, row, asked, u, chooser, pick)
+    else:
+        written = _together(network, work, row, asked, u, chooser, pick, weigh=once)
     work.rows[row] += 1
-    return _write(work, row, pick.end, call, slot, position, token, log_p)
+    return _write(work, row, pick.end, call, *written)
 
 
 def _judge(
@@ -418,6 +433,89 @@ def _write(
     work.reveal[written, position] = turn[slot]
     work.turn[row] = turn + 1
     return Step(call, work.index[written], position, token, log_p.exp())
+
+
+Written = tuple[Int[Tensor, " N"], Int[Tensor, " N"], Int[Tensor, " N"], Float[Tensor, " N"]]
+"""(slot in the call, position, token, log-probability) of what is revealed."""
+
+
+def _apart(
+    network: Network,
+    work: _Work,
+    row: Int[Tensor, " R"],
+    asked: Bool[Tensor, "R L"],
+    u: Float[Tensor, " N"],
+    chooser: Adaptive | None,
+    pick: Pick,
+) -> Written:
+    """Tokens drawn at each position by itself, or the given text's."""
+    slot, position = asked.nonzero(as_tuple=True)
+    text = None if pick.text is None else pick.text[row][slot, position]
+
+    def read(logits: Float[Tensor, "n V"], which: slice) -> tuple[Tensor, ...]:
+        log_q = log_probabilities(logits)
+        token = text[which].to(logits.device) if text is not None else cast(Draw, pick.draw)(logits, u[which])
+        drawn = log_q.gather(-1, token[:, None]).squeeze(-1)
+        return (token, drawn) if chooser is None else (token, drawn, chooser.score(log_q, drawn))
+
+    token, log_p, *score = _ask(network, work, row, asked, read)
+    if chooser is None:
+        return slot, position, token, log_p
+    chosen = _choose(work, row, chooser, score[0], asked)[slot, position]
+    return slot[chosen], position[chosen], token[chosen], log_p[chosen]
+
+
+def _together(
+    network: Network,
+    work: _Work,
+    row: Int[Tensor, " R"],
+    asked: Bool[Tensor, "R L"],
+    u: Float[Tensor, " N"],
+    chooser: Adaptive | None,
+    pick: Pick,
+    *,
+    weigh: bool,
+) -> Written:
+    """Tokens of a row drawn together, so that the constraint can still be kept; `constraints.py` has the law.
+
+    A chooser that ranks predictions chooses first; one that looks at drawn tokens gets a whole draft that fits.
+    """
+    slot, position = asked.nonzero(as_tuple=True)
+    constraint, draw = cast(Constraint, pick.constraint), cast(Draw, pick.draw)
+    looks = chooser is not None and chooser.looks_at_draws
+
+    def read(logits: Float[Tensor, "n V"], which: slice) -> tuple[Tensor, ...]:
+        log_q = log_probabilities(logits)
+        mass, token = offer(logits, u[which], draw, constraint.automaton)
+        log_p = log_q.gather(-1, token)
+        if chooser is None:
+            return mass, token, log_p
+        drawn = log_p.unbind(-1) if looks else [log_p[:, 0]]
+        return mass, token, log_p, torch.stack([chooser.score(log_q, one) for one in drawn], -1)
+
+    v = _by_turn(work, row, work.turn[row], KIND)[asked]
+    mass, token, log_p, *score = _ask(network, work, row, asked, read)
+    if chooser is not None and not looks:
+        chosen = _choose(work, row, chooser, score[0][:, 0], asked)[slot, position]
+        slot, position, mass, token, log_p, v = (part[chosen] for part in (slot, position, mass, token, log_p, v))
+    spans = [work.spans[i] for i in row.tolist()]
+    which, weight = constraint.settle(work.tokens[row], spans, network.mask_id, slot, position, mass, v, draw)
+    token, log_p = token.gather(-1, which).squeeze(-1), log_p.gather(-1, which).squeeze(-1)
+    work.log_weight[row] += weight if weigh or (chooser is not None and not looks) else torch.nan
+    if chooser is not None and looks:
+        chosen = _choose(work, row, chooser, score[0].gather(-1, which).squeeze(-1), asked)[slot, position]
+        slot, position, token, log_p = slot[chosen], position[chosen], token[chosen], log_p[chosen]
+    return slot, position, token, log_p
+
+
+def _ask(
+    network: Network, work: _Work, row: Int[Tensor, " R"], asked: Bool[Tensor, "R L"], read: Then
+) -> tuple[Tensor, ...]:
+    """What `read` makes of the predictions at the asked positions, on the host."""
+    slot, position = asked.nonzero(as_tuple=True)
+    at = slot * work.tokens.shape[1] + position
+    with torch.inference_mode():
+        return tuple(part.cpu() for part in network(work.tokens[row], at, then=read, rows=work.index[row]))
 
 
 def _by_turn(work: _Work, row: Int[Tensor, " R"], turn: Int[Tensor, " R"], purpose: int) -> Float[Tensor, "R L"]:

@@ -1,0 +1,219 @@
+"""JSON schemas as regular expressions.
+
+What is written is always JSON that the schema accepts. Not all JSON that it accepts can be written: properties stand in
+the schema's order, at most one space follows a comma or a colon, and a character is spelled in one way. A keyword that
+would have to be ignored is refused, for then some sample would not be valid.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from unmask.grammar.regular import regular
+from unmask.sampling.automaton import DEAD
+
+COMMA, COLON = ", ?", ": ?"
+CHARACTER = r"""(?:[^"\\\x00-\x1f]|\\["\\/bfnrt])"""
+UNSPELLED = [*range(0x20), ord('"'), ord("\\")]  # bytes that cannot stand for themselves in a JSON string
+NATURAL, POSITIVE = "(?:0|[1-9][0-9]*)", "[1-9][0-9]*"
+NUMBER = rf"-?{NATURAL}(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
+VALUES = 10_000  # of a bounded integer: each is spelled out
+NOTES = {"title", "description", "default", "examples", "deprecated", "$schema", "$id", "$comment", "$defs"}
+NOTES |= {"definitions"}
+KEYWORDS = {
+    "string": {"minLength", "maxLength", "pattern"},
+    "integer": {"minimum", "maximum"},
+    "number": set(),
+    "boolean": set(),
+    "null": set(),
+    "array": {"items", "prefixItems", "minItems", "maxItems"},
+    "object": {"properties", "required", "additionalProperties"},
+}
+PYTHON = {"string": str, "integer": int, "number": (int, float), "null": type(None), "array": list, "object": dict}
+Schema = Mapping[str, Any]
+
+
+def schema_pattern(schema: object) -> str:
+    """A regular expression that fits nothing but JSON which the schema accepts.
+
+    Known are type, enum, const, anyOf, $ref (not to itself), properties, required, additionalProperties, items,
+    prefixItems, minItems, maxItems, minLength, maxLength, pattern, and an integer's minimum and maximum. Raises
+    ValueError for any other keyword, and for what no regular expression can say.
+    """
+    return _value(schema, "#", schema, ())
+
+
+def _value(schema: Any, where: str, root: Any, above: tuple[str, ...]) -> str:
+    """The pattern of one value; `where` it is in the schema, `above` the references that lead here."""
+    if not isinstance(schema, dict):
+        raise ValueError(f"JSON schema, {where}: found {_shown(schema)}, not an object that says what a value is")
+    words = {word for word in schema if word not in NOTES}
+    if "$ref" in words:
+        _only(words, {"$ref"}, where)
+        name = schema["$ref"]
+        if name in above:
+            raise ValueError(f"JSON schema, {where}: {name} refers to itself, which no regular expression can follow")
+        return _value(_target(name, where, root), where, root, (*above, name))
+    if "anyOf" in words:
+        _only(words, {"anyOf"}, where)
+        return _either(
+            [_value(s, f"{where}/anyOf/{i}", root, above) for i, s in enumerate(_list(schema, "anyOf", where))]
+        )
+    if words & {"enum", "const"}:
+        _only(words, {"enum" if "enum" in words else "const", "type"}, where)
+        return _either([re.escape(_spelled(value)) for value in _constants(schema, where)])
+    types = _types(schema, where)
+    _only(words, {"type"}.union(*(KEYWORDS[name] for name in types)), where)
+    return _either([_typed(name, schema, where, root, above) for name in types])
+
+
+def _typed(name: str, schema: Schema, where: str, root: Any, above: tuple[str, ...]) -> str:
+    if name == "string":
+        return _string(schema, where)
+    if name == "integer":
+        return _integer(schema, where)
+    if name == "array":
+        return _array(schema, where, root, above)
+    if name == "object":
+        return _object(schema, where, root, above)
+    return {"number": NUMBER, "boolean": "(?:true|false)", "null": "null"}[name]
+
+
+def _string(schema: Schema, where: str) -> str:
+    if "pattern" not in schema:
+        return f'"{CHARACTER}{_count(schema, "minLength", "maxLength", where)}"'
+    if schema.keys() & {"minLength", "maxLength"}:
+        raise ValueError(f"JSON schema, {where}: say the length inside the pattern, with counts such as a{{2,5}}")
+    pattern = re.sub(r"^\^|(?<!\\)\$$", "", schema["pattern"])
+    automaton = regular(pattern := f"(?a:{pattern})")
+    if (automaton.table[:, automaton.kind[UNSPELLED]] != DEAD).any():
+        what = "fits a quotation mark, a backslash or a control character, which JSON spells otherwise: exclude them"
+        raise ValueError(f"JSON schema, {where}: pattern {schema['pattern']!r} {what}")
+    return f'"{pattern}"'
+
+
+def _integer(schema: Schema, where: str) -> str:
+    low, high = schema.get("minimum"), schema.get("maximum")
+    if low is None and high is None:
+        return f"-?{NATURAL}"
+    if high is None and low in (0, 1):
+        return POSITIVE if low else NATURAL
+    if not isinstance(low, int) or not isinstance(high, int) or not 0 <= high - low < VALUES:
+        what = f"give both, {VALUES:,} values apart at most; alone, only a minimum of 0 or 1"
+        raise ValueError(f"JSON schema, {where}: minimum {low} and maximum {high}: {what}")
+    return _either([str(value) for value in range(low, high + 1)])
+
+
+def _array(schema: Schema, where: str, root: Any, above: tuple[str, ...]) -> str:
+    if "prefixItems" in schema:
+        parts = _list(schema, "prefixItems", where)
+        if not schema.get("minItems", 0) <= len(parts) <= schema.get("maxItems", len(parts)):
+            raise ValueError(f"JSON schema, {where}: minItems and maxItems leave out the {len(parts)} prefixItems")
+        return rf"\[{COMMA.join(_value(s, f'{where}/prefixItems/{i}', root, above) for i, s in enumerate(parts))}\]"
+    if "items" not in schema:
+        raise ValueError(f"JSON schema, {where}: an array of any values is not regular: say its items")
+    least, most = _bounds(schema, "minItems", "maxItems", where)
+    if most == 0:
+        return r"\[\]"
+    item = _value(schema["items"], f"{where}/items", root, above)
+    more = f"{{{max(least - 1, 0)},{'' if most is None else most - 1}}}"
+    return rf"\[(?:{item}(?:{COMMA}{item}){more}){'' if least else '?'}\]"
+
+
+def _object(schema: Schema, where: str, root: Any, above: tuple[str, ...]) -> str:
+    if "properties" not in schema:
+        if schema.get("required") or not isinstance(schema.get("additionalProperties"), dict):
+            raise ValueError(f"JSON schema, {where}: an object of any properties is not regular: say its properties")
+        value = _value(schema["additionalProperties"], f"{where}/additionalProperties", root, above)
+        pair = f'"{CHARACTER}*"{COLON}{value}'
+        return rf"\{{(?:{pair}(?:{COMMA}{pair})*)?\}}"
+    required = set(schema.get("required", ()))
+    if missing := sorted(required - schema["properties"].keys()):
+        raise ValueError(f"JSON schema, {where}: {', '.join(missing)} required, but not among the properties")
+    pairs = [
+        (re.escape(_spelled(name)) + COLON + _value(value, f"{where}/properties/{name}", root, above), name in required)
+        for name, value in schema["properties"].items()
+    ]
+    return rf"\{{{_in_order(pairs)}\}}"
+
+
+def _in_order(pairs: Sequence[tuple[str, bool]]) -> str:
+    """The pairs with commas between them; one that is not required may be left out."""
+    starts = []
+    for i, (first, required) in enumerate(pairs):
+        rest = (f"(?:{COMMA}{pair}){'' if needed else '?'}" for pair, needed in pairs[i + 1 :])
+        starts.append(first + "".join(rest))
+        if required:
+            return _either(starts)
+    return f"(?:{'|'.join(starts)})?"
+
+
+def _either(patterns: Sequence[str]) -> str:
+    return patterns[0] if len(patterns) == 1 else f"(?:{'|'.join(patterns)})"
+
+
+def _only(words: set[str], known: set[str], where: str) -> None:
+    for word in sorted(words - known):
+        raise ValueError(f"JSON schema, {where}: {word!r} cannot be kept here: leave it out, or say it another way")
+
+
+def _types(schema: Schema, where: str) -> list[str]:
+    guess = "object" if "properties" in schema else "array" if "items" in schema else None
+    types = schema.get("type", guess)
+    types = types if isinstance(types, list) else [types]
+    if not types or not all(isinstance(name, str) and name in KEYWORDS for name in types):
+        raise ValueError(f"JSON schema, {where}: type {_shown(schema.get('type'))}: say one of {', '.join(KEYWORDS)}")
+    return types
+
+
+def _constants(schema: Schema, where: str) -> list[Any]:
+    values = _list(schema, "enum", where) if "enum" in schema else [schema["const"]]
+    if "type" in schema:
+        values = [value for value in values if any(_is(value, name) for name in _types(schema, where))]
+    if not values:
+        raise ValueError(f"JSON schema, {where}: no value is of type {schema['type']}")
+    return values
+
+
+def _is(value: Any, name: str) -> bool:
+    if isinstance(value, bool) or name == "boolean":
+        return isinstance(value, bool) and name == "boolean"
+    return isinstance(value, PYTHON[name])
+
+
+def _list(schema: Schema, word: str, where: str) -> list[Any]:
+    if not isinstance(schema[word], list) or not schema[word]:
+        raise ValueError(f"JSON schema, {where}: {word} must be a list, and not empty")
+    return schema[word]
+
+
+def _count(schema: Schema, least: str, most: str, where: str) -> str:
+    low, high = _bounds(schema, least, most, where)
+    return "*" if (low, high) == (0, None) else f"{{{low},{'' if high is None else high}}}"
+
+
+def _bounds(schema: Schema, least: str, most: str, where: str) -> tuple[int, int | None]:
+    low, high = schema.get(least, 0), schema.get(most)
+    if not isinstance(low, int) or not isinstance(high, int | None) or low < 0 or (high is not None and high < low):
+        raise ValueError(f"JSON schema, {where}: {least} {low} and {most} {high} leave no length")
+    return low, high
+
+
+def _target(name: Any, where: str, root: Any) -> Any:
+    found = root
+    for part in str(name).split("/")[1:]:
+        part = part.replace("~1", "/").replace("~0", "~")
+        found = found.get(part) if isinstance(found, dict) else None
+    if not str(name).startswith("#") or found is None:
+        raise ValueError(f"JSON schema, {where}: there is no {name} in it: a reference is #/$defs/NAME")
+    return found
+
+
+def _spelled(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _shown(value: Any) -> str:
+    text = _spelled(value)
+    return text if len(text) <= 40 else text[:37] + "…"
