@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from unmask.data import Tokenizer
 from unmask.files import Row, atomic, read_json
-from unmask.network import Reading, Then
+from unmask.network import Network, Reading, Then
 from unmask.sampling import template
 from unmask.transformer import Transformer, TransformerConfig
 
@@ -63,6 +63,10 @@ class Model:
     ) -> Reading:
         """See `unmask.network.Network`."""
         return self.network(tokens, at, then=then, rows=rows, level=level)
+
+    def cached(self, slots: int, length: int) -> Network:
+        """See `unmask.network.remembering`."""
+        return self.network.cached(slots, length)
 
     def canvas(self, text: str, *, seed: int = 0, sequence: int = 0) -> Int[Tensor, " L"]:
         """The canvas of a text with blanks such as `{{8}}` or `{{2..12}}`, preceded by the begin token."""

@@ -87,3 +87,9 @@ def read_out(logits_of: Callable[[slice], Tensor], count: int, vocab: int, then:
     columns = [part if isinstance(part, tuple) else (part,) for part in parts]
     joined = tuple(torch.cat(column) for column in zip(*columns, strict=True))
     return joined if isinstance(parts[0], tuple) else joined[0]
+
+
+def remembering(network: Network, slots: int, length: int) -> Network:
+    """The network's view of itself with a cache, `network.cached(slots, length)`, where it is causal and has one."""
+    offer = getattr(network, "cached", None)
+    return offer(slots, length) if network.causal and offer is not None else network

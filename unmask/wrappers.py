@@ -4,14 +4,14 @@ What wraps a network changes its law, so samplers, likelihoods and constraints a
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unmask.draws import log_probabilities
-from unmask.network import Network, Reading, Then, evaluations
+from unmask.network import Network, Reading, Then, evaluations, remembering
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,10 @@ class Guided:
     def evaluations(self) -> int:
         """Rows run for one row of a call."""
         return 2 * evaluations(self.network)
+
+    def cached(self, slots: int, length: int) -> "Guided":
+        """See `unmask.network.remembering`: a row has two slots, with its condition and without."""
+        return replace(self, network=remembering(self.network, 2 * slots, length))
 
     def __call__(
         self,
@@ -130,6 +134,10 @@ class Biased:
     @property
     def evaluations(self) -> int:
         return evaluations(self.network)
+
+    def cached(self, slots: int, length: int) -> "Biased":
+        """See `unmask.network.remembering`."""
+        return replace(self, network=remembering(self.network, slots, length))
 
     def _vector(self) -> Float[Tensor, " V"]:
         vector = torch.zeros(self.network.vocab)

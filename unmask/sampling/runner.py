@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unmask.corruption import order_of
 from unmask.draws import DRAFT, KIND, PLAN, TOKEN, keyed_uniforms, log_probabilities
-from unmask.network import Network, Then, evaluations
+from unmask.network import Network, Then, evaluations, remembering
 from unmask.sampling.adaptive import Adaptive
 from unmask.sampling.blocks import Blocks
 from unmask.sampling.canvas import behind_end
@@ -278,6 +278,7 @@ def _require_causal(plan: Int[Tensor, "B L"], open_: Bool[Tensor, "B L"], policy
 
 def _run(network: Network, work: _Work, policy: Policy, pick: Pick, batch: int, call: int) -> Iterator[Step]:
     """Every row at its own next evaluation; a finished row's slot goes to the next sequence, so calls stay full."""
+    network = remembering(network, min(batch, len(work.tokens)), work.tokens.shape[1])
     chooser, revising = _chooser(policy), _revising(policy)
     waiting = (work.plan >= 0).any(-1).nonzero().squeeze(-1)
     row, asked = waiting[:0], torch.empty((0, work.plan.shape[1]), dtype=torch.bool)

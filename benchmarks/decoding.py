@@ -1,0 +1,131 @@
+"""ARM decoding with the cache: seconds a call, against the machine's memory bandwidth and against reading the whole
+prefix again, in the same run.
+
+    python benchmarks/decoding.py [--threads 2] [--rounds 5] [--dtype float32] [--batches 1 8]
+
+A call must read the weights once (the embedding's rows apart) and what is remembered of each row once: those bytes,
+over the bandwidth, bound its time from below. The bandwidth is the larger of a copy's (bytes read and written) and a
+sum's (bytes read). Lengths and bandwidths take turns in each round; the best round of each is shown, since what else
+the machine does only ever slows it down.
+"""
+
+import argparse
+import itertools
+import time
+from collections import defaultdict
+from collections.abc import Callable
+
+import torch
+
+from unmask.sampling import LeftToRight, Step, sample
+from unmask.transformer import Transformer, TransformerConfig
+
+CONFIG = TransformerConfig(vocab=32_000, layers=12, heads=12, width=768, causal=True)  # SMDM's 113M
+LENGTHS, TOKENS = (64, 128, 256, 512, 1024), 16
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """Of one run."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def median(values: list[float]) -> float:
+    """The middle one."""
+    return sorted(values)[len(values) // 2]
+
+
+def bandwidth(buffer: torch.Tensor, other: torch.Tensor) -> float:
+    """Bytes a second."""
+    size = buffer.numel() * buffer.element_size()
+    return max(2 * size / seconds(lambda: other.copy_(buffer)), size / seconds(buffer.sum))
+
+
+def read_bytes(network: Transformer, batch: int, length: int) -> int:
+    """Of one call that writes position length - 1: all weights but the embedding, and length - 1 keys and values a
+    row and layer.
+    """
+    config, size = network.config, network.output.weight.element_size()
+    weights = config.parameters()["total"] - config.embedding_rows * config.width
+    return size * (weights + batch * config.layers * 2 * config.groups * config.head_width * (length - 1))
+
+
+def sampled(network: Transformer, batch: int, length: int) -> float:
+    """Seconds a call while the last TOKENS of `length` tokens are written by `sample`, drawing included."""
+    canvas = torch.randint(CONFIG.vocab, (batch, length), generator=torch.Generator().manual_seed(length))
+    canvas[:, -TOKENS - 1 :] = network.mask_id
+    stamps: list[float] = []
+
+    def stamp(_: Step) -> None:
+        stamps.append(time.perf_counter())
+
+    sample(network, canvas, LeftToRight(), batch=batch, on_step=stamp)
+    return median([after - before for before, after in itertools.pairwise(stamps)])
+
+
+@torch.inference_mode()
+def drawing_alone(batch: int) -> float:
+    """Seconds a call to draw its tokens: `sample` with a network that has the logits at hand."""
+    logits = torch.randn(batch, CONFIG.vocab)
+
+    class Ready:
+        vocab, mask_id, causal, normalised = CONFIG.vocab, CONFIG.mask, True, True
+
+        def __call__(self, tokens, at, *, then=None, rows=None, level=None):
+            assert then is not None
+            return then(logits, slice(0, batch))
+
+    canvas = torch.full((batch, 1024), CONFIG.mask)
+    canvas[:, : 1024 - 4 * TOKENS] = 0
+    return seconds(lambda: sample(Ready(), canvas, LeftToRight(), batch=batch)) / (4 * TOKENS)
+
+
+@torch.inference_mode()
+def recomputed(network: Transformer, batch: int, length: int) -> float:
+    """Seconds a call without the cache: the whole prefix read again, logits of its last position alone."""
+    tokens = torch.zeros((batch, length), dtype=torch.long)
+    return seconds(lambda: network(tokens, torch.arange(1, batch + 1) * length - 1))
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    network = Transformer(CONFIG).eval().to(getattr(torch, args.dtype))
+    buffer, other = torch.ones(1 << 27), torch.empty(1 << 27)
+    best: dict[tuple[str, int, int], float] = defaultdict(lambda: float("inf"))
+    fastest = 0.0
+    for _ in range(args.rounds):
+        for batch in args.batches:
+            best["draw", batch, 0] = min(best["draw", batch, 0], drawing_alone(batch))
+            for length in LENGTHS:
+                fastest = max(fastest, bandwidth(buffer, other))
+                best["ours", batch, length] = min(best["ours", batch, length], sampled(network, batch, length))
+                again = recomputed(network, batch, length)
+                best["plain", batch, length] = min(best["plain", batch, length], again)
+    print(
+        f"{args.threads} thread(s), torch {torch.__version__}, {args.dtype}, best of {args.rounds} rounds; "
+        f"{CONFIG.parameters()['non_embedding'] / 1e6:.0f}M and an output layer of {CONFIG.vocab} x {CONFIG.width}; "
+        f"bandwidth {fastest / 1e9:.1f} GB/s"
+    )
+    for batch in args.batches:
+        shortest = best["ours", batch, LENGTHS[0]]
+        print(f"batch {batch}: drawing {1e3 * best['draw', batch, 0]:.2f} ms a call")
+        for length in LENGTHS:
+            ours, size = best["ours", batch, length], read_bytes(network, batch, length)
+            print(
+                f"batch {batch}, length {length:4}: {1e3 * ours:6.1f} ms a call ({ours / shortest:.2f}x that at "
+                f"{LENGTHS[0]}), {size / 1e6:.0f} MB read ({size / read_bytes(network, batch, LENGTHS[0]):.2f}x); "
+                f"{ours / (size / fastest):.2f}x the bandwidth's time; the whole prefix again "
+                f"{1e3 * best['plain', batch, length]:.0f} ms ({best['plain', batch, length] / ours:.1f}x)"
+            )
+
+
+if __name__ == "__main__":
+    main()
