@@ -6,6 +6,7 @@ only fail on the inconsistent table: use both. The wide law shows what low-preci
 """
 
 import itertools
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -119,10 +120,11 @@ class InconsistentTable:
 @dataclass(frozen=True)
 class Wide:
     """The flat law over a large vocabulary, float32 like a real network's logits: what imprecise draws lose, shows
-    here.
+    here. With `sure`, token 0 has that probability and the others share the rest.
     """
 
     vocab: int = 50_000
+    sure: float | None = None
     causal = False
     normalised = True
 
@@ -139,8 +141,15 @@ class Wide:
         rows: Int[Tensor, " B"] | None = None,
         level: Float[Tensor, " B"] | None = None,
     ) -> Reading:
-        """Zero logits everywhere."""
-        return read_out(lambda which: torch.zeros(len(at[which]), self.vocab), len(at), self.vocab, then)
+        """The same logits everywhere."""
+        first = 0.0 if self.sure is None else math.log(self.sure * (self.vocab - 1) / (1 - self.sure))
+
+        def logits_of(which: slice) -> Float[Tensor, "n V"]:
+            logits = torch.zeros(len(at[which]), self.vocab)
+            logits[:, 0] = first
+            return logits
+
+        return read_out(logits_of, len(at), self.vocab, then)
 
 
 def _noise(seed: int, *shape: int) -> Float[Tensor, "..."]:
