@@ -61,7 +61,7 @@ def measure(arguments: argparse.Namespace) -> dict:
 
 def draw(found: dict, path: Path) -> None:
     """Two panels over NFE, one line a sweep."""
-    figure, panels = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    figure, panels = plt.subplots(1, 2, figsize=(10, 4.8), layout="constrained")
     marks = "osD^vP*"
     for panel, key, error, label in (
         (panels[0], "generative_perplexity", "stderr", "generative perplexity by the judge"),
@@ -76,7 +76,7 @@ def draw(found: dict, path: Path) -> None:
         panel.set(xscale="log", xlabel="network evaluations a text", ylabel=label)
         panel.grid(alpha=0.25)
     panels[0].set_yscale("log")
-    panels[1].legend(fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     figure.savefig(path, metadata={"Date": None})
 
 

@@ -1,4 +1,4 @@
-"""The README's commands and programs run, in order, on a small text and with small models."""
+"""The commands and programs of the README and the page on sampling run, in order, on a small text, models small."""
 
 import os
 import re
@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {page: (ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/sampling.md")}
+README = "\n".join(PAGES.values())
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.S)
 SMALL = shlex.split("--steps 6 --layers 1 --heads 2 --width 32 --length 32 --batch 4 --precision float32 --device cpu")
 
@@ -56,8 +57,9 @@ def test_make_targets_exist():
 
 
 def test_links_exist():
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+    for page, text in PAGES.items():
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+            assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
 
 
 def test_by_hand_learns(tmp_path):
