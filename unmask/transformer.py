@@ -330,16 +330,22 @@ class GELU(nn.Module):
 
 
 def linear(x: Float[Tensor, "*B D"], layer: nn.Linear) -> Float[Tensor, "*B E"]:
-    """layer(x), by oneDNN for a large float32 matrix on a CPU where no gradient is wanted.
+    """layer(x); where no gradient is wanted by the faster `product`."""
+    return layer(x) if torch.is_grad_enabled() else product(x, layer.weight, layer.bias)
+
+
+def product(
+    x: Float[Tensor, "*B D"], weight: Float[Tensor, "E D"], bias: Float[Tensor, " E"] | None = None
+) -> Float[Tensor, "*B E"]:
+    """x weight' + bias, by oneDNN for a large float32 matrix on a CPU where no gradient is wanted.
 
     torch leaves float32 to MKL, which takes twice as long on an AMD processor: one row 17 GB/s of weights against 27,
     8 rows 10 against 16, 1,024 rows 107 GFLOP/s against 237 (one thread of an EPYC 9005, 768 x 6144).
     """
-    weight = layer.weight
     plain = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or weight.numel() < 1 << 18
     if plain or weight.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32 or not ONEDNN:
-        return layer(x)
-    return torch.ops.mkldnn._linear_pointwise(x, weight, layer.bias, "none", [], "")
+        return F.linear(x, weight, bias)
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 def rotary_tables(config: TransformerConfig, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -427,10 +433,12 @@ def _product(state: Float[Tensor, "n D"], output: nn.Linear) -> Float[Tensor, "n
         return _upcast(output(state))
     with torch.autocast(device, enabled=False):
         state, bias = _upcast(state), None if output.bias is None else _upcast(output.bias)
-        if output.weight.dtype not in (torch.bfloat16, torch.float16) or torch.is_grad_enabled():
-            return F.linear(state, _upcast(output.weight), bias)
+        weight = output.weight
+        if weight.dtype not in (torch.bfloat16, torch.float16) or torch.is_grad_enabled():
+            return product(state, _upcast(weight), bias)
         # A part is widened, used and forgotten while it lies in the cache: never a second copy of the matrix, and
-        # 4.6 times faster than the whole at V = 50257, D = 256 on a CPU.
-        rows = max(1, (1 << 18 if device == "cpu" else 1 << 26) // output.in_features)
-        logits = torch.cat([F.linear(state, _upcast(part)) for part in output.weight.split(rows)], -1)
+        # 7 times faster than the whole at V = 50257, D = 256 and 16 positions on a CPU.
+        rows = max(1, (1 << 20 if device == "cpu" else 1 << 26) // output.in_features)
+        wide = torch.empty((min(rows, len(weight)), output.in_features), dtype=torch.float32, device=state.device)
+        logits = torch.cat([product(state, wide[: len(part)].copy_(part)) for part in weight.split(rows)], -1)
         return logits if bias is None else logits + bias
