@@ -46,7 +46,7 @@ def read_bytes(network: Transformer, batch: int, length: int) -> int:
     """Of one call that writes position length - 1: all weights but the embedding, and length - 1 keys and values a
     row and layer.
     """
-    config, size = network.config, network.output.weight.element_size()
+    config, size = network.config, network.embedding.weight.element_size()
     weights = config.parameters()["total"] - config.embedding_rows * config.width
     return size * (weights + batch * config.layers * 2 * config.groups * config.head_width * (length - 1))
 

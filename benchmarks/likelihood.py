@@ -36,7 +36,7 @@ def published(
         level = (1 - CLIP) * torch.rand(len(rows), 1, generator=generator) + CLIP
         masked = torch.rand(rows.shape, generator=generator) < level
         masked[:, :-answer] = False
-        logits = network.output(network.hidden(rows.masked_fill(masked, network.mask_id)))
+        logits = F.linear(network.hidden(rows.masked_fill(masked, network.mask_id)), *network.head())
         nats = F.cross_entropy(logits.flatten(0, 1), rows.flatten(), reduction="none").view_as(masked)
         values.append((nats * masked / level).sum(-1))
     return torch.cat(values)

@@ -11,6 +11,7 @@ import argparse
 import time
 
 import torch
+import torch.nn.functional as F
 
 from unmask.draws import log_probabilities
 from unmask.sampling import Draw, Tweedie, expected_nfe, sample
@@ -27,7 +28,7 @@ def plain(network: Transformer, generator: torch.Generator) -> tuple[float, int]
     rows, p, start = 0, None, time.perf_counter()
     for step in range(STEPS):
         if p is None:
-            p = network.output(network.hidden(x)).softmax(-1)
+            p = F.linear(network.hidden(x), *network.head()).softmax(-1)
             rows += BATCH
         move = 1 / (STEPS - step)
         joint = torch.cat([p * move, torch.full((BATCH, LENGTH, 1), 1 - move)], -1)

@@ -55,7 +55,7 @@ def plain(network: Transformer, x_0: Tensor, generator: torch.Generator) -> Tens
     """The published way: independent levels, the output layer on every position, half of it thrown away."""
     level = (1 - 1e-3) * torch.rand(len(x_0), 1, generator=generator) + 1e-3
     masked = torch.rand(x_0.shape, generator=generator) < level
-    logits = network.output(network.hidden(x_0.masked_fill(masked, network.mask_id)))
+    logits = F.linear(network.hidden(x_0.masked_fill(masked, network.mask_id)), *network.head())
     nats = F.cross_entropy(logits.flatten(0, 1), x_0.flatten(), reduction="none").view_as(x_0)
     return (nats * masked / level).sum() / x_0.numel()
 

@@ -22,7 +22,10 @@ CONFIGS = {
     "llama causal grouped": replace(LLAMA, causal=True, kv_heads=1),
     "llama bfloat16 tables": replace(LLAMA, rotary_dtype="bfloat16"),
     "llama mask within": replace(LLAMA, mask_id=5),
+    "llama tied": replace(LLAMA, tied=True),
+    "llama tied causal, mask within": replace(LLAMA, tied=True, causal=True, mask_id=5),
     "dit": replace(LLAMA, flavour="dit"),
+    "dit tied": replace(LLAMA, flavour="dit", tied=True),
     "dit causal grouped": replace(LLAMA, flavour="dit", causal=True, kv_heads=2),
 }
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
@@ -108,7 +111,8 @@ def plain_logits(tokens: Tensor, w: dict[str, Tensor], config: TransformerConfig
         xs = [x + y for x, y in zip(xs, plain_attention(normed, w, f"{name}.attention", config), strict=True)]
         xs = [x + plain_mlp(plain_norm(x, w, f"{name}.norm_2", config), w, f"{name}.mlp", config) for x in xs]
     xs = [plain_norm(x, w, "norm", config) for x in xs]
-    logits = torch.stack([w["output.weight"] @ x + w.get("output.bias", 0) for x in xs])
+    head = w["embedding.weight"][: config.vocab] if config.tied else w["output.weight"]
+    logits = torch.stack([head @ x + w.get("output.bias", 0) for x in xs])
     if config.mask < config.vocab:
         logits = torch.stack([row.where(torch.arange(config.vocab) != config.mask, -torch.inf) for row in logits])
     return logits[:-1] if config.causal else logits

@@ -88,9 +88,10 @@ RADD = Family(
     ),
     config={"flavour": "dit"},
     fits=lambda c: (
-        (c.flavour, c.causal, c.groups, c.mlp_width, c.norm_eps) == ("dit", False, c.heads, 4 * c.width, 1e-5)
+        (c.flavour, c.causal, c.groups, c.mlp_width, c.norm_eps, c.tied)
+        == ("dit", False, c.heads, 4 * c.width, 1e-5, False)
     ),
-    requires="flavour dit, bidirectional, no grouped queries, an MLP 4 x width, norm_eps 1e-5",
+    requires="flavour dit, bidirectional, not tied, no grouped queries, an MLP 4 x width, norm_eps 1e-5",
     output_rows=1,
     buffers={
         "rotary_emb.inv_freq": lambda c: 1 / c.rotary_base ** (torch.arange(0, c.head_width, 2).float() / c.head_width)
@@ -115,8 +116,8 @@ SMDM = Family(
         Line("output.weight", ("lm_head.weight",)),
     ),
     config={"flavour": "llama", "rotary_dtype": "bfloat16"},
-    fits=lambda c: c.flavour == "llama" and c.rotary_base == 10_000 and c.norm_eps == 1e-5,
-    requires="flavour llama, rotary_base 10000, norm_eps 1e-5",
+    fits=lambda c: (c.flavour, c.rotary_base, c.norm_eps, c.tied) == ("llama", 10_000, 1e-5, False),
+    requires="flavour llama, not tied, rotary_base 10000, norm_eps 1e-5",
 )
 
 
