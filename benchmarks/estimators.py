@@ -1,7 +1,7 @@
 """Estimators of the random-order bound on a trained model: variance per network evaluation, against those of RADD's and
 SMDM's evaluations.
 
-    python benchmarks/estimators.py --checkpoint runs/mdm --data data/corpus [--length 1024 --adapt 300]
+    python benchmarks/estimators.py --checkpoint runs/mdm --data data/corpus --length 1024
 
 Variance is that of the estimate of nats/token of one text by `--draws` evaluations, times the draws, averaged over the
 texts: two estimators reach one standard error with evaluations in that ratio. Where masks are independent the variance
@@ -10,7 +10,6 @@ estimators that couple their masks are run over and over. +- is the standard err
 
 The published evaluations draw a level from [1e-3, 1] (the clip, without which their variance has no limit) and mask
 each position with that probability: SMDM's levels are independent, RADD's are one uniform, spaced 1/draws.
-`--adapt` first trains the network for so many steps at `--length`, where the checkpoint was trained at another one.
 """
 
 import argparse
@@ -140,6 +139,19 @@ def dealt(texts: Texts, text: int, draws: int, repeats: int, importance: float) 
     return torch.stack([(weight * costs).sum(1), weight.sum(1)], 1)
 
 
+def arcs(texts: Texts, text: int, draws: int, repeats: int, importance: float) -> torch.Tensor:
+    """Coupled orders: every set is the next k positions around one random order; nats/token of each repeat."""
+    n, objective = texts.n, AnyOrder(importance)
+    levels = antithetic(draws, texts.uniforms(repeats, (draws + 1) // 2)).sort(-1).values
+    rank = texts.uniforms(repeats, n).argsort(-1).argsort(-1)
+    start, total = torch.zeros(repeats, 1, dtype=torch.long), torch.zeros(repeats, dtype=torch.float64)
+    for level in levels.unbind(1):
+        masked, weight, _ = objective.corrupt(torch.ones_like(rank, dtype=torch.bool), level, (rank - start) % n / n)
+        total += weight * texts.costs(text, masked).sum(-1)
+        start = (start + masked.sum(-1, keepdim=True)) % n
+    return total / draws / n
+
+
 def controlled_name(importance: float, replicates: int) -> str:
     return f"k^-{importance}, antithetic k, dealt positions, control by {replicates} replicates"
 
@@ -151,6 +163,8 @@ def coupled(texts: Texts, count: int, draws: int, repeats: int) -> dict[str, lis
         found.setdefault("k-DCE, k stratified, complementary pairs", []).append(
             complementary(texts, text, draws, repeats)
         )
+        name = "k^-0.5, antithetic k, sets from around one order"
+        found.setdefault(name, []).append(arcs(texts, text, draws, repeats, 0.5))
         found.setdefault("k^-0.5, antithetic k, dealt positions", []).append(
             dealt(texts, text, draws, repeats, 0.5)[:, 0].mean(-1)
         )
@@ -158,29 +172,8 @@ def coupled(texts: Texts, count: int, draws: int, repeats: int) -> dict[str, lis
             parts = dealt(texts, text, draws // replicates, repeats * replicates, importance)
             paid, weight = parts.view(repeats, replicates, 2, -1).unbind(2)
             found.setdefault(controlled_name(importance, replicates), []).append(controlled(paid, weight).mean((1, 2)))
+        print(f"  text {text + 1}/{count}", flush=True)
     return found
-
-
-def adapt(model: unmask.Model, data: Path, length: int, steps: int, batch: int = 2) -> None:
-    """Train at this length for a few steps: AdamW at 5e-4, linear warm-up and decay."""
-    blocks = Blocks(load_split(data, "train"), length, model.tokenizer.begin)
-    network = model.network.train().requires_grad_(True)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=5e-4, weight_decay=0.1)
-    generator = torch.Generator().manual_seed(0)
-    for step in range(steps):
-        for group in optimiser.param_groups:
-            group["lr"] = 5e-4 * min((step + 1) / 20, 1 - step / steps)
-        x_0, maskable, _ = blocks.take(batch_indices(len(blocks), batch, seed=0, step=step))
-        u = (torch.arange(batch) + torch.rand(1, generator=generator, dtype=torch.float64)) / batch
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = AnyOrder(0.5)(network, x_0, maskable, u, generator).sum() / maskable.sum()
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-        if step % 50 == 49:
-            print(f"adapting: step {step + 1}/{steps}, {loss:.3f} nats/token", flush=True)
-    network.eval().requires_grad_(False)
 
 
 def table(texts: Texts, count: int, draws: int, repeats: int) -> None:
@@ -239,7 +232,6 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--adapt", type=int, default=0)
     parser.add_argument("--sequences", type=int, default=8)
     parser.add_argument("--draws", type=int, nargs="+", default=[16, 32])
     parser.add_argument("--repeats", type=int, default=32)
@@ -248,8 +240,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     start, model = time.perf_counter(), unmask.load(options.checkpoint)
-    if options.adapt:
-        adapt(model, options.data, options.length, options.adapt)
     blocks = Blocks(load_split(options.data, "validation"), options.length, model.tokenizer.begin)
     chosen = batch_indices(len(blocks) - 1, options.sequences, seed=options.seed, step=0)  # the last one is not full
     texts = Texts(model, blocks.take(chosen)[0], options.batch, options.seed)
