@@ -24,7 +24,7 @@ import unmask
 from unmask.corruption import antithetic
 from unmask.data import Blocks, batch_indices, load_split
 from unmask.likelihood import Estimate, log_likelihood
-from unmask.likelihood.design import controlled, deal
+from unmask.likelihood.design import deal
 from unmask.objectives import AnyOrder, token_nats
 
 CLIP = 1e-3
@@ -129,14 +129,12 @@ def complementary(texts: Texts, text: int, draws: int, repeats: int) -> torch.Te
 
 
 def dealt(texts: Texts, text: int, draws: int, repeats: int, importance: float) -> torch.Tensor:
-    """(sum w cost, sum w) of each position by antithetic levels and dealt positions, [repeats, 2, n]."""
+    """Antithetic levels and dealt positions, no control; nats/token of each repeat."""
     levels = antithetic(draws, texts.uniforms(repeats, (draws + 1) // 2)).sort(-1).values
     maskable = torch.ones(repeats, texts.n, dtype=torch.bool)
     parts = deal(AnyOrder(importance), maskable, levels, texts.uniforms(repeats, draws, texts.n))
-    masked = torch.stack([part.masked for part in parts], 1)
-    weight = torch.stack([part.weight for part in parts], 1)[..., None] / draws * masked
-    costs = texts.costs(text, masked.flatten(0, 1)).view(masked.shape)
-    return torch.stack([(weight * costs).sum(1), weight.sum(1)], 1)
+    total = torch.stack([part.weight * texts.costs(text, part.masked).sum(-1) for part in parts])
+    return total.mean(0) / texts.n
 
 
 def arcs(texts: Texts, text: int, draws: int, repeats: int, importance: float) -> torch.Tensor:
@@ -165,13 +163,13 @@ def coupled(texts: Texts, count: int, draws: int, repeats: int) -> dict[str, lis
         )
         name = "k^-0.5, antithetic k, sets from around one order"
         found.setdefault(name, []).append(arcs(texts, text, draws, repeats, 0.5))
-        found.setdefault("k^-0.5, antithetic k, dealt positions", []).append(
-            dealt(texts, text, draws, repeats, 0.5)[:, 0].mean(-1)
-        )
+        found.setdefault("k^-0.5, antithetic k, dealt positions", []).append(dealt(texts, text, draws, repeats, 0.5))
         for importance, replicates in ((0.3, 2), (0.5, 2), (0.7, 2), (0.5, 4)):
-            parts = dealt(texts, text, draws // replicates, repeats * replicates, importance)
-            paid, weight = parts.view(repeats, replicates, 2, -1).unbind(2)
-            found.setdefault(controlled_name(importance, replicates), []).append(controlled(paid, weight).mean((1, 2)))
+            x_0 = texts.x_0[text].repeat(repeats, 1)
+            maskable = (torch.arange(texts.n + 1) > 0).expand(x_0.shape)
+            options = {"draws": draws, "replicates": replicates, "batch": texts.batch, "seed": text}
+            estimate = log_likelihood(texts.model, x_0, maskable, estimator=AnyOrder(importance), **options)
+            found.setdefault(controlled_name(importance, replicates), []).append(estimate.per_sequence / texts.n)
         print(f"  text {text + 1}/{count}", flush=True)
     return found
 

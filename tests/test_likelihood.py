@@ -37,7 +37,7 @@ from unmask.likelihood import (
     ordered_surprisal,
     surprisal,
 )
-from unmask.likelihood.design import controlled, deal
+from unmask.likelihood.design import deal
 from unmask.objectives import AnyOrder, Corruption, LambdaDCE, NextToken, TimeDCE, TimeDSE
 from unmask.sampling import FixedOrder, LeftToRight, RandomOrder, Tweedie, draw_plan
 from unmask.world import InconsistentTable, JointTable
@@ -121,8 +121,8 @@ def test_the_check_of_bias_sees_planted_faults(monkeypatch):
         with pytest.raises(AssertionError, match="standard errors"):
             check_unbiased("inconsistent", Faulty(fault))
 
-    def self_controlled(paid, weight):
-        return paid / weight.clamp(min=1e-9)
+    def self_controlled(cells, sums, maskable):
+        return cells[0] / cells[1].clamp(min=1e-9)
 
     monkeypatch.setattr("unmask.likelihood.design.controlled", self_controlled)
     with pytest.raises(AssertionError, match="standard errors"):  # a guess from the replicate's own costs
@@ -184,11 +184,30 @@ def test_positions_are_masked_equally_often():
     assert int((alone.sum(0).amax(-1) - alone.sum(0).masked_fill(~maskable, 99).amin(-1)).max()) > 2
 
 
-def test_the_control_is_exact_where_costs_are_constant():
-    """It then knows every cost, and what a position's weight does to the estimate cancels."""
-    weight = torch.rand(4, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    cost = torch.full((5,), 2.0, dtype=torch.float64)
-    assert torch.allclose(controlled(weight * cost, weight), cost.expand(4, 3, 5), rtol=1e-12)
+def test_the_control_is_exact_where_it_knows_the_costs():
+    """Constant costs, whatever the weights; and almost so where they are a line in the share masked, not otherwise."""
+    flat = log_likelihood(JointTable(2, 5, sharpness=0.0), LONG_X, draws=6)
+    assert torch.allclose(flat.per_sequence, torch.full((32,), 5 * math.log(2), dtype=torch.float64), rtol=1e-12)
+    assert flat.stderr_mc < 1e-12
+
+    @dataclass(frozen=True)
+    class Line:  # every token costs power(share of positions masked), up to normalisation of the law
+        power: float
+        vocab: int = 2
+        mask_id: int = 2
+        causal = False
+        normalised = True
+
+        def __call__(self, tokens, at, *, then=None, rows=None, level=None):
+            share = (tokens == 2).double().mean(-1)[at // tokens.shape[1]]
+            yes = -(0.5 + share**self.power)
+            logits = torch.stack([(-yes.exp()).log1p(), yes], -1)
+            return logits if then is None else then(logits, slice(0, len(at)))
+
+    ones, truth = torch.ones(64, 40, dtype=torch.long), 40 * 0.5 + 41 / 2
+    line = log_likelihood(Line(1.0), ones, draws=16)
+    assert abs(line.nats / 64 - truth) < 5 * line.stderr_mc / 64 + 1e-9
+    assert line.stderr_mc < 0.2 * log_likelihood(Line(4.0), ones, draws=16).stderr_mc
 
 
 def test_the_design_saves_evaluations():

@@ -7,8 +7,8 @@ spread of independent replicates is an honest error:
 levels     antithetic pairs in equal strata (`corruption.antithetic`).
 positions  dealt like cards: a draw masks the least masked positions so far, ties at random (`deal`). The rule
            treats all positions alike, so the hand of each draw is still uniform among the sets of its size.
-control    each position's cost as the other replicates saw it, times how much too often this one masked it
-           (`controlled`). The position's total weight has mean 1, and the two factors are independent: mean 0.
+control    each position's cost, a line in how much is masked, as the other replicates saw it, times how much too
+           often, and at which levels, this one masked it (`controlled`): factors that are independent, one of mean 0.
 all masks  where a text has no more than `draws` of them, they are enumerated, and nothing is random.
 """
 
@@ -61,11 +61,11 @@ class Design:
         """Each position's share of the estimate, by each replicate."""
         owner, corruption = self.dealt(unit, strata) if strata else self.enumerated(unit)
         replicates = self.replicates if strata else 1
-        paid, weight = self._run(unit, owner, corruption, len(unit) * replicates, tally)
+        cells, sums = self._run(unit, owner, corruption, len(unit) * replicates, tally)
         if not strata:
-            return paid[:, None].expand(-1, self.replicates, -1)
-        paid, weight = paid.unflatten(0, (-1, replicates)), weight.unflatten(0, (-1, replicates))
-        return controlled(paid, weight).masked_fill(~self.maskable[unit][:, None], 0.0)
+            return cells[0][:, None].expand(-1, self.replicates, -1)
+        cells, sums = cells.unflatten(1, (-1, replicates)), sums.unflatten(1, (-1, replicates))
+        return controlled(cells, sums, self.maskable[unit])
 
     def dealt(self, unit: Int[Tensor, " s"], strata: int) -> tuple[Int[Tensor, " n"], Corruption]:
         """(sequence x replicate, corruption) of every row: antithetic levels, positions dealt like cards."""
@@ -93,11 +93,16 @@ class Design:
 
     def _run(
         self, unit: Int[Tensor, " s"], owner: Int[Tensor, " n"], corruption: Corruption, owners: int, tally: Tally
-    ) -> tuple[Float[Tensor, "o L"], Float[Tensor, "o L"]]:
-        """(sum of w -log q, sum of w) of every position, over the draws of each owner that mask it."""
+    ) -> tuple[Float[Tensor, "3 o L"], Float[Tensor, "5 o"]]:
+        """(sums of w c, w, w x of every position; sums of 1, x, x^2, c, x c), over what the draws of each owner mask.
+
+        c is the cost -log q of a masked position, x the share of positions that its draw masks.
+        """
         reading, length = reading_of(self.estimator, self.network), self.x_0.shape[1]
         sequence = unit.repeat_interleave(owners // len(unit))[owner]
-        paid, weight = torch.zeros(2, owners * length, dtype=torch.float64)
+        share = corruption.masked.sum(-1).double() / self.maskable[sequence].sum(-1)
+        cells = torch.zeros(3, owners * length, dtype=torch.float64)
+        sums = torch.zeros(5, owners, dtype=torch.float64)
 
         def score(which: slice) -> None:
             masked, weights, level = (part[which] for part in corruption)
@@ -105,14 +110,13 @@ class Design:
             tokens = self.x_0[rows]
             canvas = tokens.masked_fill(masked, self.network.mask_id)
             at, nats = token_nats(self.network, tokens, masked, canvas=canvas, level=level, rows=rows, reading=reading)
-            row = at // length
-            cell = owner[which][row] * length + at % length
-            share = weights[row].double()
-            paid.index_add_(0, cell, share * nats.cpu().double())
-            weight.index_add_(0, cell, share)
+            row, cost = at // length, nats.cpu().double()
+            mine, w, x = owner[which][row], weights[row].double(), share[which][row]
+            cells.index_add_(1, mine * length + at % length, torch.stack([w * cost, w, w * x]))
+            sums.index_add_(1, mine, torch.stack([torch.ones_like(x), x, x * x, cost, x * cost]))
 
         in_batches(len(owner), self.batch, tally, score)
-        return paid.view(owners, length), weight.view(owners, length)
+        return cells.view(3, owners, length), sums
 
 
 def deal(
@@ -132,13 +136,23 @@ def deal(
     return draws
 
 
-def controlled(paid: Float[Tensor, "s R L"], weight: Float[Tensor, "s R L"]) -> Float[Tensor, "s R L"]:
-    """paid - (weight - 1) guess: what each position cost, corrected for how much too often it was masked.
+def controlled(
+    cells: Float[Tensor, "3 s R L"], sums: Float[Tensor, "5 s R"], maskable: Bool[Tensor, "s L"]
+) -> Float[Tensor, "s R L"]:
+    """What each position cost, sum w c, less (sum w - 1) h + slope (sum w x - E sum w x): `Design._run` has the sums.
 
-    `paid` is sum_m w_m cost and `weight` sum_m w_m over the draws that mask it; E weight = 1. The guess of its cost is
-    that of the other replicates, (their paid + mu) / (their weight + 1), mu their mean cost of a position: independent
-    of this one's weight, so the correction has mean 0.
+    h + slope x guesses the cost of a position where a share x is masked. Guesses come from the other replicates, so
+    they are independent of this one's weights, and sum w and sum w x have means 1 and (n + 1) / 2n: mean 0. One
+    pseudo-observation each holds h to the mean cost and the slope to 0.
     """
-    other_paid, other_weight = (part.sum(1, keepdim=True) - part for part in (paid, weight))
-    mean = other_paid.sum(-1, keepdim=True) / other_weight.sum(-1, keepdim=True).clamp(min=1e-300)
-    return paid - (weight - 1) * (other_paid + mean) / (other_weight + 1)
+    n = maskable.sum(-1)[:, None, None].double()
+    paid, weight, moment = cells
+    other_paid, other_weight, other_moment = cells.sum(2, keepdim=True) - cells
+    count, x, xx, cost, xcost = (sums.sum(2, keepdim=True) - sums)[..., None]
+    mean_x = x / count.clamp(min=1)
+    slope = (xcost - mean_x * cost) / (xx - mean_x * x + 1)
+    total = other_weight.sum(-1, keepdim=True).clamp(min=1e-300)
+    mean, center = other_paid.sum(-1, keepdim=True) / total, other_moment.sum(-1, keepdim=True) / total
+    guess = (other_paid + mean) / (other_weight + 1) - slope * center
+    control = (weight - 1) * guess + slope * (moment - (n + 1) / (2 * n))
+    return (paid - control).masked_fill(~maskable[:, None], 0.0)
