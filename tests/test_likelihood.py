@@ -107,9 +107,9 @@ class Faulty:
     fault: str
 
     def corrupt(self, maskable, u, noise) -> Corruption:
-        if self.fault == "one position is forgotten":
-            maskable = maskable & (maskable.long().cumsum(-1) < maskable.sum(-1, keepdim=True))
-        masked, weight, level = AnyOrder(0.5).corrupt(maskable, u, noise)
+        if self.fault == "the left is masked first":
+            noise = maskable.long().cumsum(-1) / noise.shape[-1]
+        masked, weight, level = AnyOrder(1.0).corrupt(maskable, u, noise)
         if self.fault == "the importance is not paid back":
             weight = maskable.sum(-1) / masked.sum(-1)
         return Corruption(masked, weight, level)
@@ -117,11 +117,11 @@ class Faulty:
 
 def test_the_check_of_bias_sees_planted_faults(monkeypatch):
     check_unbiased("inconsistent", Faulty("none"))
-    for fault in ("one position is forgotten", "the importance is not paid back"):
+    for fault in ("the left is masked first", "the importance is not paid back"):
         with pytest.raises(AssertionError, match="standard errors"):
             check_unbiased("inconsistent", Faulty(fault))
 
-    def self_controlled(cells, sums, maskable):
+    def self_controlled(cells, products, maskable):
         return cells[0] / cells[1].clamp(min=1e-9)
 
     monkeypatch.setattr("unmask.likelihood.design.controlled", self_controlled)

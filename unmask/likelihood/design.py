@@ -7,8 +7,9 @@ spread of independent replicates is an honest error:
 levels     antithetic pairs in equal strata (`corruption.antithetic`).
 positions  dealt like cards: a draw masks the least masked positions so far, ties at random (`deal`). The rule
            treats all positions alike, so the hand of each draw is still uniform among the sets of its size.
-control    each position's cost, a line in how much is masked, as the other replicates saw it, times how much too
-           often, and at which levels, this one masked it (`controlled`): factors that are independent, one of mean 0.
+control    each position's cost as the other replicates saw it, linear in how much is masked and in how many of its
+           neighbours are, times how much too often this one masked it, at which levels and beside what
+           (`controlled`): two independent factors, one of mean 0.
 all masks  where a text has no more than `draws` of them, they are enumerated, and nothing is random.
 """
 
@@ -61,11 +62,11 @@ class Design:
         """Each position's share of the estimate, by each replicate."""
         owner, corruption = self.dealt(unit, strata) if strata else self.enumerated(unit)
         replicates = self.replicates if strata else 1
-        cells, sums = self._run(unit, owner, corruption, len(unit) * replicates, tally)
+        cells, products = self._run(unit, owner, corruption, len(unit) * replicates, tally)
         if not strata:
             return cells[0][:, None].expand(-1, self.replicates, -1)
-        cells, sums = cells.unflatten(1, (-1, replicates)), sums.unflatten(1, (-1, replicates))
-        return controlled(cells, sums, self.maskable[unit])
+        cells, products = cells.unflatten(1, (-1, replicates)), products.unflatten(0, (-1, replicates))
+        return controlled(cells, products, self.maskable[unit])
 
     def dealt(self, unit: Int[Tensor, " s"], strata: int) -> tuple[Int[Tensor, " n"], Corruption]:
         """(sequence x replicate, corruption) of every row: antithetic levels, positions dealt like cards."""
@@ -93,16 +94,17 @@ class Design:
 
     def _run(
         self, unit: Int[Tensor, " s"], owner: Int[Tensor, " n"], corruption: Corruption, owners: int, tally: Tally
-    ) -> tuple[Float[Tensor, "3 o L"], Float[Tensor, "5 o"]]:
-        """(sums of w c, w, w x of every position; sums of 1, x, x^2, c, x c), over what the draws of each owner mask.
+    ) -> tuple[Float[Tensor, "4 o L"], Float[Tensor, "o 4 4"]]:
+        """(sums of w c, w, w x, w z of every position; of the products of 1, x, z, c), over what each owner masks.
 
-        c is the cost -log q of a masked position, x the share of positions that its draw masks.
+        c is the cost -log q of a masked position, x the share of positions that are masked with it, z how many of its
+        two neighbours are.
         """
         reading, length = reading_of(self.estimator, self.network), self.x_0.shape[1]
         sequence = unit.repeat_interleave(owners // len(unit))[owner]
         share = corruption.masked.sum(-1).double() / self.maskable[sequence].sum(-1)
-        cells = torch.zeros(3, owners * length, dtype=torch.float64)
-        sums = torch.zeros(5, owners, dtype=torch.float64)
+        cells = torch.zeros(4, owners * length, dtype=torch.float64)
+        products = torch.zeros(owners, 4, 4, dtype=torch.float64)
 
         def score(which: slice) -> None:
             masked, weights, level = (part[which] for part in corruption)
@@ -111,12 +113,14 @@ class Design:
             canvas = tokens.masked_fill(masked, self.network.mask_id)
             at, nats = token_nats(self.network, tokens, masked, canvas=canvas, level=level, rows=rows, reading=reading)
             row, cost = at // length, nats.cpu().double()
-            mine, w, x = owner[which][row], weights[row].double(), share[which][row]
-            cells.index_add_(1, mine * length + at % length, torch.stack([w * cost, w, w * x]))
-            sums.index_add_(1, mine, torch.stack([torch.ones_like(x), x, x * x, cost, x * cost]))
+            mine, w = owner[which][row], weights[row].double()
+            x, z = share[which][row], neighbours(masked).flatten()[at]
+            cells.index_add_(1, mine * length + at % length, w * torch.stack([cost, torch.ones_like(w), x, z]))
+            seen = torch.stack([torch.ones_like(w), x, z, cost], -1)
+            products.index_add_(0, mine, seen[:, :, None] * seen[:, None])
 
         in_batches(len(owner), self.batch, tally, score)
-        return cells.view(3, owners, length), sums
+        return cells.view(4, owners, length), products
 
 
 def deal(
@@ -137,22 +141,29 @@ def deal(
 
 
 def controlled(
-    cells: Float[Tensor, "3 s R L"], sums: Float[Tensor, "5 s R"], maskable: Bool[Tensor, "s L"]
+    cells: Float[Tensor, "4 s R L"], products: Float[Tensor, "s R 4 4"], maskable: Bool[Tensor, "s L"]
 ) -> Float[Tensor, "s R L"]:
-    """What each position cost, sum w c, less (sum w - 1) h + slope (sum w x - E sum w x): `Design._run` has the sums.
+    """What each position cost, sum w c, less (sum w - 1) h + b (sum w f - E sum w f), f = (x, z): see `Design._run`.
 
-    h + slope x guesses the cost of a position where a share x is masked. Guesses come from the other replicates, so
-    they are independent of this one's weights, and sum w and sum w x have means 1 and (n + 1) / 2n: mean 0. One
-    pseudo-observation each holds h to the mean cost and the slope to 0.
+    h + b f guesses a position's cost. The guess comes from the other replicates, so it is independent of this one's
+    weights, of which sum w, sum w x and sum w z have means 1, (n + 1) / 2n and half the neighbours: mean 0. One
+    pseudo-observation each holds h to the mean cost and the slopes b to 0.
     """
-    n = maskable.sum(-1)[:, None, None].double()
-    paid, weight, moment = cells
-    other_paid, other_weight, other_moment = cells.sum(2, keepdim=True) - cells
-    count, x, xx, cost, xcost = (sums.sum(2, keepdim=True) - sums)[..., None]
-    mean_x = x / count.clamp(min=1)
-    slope = (xcost - mean_x * cost) / (xx - mean_x * x + 1)
-    total = other_weight.sum(-1, keepdim=True).clamp(min=1e-300)
-    mean, center = other_paid.sum(-1, keepdim=True) / total, other_moment.sum(-1, keepdim=True) / total
-    guess = (other_paid + mean) / (other_weight + 1) - slope * center
-    control = (weight - 1) * guess + slope * (moment - (n + 1) / (2 * n))
+    paid, weight, moment = cells[0], cells[1], cells[2:]
+    other, seen = cells.sum(2, keepdim=True) - cells, products.sum(1, keepdim=True) - products
+    count = seen[..., 0, 0].clamp(min=1)[..., None, None]
+    spread = seen - seen[..., :1] * seen[..., :1, :] / count
+    slope = torch.linalg.solve(spread[..., 1:3, 1:3] + torch.eye(2, dtype=spread.dtype), spread[..., 1:3, 3])
+    slope = slope.movedim(-1, 0)[..., None]
+    mean = other.sum(-1, keepdim=True) / other[1].sum(-1, keepdim=True).clamp(min=1e-300)
+    guess = (other[0] + mean[0]) / (other[1] + 1) - (slope * mean[2:]).sum(0)
+    n = maskable.sum(-1, keepdim=True).double()
+    expected = torch.stack([((n + 1) / (2 * n)).expand(maskable.shape), neighbours(maskable) / 2])[:, :, None]
+    control = (weight - 1) * guess + (slope * (moment - expected)).sum(0)
     return (paid - control).masked_fill(~maskable[:, None], 0.0)
+
+
+def neighbours(chosen: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:
+    """How many of the two positions beside each are chosen."""
+    wide = torch.nn.functional.pad(chosen.double(), (1, 1))
+    return wide[:, :-2] + wide[:, 2:]
