@@ -73,7 +73,7 @@ def test_resume_is_bitwise(data, tmp_path, monkeypatch, causal, precision):
     config = small(data, causal=causal, precision=precision, ema=0.9)
     train(config, tmp_path / "whole")
 
-    from unmask.train import _Run
+    from unmask.train.loop import _Run
 
     save = _Run.save
 
@@ -151,7 +151,7 @@ def test_a_step_is_the_plain_statement(data, tmp_path):
 
 def test_the_average_follows_its_formula(data, tmp_path, monkeypatch):
     """mean <- d mean + (1-d) weights with d = min(decay, (1+n)/(10+n)), and the average is what load() gives."""
-    from unmask.train import _Run
+    from unmask.train.loop import _Run
 
     config = small(data, ema=0.5, steps=6)
     mean = {name: p.clone() for name, p in Transformer(config.network, seed=0).state_dict().items()}
@@ -240,7 +240,7 @@ def test_what_does_not_change_a_run_may_change(data, tmp_path):
 
 def test_an_interruption_in_a_step_waits_for_its_end(data, tmp_path, monkeypatch):
     """Ctrl-C in the middle of a step: the step is finished and saved, and the run goes on bitwise."""
-    from unmask.train import _Run
+    from unmask.train.loop import _Run
 
     config = small(data, steps=8)
     train(config, tmp_path / "whole")

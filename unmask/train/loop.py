@@ -6,129 +6,27 @@ that was never interrupted.
 """
 
 import math
-import platform
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from unmask.checkpoint import (
-    CONFIG,
-    MODEL,
-    STATE,
-    TOKENIZER,
-    assign,
-    describe,
-    device_of,
-    load,
-    read_tensors,
-    write_tensors,
-)
+from unmask.checkpoint import MODEL, STATE, TOKENIZER, assign, load, read_tensors, write_tensors
 from unmask.corruption import stratified
-from unmask.data import Blocks, Tokenizer, batch_indices, load_manifest, load_split
+from unmask.data import Blocks, Tokenizer, batch_indices, load_split
 from unmask.draws import keyed_generator
-from unmask.files import Row, read_json, write_json
 from unmask.likelihood import log_likelihood
 from unmask.log import Metrics, console, progress
-from unmask.objectives import AnyOrder, NextToken, Objective
-from unmask.transformer import Transformer, TransformerConfig
-
-Precision = Literal["auto", "float32", "bfloat16"]
-
-
-@dataclass(frozen=True)
-class Optimiser:
-    """AdamW with linear warm-up, then a cosine from `rate` to `final` x rate. Norms and biases do not decay."""
-
-    rate: float = 1e-3
-    final: float = 0.1
-    warmup: int = 100
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.1
-    clip: float = 1.0
-    """Largest norm of the gradient; 0 for no limit."""
-
-    def __post_init__(self) -> None:
-        if not (self.rate > 0 and self.final >= 0 and self.warmup >= 0 and self.clip >= 0 and self.weight_decay >= 0):
-            raise ValueError(f"{self}: rate must be positive, the others 0 or more")
-
-    def at(self, step: int, steps: int) -> float:
-        """Learning rate of step `step` (from 0) of `steps`."""
-        if step < self.warmup:
-            return self.rate * (step + 1) / self.warmup
-        share = (step - self.warmup) / max(1, steps - self.warmup)
-        return self.rate * (self.final + (1 - self.final) * (1 + math.cos(math.pi * share)) / 2)
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Everything a run is. Raises ValueError where values do not fit together."""
-
-    network: TransformerConfig
-    data: str
-    """Folder written by `unmask prepare`."""
-    init: str | None = None
-    """Run folder whose weights to begin from, with the same network and tokenizer; by default they are drawn."""
-    objective: Objective = field(default_factory=AnyOrder)
-    name: str = "run"
-    length: int = 128
-    """Tokens a sequence, the begin token not counted."""
-    batch: int = 32
-    """Sequences a step."""
-    accumulate: int = 1
-    """Parts a step is computed in, to save memory."""
-    steps: int = 1000
-    optimiser: Optimiser = field(default_factory=Optimiser)
-    ema: float = 0.0
-    """Decay of the average of the weights that is kept and used; 0 keeps none. Warmed up as min(decay, (1+n)/(10+n)).
-    """
-    precision: Precision = "auto"
-    """Of matrix products. auto: bfloat16 where a measurement finds it at least 1.5 times faster, else float32."""
-    device: str = "auto"
-    seed: int = 0
-    validate_every: int = 200
-    validation_sequences: int = 64
-    save_every: int = 500
-
-    def __post_init__(self) -> None:
-        for name in ("length", "batch", "accumulate", "steps", "validate_every", "validation_sequences", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
-        if self.batch % self.accumulate:
-            raise ValueError(f"batch {self.batch} must be a multiple of accumulate {self.accumulate}")
-        if isinstance(self.objective, NextToken) != self.network.causal:
-            raise ValueError("a causal network trains with NextToken, a bidirectional one with a denoising objective")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema {self.ema} must be in [0, 1)")
-
-    def cost(self) -> Row:
-        """Tokens and training FLOPs of the whole run: 6ND as the papers count, and the true count beside it.
-
-        True: 3 times the forward pass, with attention, and the output layer where it runs.
-        """
-        tokens = self.steps * self.batch * self.length
-        size = self.network.parameters()
-        predicted = expected_level(self.objective, self.length) * self.length
-        true = 3 * self.network.forward_flops(self.length + 1, predicted) * self.steps * self.batch
-        return {"tokens": tokens, "flops_6nd": 6.0 * size["non_embedding"] * tokens, "flops_true": true}
-
-
-def expected_level(objective: Objective, length: int) -> float:
-    """Mean share of the maskable positions that the output layer runs on in training."""
-    if isinstance(objective, NextToken):
-        return 1.0
-    u = stratified(4096, torch.tensor(0.5, dtype=torch.float64))
-    maskable = torch.ones(len(u), length, dtype=torch.bool)
-    return float(objective.corrupt(maskable, u, torch.zeros_like(maskable, dtype=torch.float64)).level.mean())
+from unmask.train.config import TrainConfig, settle
+from unmask.train.optimiser import _adamw, _fused_on
+from unmask.train.precision import autocast
+from unmask.transformer import Transformer
 
 
 def train(config: TrainConfig, out: Path) -> Path:
@@ -186,7 +84,7 @@ class _Run:
 
     def __init__(self, config: TrainConfig, out: Path, tokenizer: Tokenizer) -> None:
         weights = _initial(config, tokenizer) if config.init and not (out / STATE).exists() else {}
-        self.out, self.config = out, _settle(config, out)
+        self.out, self.config = out, settle(config, out)
         if not (out / TOKENIZER).exists():
             tokenizer.save(out / TOKENIZER)
         self.device = torch.device(self.config.device)
@@ -303,41 +201,6 @@ class _Run:
         self.metrics.write({"kind": kind, **position, "seconds": seconds, **values})
 
 
-def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Matrix products in bfloat16 where `precision` says so; nothing else changes."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
-
-
-def best_precision(device: torch.device) -> Precision:
-    """bfloat16 where a matrix product in it is at least 1.5 times faster, forward and backward, else float32."""
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a, b = (torch.ones(512, 512, device=device, dtype=dtype) for _ in range(2))
-        times = []
-        for _ in range(6):
-            _synchronise(device)
-            start = time.perf_counter()
-            a @ b, a.T @ b
-            _synchronise(device)
-            times.append(time.perf_counter() - start)
-        seconds[dtype] = min(times)
-    return "bfloat16" if seconds[torch.float32] > 1.5 * seconds[torch.bfloat16] else "float32"
-
-
-def machine(device: torch.device) -> str:
-    """Kind of machine, for the record."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    return f"{platform.machine()} {device.type}, {name}, torch {torch.__version__}, Python {platform.python_version()}"
-
-
-# fmt: off
-IDENTITY = (
-    "network", "objective", "length", "batch", "accumulate", "steps", "optimiser", "ema", "seed", "corpus", "init",
-)
-# fmt: on
-"""What makes a run the run it is; the rest may change when it goes on."""
-
-
 def _initial(config: TrainConfig, tokenizer: Tokenizer) -> dict[str, Tensor]:
     donor = load(str(config.init))
     if donor.network.config != config.network or donor.tokenizer.inner.to_str() != tokenizer.inner.to_str():
@@ -347,61 +210,5 @@ def _initial(config: TrainConfig, tokenizer: Tokenizer) -> dict[str, Tensor]:
     return donor.network.state_dict()
 
 
-def _settle(config: TrainConfig, out: Path) -> TrainConfig:
-    """The configuration with `auto` resolved; precision as config.json holds it, once for the whole life of a run."""
-    device = torch.device(device_of(config.device))
-    manifest, path = load_manifest(config.data), out / CONFIG
-    corpus = {"source": manifest["request"]["source"], "tokenizer": manifest["tokenizer"]["blake2b"]}
-    requested = {**asdict_of(config), "corpus": corpus}
-    if path.exists():
-        stored = read_json(path)
-        old = stored.get("requested") or {}
-        different = [name for name in IDENTITY if old.get(name) != requested[name]]
-        if different:
-            what = ", ".join(f"{name} {old.get(name)} there, {requested[name]} here" for name in different[:3])
-            raise ValueError(f"{out}: holds a run with other settings ({what}): choose another or remove it")
-        return replace(config, device=str(device), precision=stored["precision"])
-    precision = best_precision(device) if config.precision == "auto" else config.precision
-    write_json(path, {
-        "name": config.name,
-        "unmask": version("unmask"),
-        "machine": machine(device),
-        "precision": precision,
-        "network": describe(config.network),
-        "parameters": config.network.parameters(),
-        "training": {"objective": type(config.objective).__name__, "steps": config.steps},
-        "budget": config.cost(),
-        "requested": requested,
-    })  # fmt: skip
-    return replace(config, device=str(device), precision=precision)
-
-
-def asdict_of(config: TrainConfig) -> Row:
-    """The configuration as JSON data, tuples as lists."""
-    described = describe(config)
-    assert isinstance(described, dict)
-    return described
-
-
-def _adamw(network: Transformer, settings: Optimiser) -> torch.optim.AdamW:
-    parameters = list(network.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=settings.rate, betas=settings.betas, fused=_fused_on(parameters[0].device))
-
-
-def _fused_on(device: torch.device) -> bool:
-    return device.type in ("cpu", "cuda")
-
-
 def _prefixed(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()

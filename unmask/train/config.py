@@ -1,0 +1,129 @@
+"""What a run is: its settings, its cost, and its config.json."""
+
+import platform
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from unmask.checkpoint import CONFIG, describe, device_of
+from unmask.corruption import stratified
+from unmask.data import load_manifest
+from unmask.files import Row, read_json, write_json
+from unmask.objectives import AnyOrder, NextToken, Objective
+from unmask.train.optimiser import Optimiser
+from unmask.train.precision import Precision, best_precision
+from unmask.transformer import TransformerConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything a run is. Raises ValueError where values do not fit together."""
+
+    network: TransformerConfig
+    data: str
+    """Folder written by `unmask prepare`."""
+    init: str | None = None
+    """Run folder whose weights to begin from, with the same network and tokenizer; by default they are drawn."""
+    objective: Objective = field(default_factory=AnyOrder)
+    name: str = "run"
+    length: int = 128
+    """Tokens a sequence, the begin token not counted."""
+    batch: int = 32
+    """Sequences a step."""
+    accumulate: int = 1
+    """Parts a step is computed in, to save memory."""
+    steps: int = 1000
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    ema: float = 0.0
+    """Decay of the average of the weights that is kept and used; 0 keeps none. Warmed up as min(decay, (1+n)/(10+n)).
+    """
+    precision: Precision = "auto"
+    """Of matrix products. auto: bfloat16 where a measurement finds it at least 1.5 times faster, else float32."""
+    device: str = "auto"
+    seed: int = 0
+    validate_every: int = 200
+    validation_sequences: int = 64
+    save_every: int = 500
+
+    def __post_init__(self) -> None:
+        for name in ("length", "batch", "accumulate", "steps", "validate_every", "validation_sequences", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch {self.batch} must be a multiple of accumulate {self.accumulate}")
+        if isinstance(self.objective, NextToken) != self.network.causal:
+            raise ValueError("a causal network trains with NextToken, a bidirectional one with a denoising objective")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema {self.ema} must be in [0, 1)")
+
+    def cost(self) -> Row:
+        """Tokens and training FLOPs of the whole run: 6ND as the papers count, and the true count beside it.
+
+        True: 3 times the forward pass, with attention, and the output layer where it runs.
+        """
+        tokens = self.steps * self.batch * self.length
+        size = self.network.parameters()
+        predicted = expected_level(self.objective, self.length) * self.length
+        true = 3 * self.network.forward_flops(self.length + 1, predicted) * self.steps * self.batch
+        return {"tokens": tokens, "flops_6nd": 6.0 * size["non_embedding"] * tokens, "flops_true": true}
+
+
+def expected_level(objective: Objective, length: int) -> float:
+    """Mean share of the maskable positions that the output layer runs on in training."""
+    if isinstance(objective, NextToken):
+        return 1.0
+    u = stratified(4096, torch.tensor(0.5, dtype=torch.float64))
+    maskable = torch.ones(len(u), length, dtype=torch.bool)
+    return float(objective.corrupt(maskable, u, torch.zeros_like(maskable, dtype=torch.float64)).level.mean())
+
+
+# fmt: off
+IDENTITY = (
+    "network", "objective", "length", "batch", "accumulate", "steps", "optimiser", "ema", "seed", "corpus", "init",
+)
+# fmt: on
+"""What makes a run the run it is; the rest may change when it goes on."""
+
+
+def settle(config: TrainConfig, out: Path) -> TrainConfig:
+    """The configuration with `auto` resolved; precision as config.json holds it, once for the whole life of a run."""
+    device = torch.device(device_of(config.device))
+    manifest, path = load_manifest(config.data), out / CONFIG
+    corpus = {"source": manifest["request"]["source"], "tokenizer": manifest["tokenizer"]["blake2b"]}
+    requested = {**asdict_of(config), "corpus": corpus}
+    if path.exists():
+        stored = read_json(path)
+        old = stored.get("requested") or {}
+        different = [name for name in IDENTITY if old.get(name) != requested[name]]
+        if different:
+            what = ", ".join(f"{name} {old.get(name)} there, {requested[name]} here" for name in different[:3])
+            raise ValueError(f"{out}: holds a run with other settings ({what}): choose another or remove it")
+        return replace(config, device=str(device), precision=stored["precision"])
+    precision = best_precision(device) if config.precision == "auto" else config.precision
+    write_json(path, {
+        "name": config.name,
+        "unmask": version("unmask"),
+        "machine": machine(device),
+        "precision": precision,
+        "network": describe(config.network),
+        "parameters": config.network.parameters(),
+        "training": {"objective": type(config.objective).__name__, "steps": config.steps},
+        "budget": config.cost(),
+        "requested": requested,
+    })  # fmt: skip
+    return replace(config, device=str(device), precision=precision)
+
+
+def asdict_of(config: TrainConfig) -> Row:
+    """The configuration as JSON data, tuples as lists."""
+    described = describe(config)
+    assert isinstance(described, dict)
+    return described
+
+
+def machine(device: torch.device) -> str:
+    """Kind of machine, for the record."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    return f"{platform.machine()} {device.type}, {name}, torch {torch.__version__}, Python {platform.python_version()}"
