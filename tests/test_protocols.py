@@ -11,8 +11,8 @@ import torch
 
 from unmask.checkpoint import Model
 from unmask.data import Tokenizer, byte_tokenizer
+from unmask.data import detokenise as clean
 from unmask.evaluate import CORPORA, PACKED, PROTOCOLS, Stream, benchmark, cut, perplexity, running_text
-from unmask.evaluate import detokenise as clean
 from unmask.evaluate.corpora import Corpus, articles, corpus_of, rows_of
 from unmask.evaluate.protocols import Protocol, digest
 from unmask.likelihood import log_likelihood

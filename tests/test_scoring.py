@@ -8,8 +8,7 @@ import torch
 from enumeration import CausalTable, Spy, check_mean, costs, expected, in_order, in_steps, law, random_orders
 
 from unmask.checkpoint import Model
-from unmask.data import byte_tokenizer
-from unmask.data.tokenizer import train_bpe
+from unmask.data import byte_tokenizer, train_bpe
 from unmask.evaluate.continuing import Prompt, continuations
 from unmask.evaluate.scoring import Answer, Scorer, encode_pairs, greedily_written, number_of, windows
 from unmask.likelihood import log_likelihood, ordered_log_likelihood

@@ -1,10 +1,11 @@
 """Text to tokens to batches: tokenizers, documents, prepared folders, packed blocks and resumable batches."""
 
 from unmask.data.batches import Blocks, batch_indices
+from unmask.data.making import byte_tokenizer, character_tokenizer, train_bpe
 from unmask.data.preparing import prepare
 from unmask.data.sources import Document, documents
 from unmask.data.splits import Split, load_manifest, load_split
-from unmask.data.tokenizer import Tokenizer, byte_tokenizer, train_bpe
+from unmask.data.tokenizer import Tokenizer
 
 __all__ = [
     "Blocks",
@@ -13,6 +14,7 @@ __all__ = [
     "Tokenizer",
     "batch_indices",
     "byte_tokenizer",
+    "character_tokenizer",
     "documents",
     "load_manifest",
     "load_split",

@@ -14,9 +14,10 @@ from typing import BinaryIO
 
 import numpy as np
 
+from unmask.data.making import SMALLEST, byte_tokenizer, train_bpe
 from unmask.data.sources import Document, documents, licence
 from unmask.data.splits import DOCUMENTS, FORMAT, MANIFEST, SPLITS, load_manifest, load_split
-from unmask.data.tokenizer import FILE, SMALLEST, Tokenizer, byte_tokenizer, train_bpe
+from unmask.data.tokenizer import FILE, Tokenizer
 from unmask.files import write_json
 
 CHOICES = '"bytes", "bpe:N" (N tokens, trained on the training documents) or the path of a tokenizer.json'

@@ -2,14 +2,18 @@
 
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import SupportsInt
 
+import numpy as np
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from jaxtyping import Int
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 
+from unmask.data.sentencepiece import SPACE, WORDS, read_sentencepiece
 from unmask.files import atomic
 
 BEGIN, END = "<|begin|>", "<|end|>"
@@ -20,13 +24,12 @@ NAMES = (
     ("<|startoftext|>", "<|endoftext|>"),
     ("<s>", "</s>"),
 )
-FILE = "tokenizer.json"
-SMALLEST = 258  # 256 bytes, begin, end
+FILE, MODEL, VOCAB, MERGES = "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"
 UNFINISHED = "\ufffd"  # what decoders write for the bytes of a character that is not complete
-# GPT-2's pattern starts a word at the last space or line end of a gap, whatever comes before it (its
-# \s+(?!\S) takes the rest of the gap): a text cut there is read as it was whole.
-GAP = re.compile(r"[ \n](?=\S)")
-SPACE, BYTE = "▁", re.compile(r"<0x[0-9A-F]{2}>")  # sentencepiece's space, and its tokens of single bytes
+# GPT-2's pattern starts a word at a space or line end that stands alone, and sentencepiece at a space, whatever comes
+# before it: a text cut there is read as it was whole.
+GAP = re.compile(r"(?<=[^\s▁])[ \n](?=\S)")
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # sentencepiece's tokens of single bytes
 PIECE, PIECES = 2**16, 16  # characters, and pieces at once: ~90 MB of the library's records
 
 
@@ -42,24 +45,39 @@ class Tokenizer:
     begin: int
     end: int
     letters: dict[int, list[int]] = field(repr=False)
+    rest: tokenizers.Tokenizer | None = field(repr=False, default=None)
+    """What reads the rest of a text that was cut at a GAP as it is read in the whole; None where nothing does."""
+    table: Int[np.ndarray, " A"] | None = field(repr=False, default=None)
+    """The id of each byte, or of each character (-1: none), where text is no more than these."""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text` alone: no special token is added, and text that spells one stays text."""
+        """Ids of `text` alone: no special token is added, and text that spells one stays text.
+
+        Raises ValueError for a character that a vocabulary of characters does not have.
+        """
+        if self.table is not None:
+            return self._looked_up(text).tolist()
         return self._plain(self.inner.encode(_checked(text), add_special_tokens=False).ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each, on all cores."""
-        encodings = self.inner.encode_batch_fast([_checked(text) for text in texts], add_special_tokens=False)
-        return [self._plain(encoding.ids) for encoding in encodings]
+        return [ids.tolist() for ids in self.arrays(texts)]
+
+    def arrays(self, texts: Sequence[str], cut: bool = False) -> list[Int[np.ndarray, " n"]]:
+        """`encode` of each, on all cores; if `cut`, of what goes on with a text that was cut at a GAP."""
+        if self.table is not None:
+            return [self._looked_up(text) for text in texts]
+        inner = self.rest if cut else self.inner
+        assert inner is not None
+        encodings = inner.encode_batch_fast([_checked(text) for text in texts], add_special_tokens=False)
+        return [np.array(self._plain(encoding.ids), dtype=np.int64) for encoding in encodings]
 
     def stream(self, text: str) -> Iterator[list[int]]:
-        """encode(text) in pieces: for texts of any length, on all cores.
-
-        Only a byte-level tokenizer without a prefix space can be cut exactly; others get the text whole.
-        """
-        pieces = list(cut(text)) if _byte_level(self.inner) else [text]
-        for i in range(0, len(pieces), PIECES):
-            yield from self.encode_batch(pieces[i : i + PIECES])
+        """encode(text) in pieces: for texts of any length, on all cores. Texts that may not be cut are read whole."""
+        first, *others = [text] if self.rest is None else cut(text)
+        yield self.encode(first)
+        for i in range(0, len(others), PIECES):
+            yield from (ids.tolist() for ids in self.arrays(others[i : i + PIECES], cut=True))
 
     def decode(self, ids: Iterable[SupportsInt]) -> str:
         """Text of the ids; special tokens are skipped. Raises ValueError for an id that is no real token."""
@@ -103,24 +121,42 @@ class Tokenizer:
 
     def save(self, path: Path | str) -> None:
         """Write tokenizer.json, whole or not at all, to `path` (a file, or a folder that exists)."""
-        with atomic(_file(Path(path))) as file:
+        path = Path(path)
+        with atomic(path / FILE if path.is_dir() else path) as file:
             file.write(self.inner.to_str(pretty=True))
 
     @staticmethod
     def load(path: Path | str) -> "Tokenizer":
-        """Read tokenizer.json, or the folder that holds it. Raises ValueError where there is none to use."""
+        """Read a tokenizer.json, a sentencepiece .model, or a folder with one of them or GPT-2's vocab.json and
+        merges.txt. Raises ValueError where there is none to use.
+        """
         path = _file(Path(path))
         if not path.is_file():
-            remedy = "give a tokenizer.json or a folder that holds one"
-            if path.with_name("tokenizer.model").is_file():  # sentencepiece, as Llama 2 was released
-                remedy = "convert tokenizer.model with transformers' AutoTokenizer and its save_pretrained"
+            remedy = f"give a {FILE}, a sentencepiece .model or a folder with one of them or {VOCAB} and {MERGES}"
             raise ValueError(f"no tokenizer at {path}: {remedy}")
+        if path.suffix == ".model":
+            return wrap(read_sentencepiece(path), str(path))
         try:
-            inner = tokenizers.Tokenizer.from_file(str(path))
+            if path.name == VOCAB:
+                inner = as_bytes(tokenizers.Tokenizer(models.BPE.from_file(str(path), str(path.with_name(MERGES)))))
+            else:
+                inner = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
+            what = "vocabulary with merges" if path.name == VOCAB else FILE
             reason = " ".join(str(error).split())
-            raise ValueError(f"{path} is no Hugging Face tokenizer.json ({reason}): restore it") from None
-        return _wrap(inner, str(path))
+            raise ValueError(f"{path} is no Hugging Face {what} ({reason}): restore it") from None
+        return wrap(inner, str(path))
+
+    def _looked_up(self, text: str) -> Int[np.ndarray, " n"]:
+        """`encode` by table."""
+        assert self.table is not None
+        of_bytes = len(self.table) == 256
+        data = _checked(text).encode("utf-8" if of_bytes else "utf-32-le")
+        ids = self.table[np.frombuffer(data, dtype=np.uint8 if of_bytes else "<u4")]
+        if len(ids) and ids.min() < 0:
+            stranger = text[int((ids < 0).argmax())]
+            raise ValueError(f"{stranger!r} is no character of this vocabulary: leave it out, or prepare with bytes")
+        return ids
 
     def _plain(self, ids: list[int]) -> list[int]:
         if self.letters and not self.letters.keys().isdisjoint(ids):
@@ -137,37 +173,8 @@ class Tokenizer:
         return known
 
 
-def byte_tokenizer() -> Tokenizer:
-    """One token a UTF-8 byte: ids 0..255 are the bytes, then begin (256) and end (257)."""
-    vocab = {letter: byte for byte, letter in enumerate(_byte_letters())}
-    inner = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    inner.add_special_tokens([BEGIN, END])
-    # No words: without merges they change nothing, and splitting would triple the time.
-    return _wrap(_as_bytes(inner, use_regex=False), "bytes")
-
-
-def train_bpe(texts: Iterable[str], vocab: int) -> Tokenizer:
-    """Byte-level BPE with GPT-2's words: begin and end, the 256 bytes, then up to vocab - 258 merges.
-
-    The same texts give the same tokenizer. Merges stop when no pair is left that occurs twice, so `.vocab`
-    can be smaller. Raises ValueError for a vocabulary without room for bytes and special tokens.
-    """
-    if vocab < SMALLEST:
-        raise ValueError(f"a BPE vocabulary of {vocab} is too small: bytes, begin and end need {SMALLEST}")
-    inner = _as_bytes(tokenizers.Tokenizer(models.BPE()), use_regex=True)
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab,
-        min_frequency=2,
-        special_tokens=[BEGIN, END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    inner.train_from_iterator((piece for text in texts for piece in cut(text)), trainer)
-    return _wrap(inner, f"bpe:{vocab}")
-
-
 def cut(text: str, size: int = PIECE) -> Iterator[str]:
-    """Pieces of about `size` characters that a byte-level tokenizer reads as it reads the whole."""
+    """Pieces of about `size` characters, cut at gaps."""
     start = 0
     while len(text) - start > size and (gap := GAP.search(text, start + size)):
         yield text[start : gap.start()]
@@ -175,8 +182,15 @@ def cut(text: str, size: int = PIECE) -> Iterator[str]:
     yield text[start:]
 
 
-def _wrap(inner: tokenizers.Tokenizer, where: str) -> Tokenizer:
-    """Find begin and end, and make special tokens unreachable from text."""
+def as_bytes(inner: tokenizers.Tokenizer, *, use_regex: bool = True) -> tokenizers.Tokenizer:
+    """Text as GPT-2 reads it: bytes written as letters, in its words or (without the regex) in one piece."""
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
+    inner.decoder = decoders.ByteLevel()
+    return inner
+
+
+def wrap(inner: tokenizers.Tokenizer, where: str) -> Tokenizer:
+    """A Tokenizer: find begin and end, and make special tokens unreachable from text."""
     pair = next((pair for pair in NAMES if inner.token_to_id(pair[1]) is not None), None)
     if pair is None:
         wanted = ", ".join(end for _, end in NAMES)
@@ -187,8 +201,16 @@ def _wrap(inner: tokenizers.Tokenizer, where: str) -> Tokenizer:
     inner.no_padding()
     inner.encode_special_tokens = True  # what spells a special token is text; the file does not keep this
     ids = inner.get_vocab(with_added_tokens=True)
-    end = ids[pair[1]]
-    return Tokenizer(inner, max(ids.values()) + 1, ids.get(pair[0], end), end, _letters(inner, where))
+    end, rules = ids[pair[1]], json.loads(inner.to_str())
+    return Tokenizer(
+        inner,
+        max(ids.values()) + 1,
+        ids.get(pair[0], end),
+        end,
+        _letters(inner, where),
+        _rest(inner, rules),
+        _table(rules),
+    )
 
 
 def _letters(inner: tokenizers.Tokenizer, where: str) -> dict[int, list[int]]:
@@ -206,20 +228,46 @@ def _letters(inner: tokenizers.Tokenizer, where: str) -> dict[int, list[int]]:
     return letters
 
 
-def _as_bytes(inner: tokenizers.Tokenizer, *, use_regex: bool) -> tokenizers.Tokenizer:
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
-    inner.decoder = decoders.ByteLevel()
-    return inner
+def _rest(inner: tokenizers.Tokenizer, rules: dict) -> tokenizers.Tokenizer | None:
+    """See `Tokenizer.rest`.
+
+    GPT-2's words and bare bytes begin anew at a gap, characters anywhere. Sentencepiece puts a space before a text,
+    but not before the rest of one, and no merge goes over a gap if no piece of the vocabulary does.
+    """
+    words, model = rules["pre_tokenizer"] or {}, rules["model"]
+    if not all(token["special"] for token in rules["added_tokens"]):
+        return None
+    if words.get("type") == "ByteLevel" and not rules["normalizer"] and not words["add_prefix_space"]:
+        return inner if words["use_regex"] or not model.get("merges", True) else None
+    steps = (rules["normalizer"] or {}).get("normalizers", [])
+    kinds = [(step["type"], step.get("prepend"), step.get("content")) for step in steps]
+    if kinds[-1:] != [("Replace", None, SPACE)] or kinds[:-1] not in ([], [("Prepend", SPACE, None)]):
+        return None
+    pieces = [piece for piece in inner.get_vocab(with_added_tokens=False) if len(piece) > 1]
+    apart = not any("\n" in piece or SPACE in piece.lstrip(SPACE) for piece in pieces)
+    if model["type"] != "BPE" or not apart or words.get("pattern", {"Regex": WORDS}) != {"Regex": WORDS}:
+        return None
+    rest = tokenizers.Tokenizer.from_str(inner.to_str())
+    rest.normalizer = normalizers.Replace(" ", SPACE)
+    rest.encode_special_tokens = True
+    return rest
 
 
-def _byte_level(inner: tokenizers.Tokenizer) -> bool:
-    """Whether texts may be cut at GAP: GPT-2's words or bare bytes, nothing that rewrites text first."""
-    words = inner.pre_tokenizer
-    if not isinstance(words, pre_tokenizers.ByteLevel) or words.add_prefix_space or inner.normalizer:
-        return False
-    only_bytes = inner.get_vocab_size(with_added_tokens=False) == 256
-    only_special = all(token.special for token in inner.get_added_tokens_decoder().values())
-    return only_special and (words.use_regex or only_bytes)
+def _table(rules: dict) -> Int[np.ndarray, " A"] | None:
+    """See `Tokenizer.table`."""
+    model, words = rules["model"], rules["pre_tokenizer"]
+    rewrites = rules["normalizer"] or not all(token["special"] for token in rules["added_tokens"])
+    if model["type"] != "BPE" or model["merges"] or model.get("byte_fallback") or model.get("unk_token") or rewrites:
+        return None
+    vocab = model["vocab"]
+    if words is None:
+        table = np.full(sys.maxunicode + 1, -1, dtype=np.int64)
+        for letter, id in vocab.items():
+            if len(letter) == 1:
+                table[ord(letter)] = id
+        return table
+    letters, bare = byte_letters(), words["type"] == "ByteLevel" and not words["add_prefix_space"]
+    return np.array([vocab[letter] for letter in letters]) if bare and vocab.keys() >= set(letters) else None
 
 
 def _spelling(inner: tokenizers.Tokenizer) -> Callable[[str], bytes]:
@@ -227,7 +275,7 @@ def _spelling(inner: tokenizers.Tokenizer) -> Callable[[str], bytes]:
     decoder = json.loads(inner.to_str())["decoder"] or {}
     parts = decoder.get("decoders", [decoder])
     if any(part.get("type") == "ByteLevel" for part in parts):
-        byte_of = {letter: byte for byte, letter in enumerate(_byte_letters())}
+        byte_of = {letter: byte for byte, letter in enumerate(byte_letters())}
         return lambda token: bytes(byte_of[c] for c in token) if byte_of.keys() >= set(token) else token.encode()
     if any(SPACE in (part.get("replacement"), part.get("pattern", {}).get("String")) for part in parts):
         return lambda token: (
@@ -239,7 +287,7 @@ def _spelling(inner: tokenizers.Tokenizer) -> Callable[[str], bytes]:
     )
 
 
-def _byte_letters() -> list[str]:
+def byte_letters() -> list[str]:
     """GPT-2's letter for each byte: printable Latin-1 stands for itself, the rest are 256, 257, … in turn."""
     own = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = iter(range(256, 512))
@@ -247,7 +295,11 @@ def _byte_letters() -> list[str]:
 
 
 def _file(path: Path) -> Path:
-    return path / FILE if path.is_dir() else path
+    """The file to read of a folder: the first kind that is there."""
+    if not path.is_dir():
+        return path
+    kinds = ((FILE, FILE), (VOCAB, MERGES), (MODEL, MODEL))
+    return path / next((name for name, other in kinds if (path / name).is_file() and (path / other).is_file()), FILE)
 
 
 def _checked(text: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from unmask.evaluate import detokenise
+from unmask.data import detokenise
 
 HEADING = re.compile(r" = [^=].* = \n?")
 ALIASES = {"validation": ("validation", "valid", "val"), "test": ("test",), "train": ("train",)}
