@@ -24,6 +24,9 @@ CONFIGS = {
     "llama mask within": replace(LLAMA, mask_id=5),
     "llama tied": replace(LLAMA, tied=True),
     "llama tied causal, mask within": replace(LLAMA, tied=True, causal=True, mask_id=5),
+    "llama grouped with biases": replace(LLAMA, kv_heads=2, qkv_bias=True),
+    "llama shifted": replace(LLAMA, shifted=True, mask_id=5),
+    "llama slower": replace(LLAMA, causal=True, rotary_scaling=(4.0, 1.0, 4.0, 8.0)),
     "dit": replace(LLAMA, flavour="dit"),
     "dit tied": replace(LLAMA, flavour="dit", tied=True),
     "dit causal grouped": replace(LLAMA, flavour="dit", causal=True, kv_heads=2),
@@ -75,6 +78,8 @@ def plain_turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def plain_attention(xs: list[Tensor], w: dict[str, Tensor], name: str, config: TransformerConfig) -> list[Tensor]:
     d, groups = config.width // config.heads, config.kv_heads or config.heads
     qkv, length = w[f"{name}.qkv.weight"], len(xs)
+    if config.qkv_bias:  # one more column, on which a one stands
+        qkv, xs = torch.cat([qkv, w[f"{name}.qkv.bias"][:, None]], 1), [torch.cat([x, x.new_ones(1)]) for x in xs]
     cos, sin = (table[:, 0] for table in rotary_tables(config, length, torch.device("cpu")))
     outputs: list[list[Tensor]] = [[] for _ in xs]
     for head in range(config.heads):
@@ -115,6 +120,8 @@ def plain_logits(tokens: Tensor, w: dict[str, Tensor], config: TransformerConfig
     logits = torch.stack([head @ x + w.get("output.bias", 0) for x in xs])
     if config.mask < config.vocab:
         logits = torch.stack([row.where(torch.arange(config.vocab) != config.mask, -torch.inf) for row in logits])
+    if config.shifted:
+        return torch.cat([logits[:1], logits[:-1]])
     return logits[:-1] if config.causal else logits
 
 
@@ -492,6 +499,7 @@ def test_a_training_step_is_three_forward_passes(config: TransformerConfig):
         ({"mask_id": -1}, "mask_id -1 must lie in"),
         ({"flavour": "gpt"}, "flavour 'gpt' must be llama or dit"),
         ({"rotary_dtype": "float16"}, "rotary_dtype 'float16'"),
+        ({"rotary_scaling": (8.0, 1.0)}, "rotary_scaling (8.0, 1.0) must be"),
     ],
 )
 def test_sizes_that_do_not_fit_are_named(wrong: dict[str, object], message: str):

@@ -43,12 +43,19 @@ class TransformerConfig:
     """Width of the MLP (default 4 x width)."""
     tied: bool = False
     """The output layer's matrix is the embedding's (and it has no bias)."""
+    qkv_bias: bool = False
+    """Queries, keys and values have biases (Qwen 2, Dream)."""
+    shifted: bool = False
+    """Bidirectional, yet position i is read from the state at i - 1, as in a causal network that it began as (Dream).
+    """
     mask_id: int | None = None
     """Default V, one past the real tokens. An id below V (LLaDA) is a row of the vocabulary that is never predicted."""
     dropout: float = 0.0
     rotary_base: float = 10_000.0
     rotary_dtype: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 reproduces SMDM's released code, which rounds its tables; only for parity with its checkpoints."""
+    rotary_scaling: tuple[float, ...] | None = None
+    """(factor,) turns all pairs so much slower; (factor, low, high, length) is Llama 3.1's rule: see `frequencies`."""
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
@@ -64,6 +71,14 @@ class TransformerConfig:
             raise ValueError(
                 f"flavour {self.flavour!r} must be llama or dit, rotary_dtype {self.rotary_dtype!r} float32 or bfloat16"
             )
+        if self.rotary_scaling is not None:
+            object.__setattr__(self, "rotary_scaling", tuple(self.rotary_scaling))  # JSON has lists only
+            if len(self.rotary_scaling) not in (1, 4) or min(self.rotary_scaling) <= 0:
+                raise ValueError(
+                    f"rotary_scaling {self.rotary_scaling} must be (factor,) or (factor, low, high, length)"
+                )
+        if self.causal and self.shifted:
+            raise ValueError("shifted is for bidirectional networks: a causal one is read so anyway")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout {self.dropout} must be in [0, 1)")
         if not 0 <= self.mask <= self.vocab:
@@ -99,6 +114,7 @@ class TransformerConfig:
             block, final, output_bias = d * (d + kv) + d * d + 3 * d * m + 2 * d, d, 0
         else:
             block, final, output_bias = d * (d + kv) + d * d + 2 * d * m + m + d + 4 * d, 2 * d, self.vocab
+        block += (d + kv) * self.qkv_bias
         non_embedding = self.layers * block + final
         output = 0 if self.tied else self.vocab * d + output_bias
         total = non_embedding + self.embedding_rows * d + output
@@ -190,6 +206,8 @@ class Transformer(nn.Module):
                     "a causal network predicts nothing at position 0: begin each sequence with a given token"
                 )
             at = at - 1
+        elif self.config.shifted:
+            at = torch.where(at % tokens.shape[1] == 0, at, at - 1)
         state = self._state(tokens, at) if cache is None else self._read_on(tokens, at, rows, cache)
 
         def logits_of(part: Float[Tensor, "n D"]) -> Float[Tensor, "n V"]:
@@ -300,7 +318,7 @@ class Attention(nn.Module):
         self.heads, self.causal = config.heads, config.causal
         kv = config.groups * config.head_width
         self.split = [config.width, kv, kv]
-        self.qkv = nn.Linear(config.width, sum(self.split), bias=False)
+        self.qkv = nn.Linear(config.width, sum(self.split), bias=config.qkv_bias)
         self.project = nn.Linear(config.width, config.width, bias=False)
 
     def forward(
@@ -361,13 +379,30 @@ def rotary_tables(config: TransformerConfig, length: int, device: torch.device) 
     """(cos, sin), each [L, 1, head_width], of the halves layout: coordinate j turns with j + head_width/2 by
     base^(-2j/head_width).
     """
-    half = torch.arange(0, config.head_width, 2, dtype=torch.float32, device=device) / config.head_width
-    angles = torch.outer(torch.arange(length, dtype=torch.float32, device=device), config.rotary_base**-half)
+    angles = torch.outer(torch.arange(length, dtype=torch.float32, device=device), frequencies(config, device))
     if config.rotary_dtype == "bfloat16":
         cos, sin = angles.cos().bfloat16().float(), angles.sin().bfloat16().float()
     else:
         cos, sin = angles.cos(), angles.sin()
     return torch.cat([cos, cos], -1)[:, None], torch.cat([-sin, sin], -1)[:, None]
+
+
+def frequencies(config: TransformerConfig, device: torch.device) -> Float[Tensor, " half"]:
+    """Radians a token of each pair of coordinates: f_j = base^(-2j/head_width), or those scaled.
+
+    By (factor, low, high, length), Llama 3.1's rule: pairs that turn more than `high` times within `length` tokens keep
+    their f, those that turn less than `low` times get f / factor, and between the two the share of f grows linearly.
+    """
+    half = torch.arange(0, config.head_width, 2, dtype=torch.float32, device=device) / config.head_width
+    plain = config.rotary_base**-half
+    if config.rotary_scaling is None:
+        return plain
+    factor, *bounds = config.rotary_scaling
+    if not bounds:
+        return plain / factor
+    low, high, length = bounds
+    kept = ((length * plain / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
+    return plain * (kept + (1 - kept) / factor)
 
 
 def rotate(x: Float[Tensor, "B L H d"], rotary: tuple[Tensor, Tensor]) -> Float[Tensor, "B L H d"]:
@@ -390,6 +425,8 @@ def initialise(network: Transformer, generator: torch.Generator) -> None:
         with torch.no_grad():
             if "norm" in name:
                 parameter.fill_(1.0)
+            elif leaf == ["qkv", "bias"]:
+                parameter.zero_()
             elif config.flavour == "llama":
                 added = leaf[0] in ("project", "down")
                 std = 1 / (math.sqrt(config.width) * config.layers) if added else math.sqrt(2 / (5 * config.width))
