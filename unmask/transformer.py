@@ -121,16 +121,16 @@ class TransformerConfig:
         return {"total": total, "non_embedding": non_embedding}
 
     def forward_flops(self, length: int, predicted: float) -> float:
-        """FLOPs of one sequence's forward pass: 2 a multiply-add, logits at `predicted` positions only.
+        """FLOPs of one sequence's forward pass: 2 a multiply-add; logits, and all of the last layer behind its
+        attention, at `predicted` positions only.
 
         Attention counts all L x L products, causal or not, as torch's FlopCounterMode does; a training step is 3
         times this.
         """
         d, m, kv = self.width, self.mlp_width, 2 * self.groups * self.head_width
-        mlp = (3 if self.flavour == "llama" else 2) * d * m
-        matrices = self.layers * (d * (d + kv) + d * d + mlp)
-        attention = self.layers * 2 * length * d
-        return 2.0 * (length * (matrices + attention) + predicted * d * self.vocab)
+        behind = d * d + (3 if self.flavour == "llama" else 2) * d * m
+        layer = d * (d + kv) + 2 * length * d + behind
+        return 2.0 * (length * (self.layers * layer - behind) + predicted * (behind + d * self.vocab))
 
 
 class Transformer(nn.Module):
@@ -159,13 +159,15 @@ class Transformer(nn.Module):
     def hidden(
         self,
         tokens: Int[Tensor, "B L"],
+        at: Int[Tensor, " N"] | None = None,
+        *,
         rotary: tuple[Tensor, Tensor] | None = None,
         attends: Sequence[Attend] | None = None,
-    ) -> Float[Tensor, "B L D"]:
-        """The last layer's normalised state at every position, before the output layer.
+    ) -> Float[Tensor, "B L D"] | Float[Tensor, "N D"]:
+        """The last layer's normalised state, before the output layer, at every position or at the flat ones `at`.
 
         The positions are 0..L-1 and see each other, unless their own rotary tables and each layer's attention say
-        otherwise.
+        otherwise. What nothing reads any more is not computed: the last layer's MLP runs at `at` alone.
         """
         tokens = tokens.to(self.embedding.weight.device, non_blocking=True)
         if self.causal:
@@ -173,8 +175,9 @@ class Transformer(nn.Module):
             tokens = tokens.masked_fill(tokens == self.mask_id, 0)
         x = self.embedding(tokens)
         rotary = rotary or self._tables(tokens.shape[1], x.device)
-        for block, attend in zip(self.blocks, attends or [None] * len(self.blocks), strict=True):
-            x = block(x, rotary, attend)
+        read = [None] * (len(self.blocks) - 1) + [None if at is None else at.to(x.device, non_blocking=True)]
+        for block, attend, of in zip(self.blocks, attends or [None] * len(self.blocks), read, strict=True):
+            x = block(x, rotary, attend, of)
         return self.norm(x)
 
     def cached(self, slots: int, length: int) -> "Cached":
@@ -208,7 +211,7 @@ class Transformer(nn.Module):
             at = at - 1
         elif self.config.shifted:
             at = torch.where(at % tokens.shape[1] == 0, at, at - 1)
-        state = self._state(tokens, at) if cache is None else self._read_on(tokens, at, rows, cache)
+        state = self.hidden(tokens, at) if cache is None else self._read_on(tokens, at, rows, cache)
 
         def logits_of(part: Float[Tensor, "n D"]) -> Float[Tensor, "n V"]:
             logits = _product(part, *self.head())
@@ -231,16 +234,6 @@ class Transformer(nn.Module):
             return self.embedding.weight[: self.vocab], None
         return self.output.weight, self.output.bias
 
-    def _state(
-        self,
-        tokens: Int[Tensor, "B L"],
-        at: Int[Tensor, " N"],
-        rotary: tuple[Tensor, Tensor] | None = None,
-        attends: Sequence[Attend] | None = None,
-    ) -> Float[Tensor, "N D"]:
-        state = self.hidden(tokens, rotary, attends).flatten(0, 1)
-        return state[at.to(state.device, non_blocking=True)]
-
     def _read_on(
         self, tokens: Int[Tensor, "B L"], at: Int[Tensor, " N"], rows: Int[Tensor, " B"] | None, cache: Cache
     ) -> Float[Tensor, "N D"]:
@@ -249,7 +242,7 @@ class Transformer(nn.Module):
         for window in cache.windows(tokens, at, rows, device):
             cos, sin = (table[window.where[1]] for table in self._tables(cache.length, device))
             attends = [partial(cache.attend, layer, window) for layer in range(len(self.blocks))]
-            states.append(self._state(window.tokens, window.at, (cos, sin), attends))
+            states.append(self.hidden(window.tokens, window.at, rotary=(cos, sin), attends=attends))
             asked.append(window.asked)
         return torch.cat(states)[torch.cat(asked).argsort().to(device, non_blocking=True)]
 
@@ -291,7 +284,7 @@ class Cached:
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); at the flat positions `at` alone where these are given."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -302,9 +295,13 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: Float[Tensor, "B L D"], rotary: tuple[Tensor, Tensor], attend: Attend | None = None
-    ) -> Float[Tensor, "B L D"]:
-        x = x + self.dropout(self.attention(self.norm_1(x), rotary, attend))
+        self,
+        x: Float[Tensor, "B L D"],
+        rotary: tuple[Tensor, Tensor],
+        attend: Attend | None = None,
+        at: Int[Tensor, " N"] | None = None,
+    ) -> Float[Tensor, "B L D"] | Float[Tensor, "N D"]:
+        x = chosen(x, at) + self.dropout(self.attention(self.norm_1(x), rotary, attend, at))
         return x + self.dropout(self.mlp(self.norm_2(x)))
 
 
@@ -322,13 +319,22 @@ class Attention(nn.Module):
         self.project = nn.Linear(config.width, config.width, bias=False)
 
     def forward(
-        self, x: Float[Tensor, "B L D"], rotary: tuple[Tensor, Tensor], attend: Attend | None = None
-    ) -> Float[Tensor, "B L D"]:
+        self,
+        x: Float[Tensor, "B L D"],
+        rotary: tuple[Tensor, Tensor],
+        attend: Attend | None = None,
+        at: Int[Tensor, " N"] | None = None,
+    ) -> Float[Tensor, "B L D"] | Float[Tensor, "N D"]:
         q, k, v = (
             part.unflatten(-1, (-1, x.shape[-1] // self.heads)) for part in linear(x, self.qkv).split(self.split, -1)
         )
         attend = attend or partial(attention, causal=self.causal)
-        return linear(attend(rotate(q, rotary), rotate(k, rotary), v).flatten(2), self.project)
+        return linear(chosen(attend(rotate(q, rotary), rotate(k, rotary), v).flatten(2), at), self.project)
+
+
+def chosen(x: Float[Tensor, "B L D"], at: Int[Tensor, " N"] | None) -> Float[Tensor, "B L D"] | Float[Tensor, "N D"]:
+    """The rows of x at the flat positions `at`; x itself where none are given."""
+    return x if at is None else x.flatten(0, 1).index_select(0, at)
 
 
 class SwiGLU(nn.Module):
