@@ -1,6 +1,9 @@
 """Truths of blocks and batches: nothing lost, nothing repeated, every order alike."""
 
+import json
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,13 +11,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
-from texts import FOUR_SIGMA, refused
+from texts import FOUR_SIGMA, library, refused
 
 from unmask.data import (
     Blocks,
     Split,
     batch_indices,
+    batch_length,
+    mixture_indices,
+    prepare,
 )
+from unmask.log import read_metrics
+from unmask.objectives import AnyOrder, NextToken
+from unmask.train import TrainConfig, train
+from unmask.transformer import TransformerConfig
 
 quick = settings(max_examples=60, deadline=None)
 
@@ -50,6 +60,35 @@ def test_packing_loses_nothing(lengths: list[int], length: int, random) -> None:
     order = random.sample(range(len(blocks)), len(blocks))
     for part, whole in zip(blocks.take(np.array(order)), (x_0, maskable, document), strict=True):
         assert torch.equal(part, whole[order])
+
+
+@quick
+@given(st.lists(st.lists(st.integers(1, 12), min_size=1, max_size=6), min_size=1, max_size=4), st.integers(1, 17))
+def test_sources_are_packed_apart_and_segments_tell_documents(sources: list[list[int]], length: int) -> None:
+    whole = split_of([size for sizes in sources for size in sizes])
+    named = tuple((str(i), len(sizes), sum(sizes)) for i, sizes in enumerate(sources))
+    blocks = Blocks(replace(whole, sources=named), length, begin=8)
+    x_0, maskable, document = blocks.take(range(len(blocks)))
+    assert x_0[maskable].tolist() == whole.tokens.tolist()
+    assert (x_0[:, 1:][~maskable[:, 1:]] == 9).all()
+    alone = [Blocks(split_of(sizes), length, begin=8) for sizes in sources]
+    assert blocks.counts.tolist() == [len(each) for each in alone]
+    assert torch.equal(maskable, torch.cat([each.take(range(len(each)))[1] for each in alone]))
+    segments = blocks.segments(range(len(blocks)))
+    owner = np.repeat(np.arange(len(whole.lengths)), whole.lengths)
+    assert segments[maskable].tolist() == owner.tolist()
+    assert (segments[:, 1:][~maskable[:, 1:]] == -1).all()
+    assert (segments[:, 0] == segments[:, 1]).all()
+    assert torch.equal(segments[:, 0], document)
+
+
+def test_blocks_of_a_mixture_follow_the_weights() -> None:
+    split = replace(split_of([40, 60, 100]), sources=(("a", 2, 100), ("b", 1, 100)))
+    plain, mixed = Blocks(split, 10, 8), Blocks(replace(split, weights=(3.0, 1.0)), 10, 8)
+    assert plain.batch(6, seed=1, step=4).tolist() == batch_indices(20, 6, seed=1, step=4).tolist()
+    drawn = mixed.batch(400, seed=1, step=4, rank=1, world=2)
+    assert (drawn < 10).sum() == 300
+    assert drawn.tolist() == mixture_indices([10, 10], [3, 1], 400, seed=1, step=4, rank=1, world=2).tolist()
 
 
 def test_blocks_without_text_or_place_are_refused() -> None:
@@ -108,6 +147,49 @@ def test_large_corpora_and_late_steps_are_in_range() -> None:
     assert abs(batch.mean() / n - 0.5) < 4 / math.sqrt(12 * 4096)
 
 
+@quick
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=4), st.data())
+def test_a_mixture_takes_every_source_by_its_weight_and_drops_nothing(counts: list[int], data: st.DataObject) -> None:
+    weights = data.draw(st.lists(st.floats(0.05, 5), min_size=len(counts), max_size=len(counts)))
+    size, world, seed = data.draw(st.tuples(st.integers(300, 999), st.integers(1, 3), st.integers(0, 2**62)))
+    parts = [
+        mixture_indices(counts, weights, size, seed=seed, step=step, rank=rank, world=world)
+        for step in range(-(-9000 // (size * world)))
+        for rank in range(world)
+    ]
+    drawn, edges = np.concatenate(parts)[:9000], np.cumsum([0, *counts])
+    shares = np.array(weights) / sum(weights)
+    for low, high, share, count in zip(edges[:-1], edges[1:], shares, counts, strict=True):
+        mine = (drawn >= low) & (drawn < high)
+        told = mine.cumsum() - share * np.arange(1, 9001)  # never far from its share, in a short run or a long one
+        assert abs(told).max() < len(counts) + 9000 / 4096
+        stream = drawn[mine] - low
+        epochs = stream[: len(stream) // count * count].reshape(-1, count)
+        assert (np.sort(epochs, axis=1) == np.arange(count)).all()  # each block once an epoch
+
+
+def test_a_mixture_of_one_source_is_the_plain_order_and_a_small_weight_still_counts() -> None:
+    for step in (0, 3, 10**6):
+        one = mixture_indices([37], [0.3], 8, seed=5, step=step, rank=1, world=2)
+        assert one.tolist() == batch_indices(37, 8, seed=5, step=step, rank=1, world=2).tolist()
+    drawn = mixture_indices([5, 5], [1, 1e-9], 4096, seed=0, step=0)
+    assert (drawn >= 5).sum() == 1
+    for weights in ([1.0], [1.0, 0.0], [1.0, math.nan], [1.0, math.inf]):
+        refused(lambda weights=weights: mixture_indices([3, 4], weights, 2, seed=0, step=0), "weights")
+    refused(lambda: mixture_indices([3, 0], [1, 1], 2, seed=0, step=0), "0")
+
+
+def test_lengths_are_cut_for_a_share_of_the_steps_to_any_length_alike() -> None:
+    drawn = np.array([batch_length(8, 0.25, seed=3, step=step) for step in range(16_000)])
+    assert drawn.min() == 1
+    cut = np.bincount(drawn, minlength=9)[1:8]
+    # 1/4 of the steps, 7/8 of them to less than 8
+    assert abs(cut.sum() - 3500) < 4 * math.sqrt(3500 * (1 - 3500 / 16_000))
+    assert not improbable(cut)
+    assert {batch_length(8, 0.0, seed=3, step=step) for step in range(1000)} == {8}
+    assert {batch_length(1, 1.0, seed=3, step=step) for step in range(100)} == {1}
+
+
 def improbable(counts: np.ndarray) -> bool:
     """Whether chi-square against equal counts lies beyond four standard deviations."""
     expected = counts.mean()
@@ -164,3 +246,34 @@ def test_seeds_and_epochs_shuffle_differently() -> None:
 def test_batches_out_of_range_are_refused(wrong: dict[str, int]) -> None:
     arguments = {"n": 5, "size": 2, "seed": 0, "step": 0, "rank": 0, "world": 2, **wrong}
     refused(lambda: batch_indices(**arguments), "no batch")
+
+
+# --- in the trainer -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_short_batches_and_documents_apart_train_and_an_older_run_goes_on(tmp_path: Path, causal: bool) -> None:
+    """Each option changes the run; a folder written before they existed is the run without them."""
+    data = prepare(library(tmp_path / "texts", [f"d{i}" for i in range(9)]), tmp_path / "data", tokenizer="bytes")
+    network = TransformerConfig(vocab=258, layers=1, heads=2, width=8, causal=causal)
+    objective = NextToken() if causal else AnyOrder()
+    plain = TrainConfig(
+        network, str(data), objective=objective, length=32, batch=4, steps=3, precision="float32", device="cpu"
+    )
+    runs = {"plain": plain, "short": replace(plain, short_batches=1.0), "apart": replace(plain, documents_apart=True)}
+    losses = {}
+    for name, config in runs.items():
+        train(config, tmp_path / name)
+        losses[name] = [
+            row["loss"] for row in read_metrics(tmp_path / name / "metrics.jsonl") if row["kind"] == "train"
+        ]
+    assert len({tuple(each) for each in losses.values()}) == 3
+    assert runs["short"].cost()["tokens"] == round(3 * 4 * 32 * (1 + 1 / 32) / 2)
+    path = tmp_path / "plain" / "config.json"
+    old = json.loads(path.read_text())
+    for name in ("short_batches", "documents_apart"):
+        del old["requested"][name]
+    path.write_text(json.dumps(old))
+    train(plain, tmp_path / "plain")
+    refused(lambda: train(runs["short"], tmp_path / "plain"), "short_batches None there, 1.0 here")
+    refused(lambda: replace(plain, short_batches=1.5), "1.5", "0 to 1")

@@ -11,7 +11,7 @@ from unmask.likelihood import ordered_log_likelihood
 from unmask.sampling import Confidence, LeftToRight, RandomOrder, draw_plan, sample
 from unmask.transformer import Transformer, TransformerConfig
 from unmask.world import InconsistentTable, JointTable
-from unmask.wrappers import Biased, Guided
+from unmask.wrappers import Apart, Biased, Guided
 
 WORLDS = [JointTable(3, 3), InconsistentTable(3, 3)]
 COUNT = 20_000
@@ -125,3 +125,58 @@ def test_bias_that_cannot_be_is_refused():
     ):
         with pytest.raises(ValueError, match=match):
             Biased(JointTable(3, 3), bias)
+
+
+# --- documents kept apart ---------------------------------------------------------------------------------------------
+
+SEGMENTS = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 3]])
+EVERY_AT = torch.arange(1, 12)
+
+
+def small(causal: bool) -> Transformer:
+    config = TransformerConfig(vocab=7, layers=3, heads=2, width=16, causal=causal)
+    return Transformer(config, seed=3).double().eval()
+
+
+def some_tokens(seed: int, causal: bool) -> torch.Tensor:
+    return torch.randint(7 if causal else 8, (1, 12), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_documents_predictions_do_not_depend_on_its_neighbours(causal):
+    network, tokens = small(causal), some_tokens(0, causal)
+    apart = Apart(network, SEGMENTS)
+    before, mixed = apart(tokens, EVERY_AT), network(tokens, EVERY_AT)
+    for document in range(4):
+        mine = document == SEGMENTS
+        others = torch.where(mine, tokens, some_tokens(1 + document, causal))
+        if causal:  # the end token that stands before a document is where its first token is predicted from
+            first = int(mine[0].int().argmax())
+            others[0, max(first - 1, 0)] = tokens[0, max(first - 1, 0)]
+        which = mine[0, 1:]
+        assert torch.equal(apart(others, EVERY_AT)[which], before[which])
+        if not causal or document:  # without the segments they would
+            assert not torch.allclose(network(others, EVERY_AT)[which], mixed[which])
+
+
+def test_a_document_kept_apart_is_predicted_as_if_it_were_alone():
+    """Rotary attention sees distances only, so a place further right changes nothing but the rounding."""
+    tokens, network = some_tokens(0, False), small(False)
+    together = Apart(network, SEGMENTS)(tokens, EVERY_AT)
+    assert torch.allclose(together[6:10], network(tokens[:, 7:11], torch.arange(4)), atol=1e-5)
+    tokens, network = some_tokens(0, True), small(True)
+    together = Apart(network, SEGMENTS)(tokens, EVERY_AT)
+    assert torch.allclose(together[6:10], network(tokens[:, 6:11], torch.arange(1, 5)), atol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_one_segment_is_the_plain_network_and_rows_find_theirs(causal):
+    network, tokens = small(causal), some_tokens(0, causal).expand(2, -1)
+    at = torch.cat([EVERY_AT, EVERY_AT + 12])
+    plain = network(tokens, at)
+    assert torch.equal(plain, network(tokens, at, segments=None))
+    assert torch.allclose(Apart(network, torch.zeros(2, 12, dtype=torch.long))(tokens, at), plain, atol=1e-12)
+    both = Apart(network, torch.cat([SEGMENTS, torch.zeros_like(SEGMENTS)]))
+    straight, swapped = both(tokens, at), both(tokens, at, rows=torch.tensor([1, 0]))
+    assert torch.allclose(swapped, torch.cat([straight[11:], straight[:11]]), atol=1e-12)
+    assert not torch.allclose(straight[11:], straight[:11])

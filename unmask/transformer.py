@@ -193,10 +193,12 @@ class Transformer(nn.Module):
         rows: Int[Tensor, " B"] | None = None,
         level: Float[Tensor, " B"] | None = None,
         cache: Cache | None = None,
+        segments: Int[Tensor, "B L"] | None = None,
     ) -> Reading:
         """Logits [N V] in float32 at the flat positions `at`, or what `then` makes of them.
 
-        `level` is ignored, the network being time-free, and so is `rows` without a `cache`.
+        `level` is ignored, the network being time-free, and so is `rows` without a `cache`. Given `segments`, a
+        prediction depends on the tokens of its own segment alone (`unmask.wrappers.Apart`).
 
         Where no gradient is wanted the output layer's product is computed in float32, whatever the precision of
         the rest: a bfloat16 logit is off by up to one part in 256, and a sequence adds its errors up. In training
@@ -211,7 +213,10 @@ class Transformer(nn.Module):
             at = at - 1
         elif self.config.shifted:
             at = torch.where(at % tokens.shape[1] == 0, at, at - 1)
-        state = self.hidden(tokens, at) if cache is None else self._read_on(tokens, at, rows, cache)
+        if cache is None:
+            state = self.hidden(tokens, at, attends=None if segments is None else self._apart(segments))
+        else:
+            state = self._read_on(tokens, at, rows, cache)
 
         def logits_of(part: Float[Tensor, "n D"]) -> Float[Tensor, "n V"]:
             logits = _product(part, *self.head())
@@ -233,6 +238,18 @@ class Transformer(nn.Module):
         if self.output is None:
             return self.embedding.weight[: self.vocab], None
         return self.output.weight, self.output.bias
+
+    def _apart(self, segments: Int[Tensor, "B L"]) -> list[Attend]:
+        """Attention within segments.
+
+        Where a position is predicted from the state left of it, that state goes with the segment of what it predicts:
+        the end token of a text is where the next one begins.
+        """
+        segments = segments.to(self.embedding.weight.device, non_blocking=True)
+        if self.causal or self.config.shifted:
+            segments = torch.cat([segments[:, 1:], segments[:, -1:]], 1)
+        seen = segments[:, None, :, None] == segments[:, None, None, :]
+        return [partial(attention, seen=seen.tril() if self.causal else seen)] * len(self.blocks)
 
     def _read_on(
         self, tokens: Int[Tensor, "B L"], at: Int[Tensor, " N"], rows: Int[Tensor, " B"] | None, cache: Cache

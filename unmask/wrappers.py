@@ -1,9 +1,9 @@
-"""Tricks on a network, each a network again: guidance, and a bias on tokens.
+"""Tricks on a network, each a network again: guidance, a bias on tokens, texts that share a sequence kept apart.
 
 What wraps a network changes its law, so samplers, likelihoods and constraints apply to the changed law unchanged.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -163,3 +163,47 @@ class Biased:
             return biased if then is None else then(biased, which)
 
         return self.network(tokens, at, then=read, rows=rows, level=level)
+
+
+@dataclass(frozen=True)
+class Apart:
+    """A Transformer that predicts each position from the tokens of its own document alone, though several share a row.
+
+    End tokens may be masked, so the network cannot find the edges by itself: they are handed over beside the tokens.
+    """
+
+    network: Network
+    segments: Int[Tensor, "S L"]
+    """The document of each position of each sequence (`unmask.data.Blocks.segments`); a call's `rows` are indices into
+    it.
+    """
+
+    @property
+    def vocab(self) -> int:
+        return self.network.vocab
+
+    @property
+    def mask_id(self) -> int:
+        return self.network.mask_id
+
+    @property
+    def causal(self) -> bool:
+        return self.network.causal
+
+    @property
+    def normalised(self) -> bool:
+        return self.network.normalised
+
+    def __call__(
+        self,
+        tokens: Int[Tensor, "B L"],
+        at: Int[Tensor, " N"],
+        *,
+        then: Then | None = None,
+        rows: Int[Tensor, " B"] | None = None,
+        level: Float[Tensor, " B"] | None = None,
+    ) -> Reading:
+        """See `unmask.network.Network`."""
+        segments = self.segments if rows is None else self.segments[rows.cpu()]
+        network: Callable[..., Reading] = self.network
+        return network(tokens, at, then=then, rows=rows, level=level, segments=segments)

@@ -1,6 +1,6 @@
 """Text to tokens to batches: tokenizers, documents, prepared folders, packed blocks and resumable batches."""
 
-from unmask.data.batches import Blocks, batch_indices
+from unmask.data.batches import Blocks, batch_indices, batch_length, mixture_indices
 from unmask.data.making import byte_tokenizer, character_tokenizer, train_bpe
 from unmask.data.preparing import prepare
 from unmask.data.sources import Document, documents
@@ -13,11 +13,13 @@ __all__ = [
     "Split",
     "Tokenizer",
     "batch_indices",
+    "batch_length",
     "byte_tokenizer",
     "character_tokenizer",
     "documents",
     "load_manifest",
     "load_split",
+    "mixture_indices",
     "prepare",
     "train_bpe",
 ]

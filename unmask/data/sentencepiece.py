@@ -24,7 +24,7 @@ def read_sentencepiece(path: Path) -> tokenizers.Tokenizer:
     """The tokenizer of a `.model` file. Raises ValueError for a damaged file, or one that does more than plain BPE."""
     try:
         pieces, trainer, rules = _model(path.read_bytes())
-    except (IndexError, KeyError, TypeError, struct.error, UnicodeDecodeError, OverflowError):
+    except (AttributeError, IndexError, KeyError, TypeError, struct.error, UnicodeDecodeError, OverflowError):
         raise ValueError(f"{path} is no sentencepiece model: restore it") from None
     _plain(path, pieces, trainer, rules)
     vocab = {piece: id for id, (piece, _, _) in enumerate(pieces)}

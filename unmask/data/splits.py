@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int
 
 SPLITS = ("train", "validation")
 MANIFEST, DOCUMENTS = "manifest.json", "documents.json"
@@ -25,6 +26,15 @@ class Split:
     starts: np.ndarray
     lengths: np.ndarray
     bytes: np.ndarray
+    sources: tuple[tuple[str, int, int], ...] = ()
+    """(name, documents, tokens) of each source, in order; () for a single one without a name."""
+    weights: tuple[float, ...] | None = None
+    """How much of the training each source is to be, relative to the others; None: as much as it has."""
+
+    @property
+    def source_tokens(self) -> Int[np.ndarray, " sources"]:
+        """Tokens of each source."""
+        return np.array([tokens for _, _, tokens in self.sources] or [len(self.tokens)])
 
 
 def load_manifest(folder: Path | str) -> dict:

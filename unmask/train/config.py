@@ -1,7 +1,7 @@
 """What a run is: its settings, its cost, and its config.json."""
 
 import platform
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -32,6 +32,10 @@ class TrainConfig:
     """Tokens a sequence, the begin token not counted."""
     batch: int = 32
     """Sequences a step."""
+    short_batches: float = 0.0
+    """Share of the steps whose sequences are cut to a length drawn from 1..length (SMDM: 0.01)."""
+    documents_apart: bool = False
+    """Attention stays within a document; by default it sees all that share a sequence."""
     accumulate: int = 1
     """Parts a step is computed in, to save memory."""
     steps: int = 1000
@@ -57,16 +61,19 @@ class TrainConfig:
             raise ValueError("a causal network trains with NextToken, a bidirectional one with a denoising objective")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema {self.ema} must be in [0, 1)")
+        if not 0 <= self.short_batches <= 1:
+            raise ValueError(f"short_batches {self.short_batches} is a share of the steps: give 0 to 1")
 
     def cost(self) -> Row:
         """Tokens and training FLOPs of the whole run: 6ND as the papers count, and the true count beside it.
 
         True: 3 times the forward pass, with attention, and the output layer where it runs.
         """
-        tokens = self.steps * self.batch * self.length
+        whole = self.steps * self.batch * self.length
+        tokens = round(whole * (1 - self.short_batches * (1 - 1 / self.length) / 2))
         size = self.network.parameters()
         predicted = expected_level(self.objective, self.length) * self.length
-        true = 3 * self.network.forward_flops(self.length + 1, predicted) * self.steps * self.batch
+        true = 3 * self.network.forward_flops(self.length + 1, predicted) * tokens / self.length
         return {"tokens": tokens, "flops_6nd": 6.0 * size["non_embedding"] * tokens, "flops_true": true}
 
 
@@ -82,6 +89,7 @@ def expected_level(objective: Objective, length: int) -> float:
 # fmt: off
 IDENTITY = (
     "network", "objective", "length", "batch", "accumulate", "steps", "optimiser", "ema", "seed", "corpus", "init",
+    "short_batches", "documents_apart",
 )
 # fmt: on
 """What makes a run the run it is; the rest may change when it goes on."""
@@ -96,7 +104,8 @@ def settle(config: TrainConfig, out: Path) -> TrainConfig:
     if path.exists():
         stored = read_json(path)
         old = stored.get("requested") or {}
-        different = [name for name in IDENTITY if old.get(name) != requested[name]]
+        usual = {field.name: field.default for field in fields(TrainConfig)}  # of options that it is older than
+        different = [name for name in IDENTITY if old.get(name, usual.get(name)) != requested[name]]
         if different:
             what = ", ".join(f"{name} {old.get(name)} there, {requested[name]} here" for name in different[:3])
             raise ValueError(f"{out}: holds a run with other settings ({what}): choose another or remove it")

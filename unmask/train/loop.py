@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from unmask.checkpoint import MODEL, STATE, TOKENIZER, assign, load, read_tensors, write_tensors
 from unmask.corruption import stratified
-from unmask.data import Blocks, Tokenizer, batch_indices, load_split
+from unmask.data import Blocks, Tokenizer, batch_indices, batch_length, load_split
 from unmask.draws import keyed_generator
 from unmask.likelihood import log_likelihood
 from unmask.log import Metrics, console, progress
@@ -27,6 +27,7 @@ from unmask.train.config import TrainConfig, settle
 from unmask.train.optimiser import _adamw, _fused_on
 from unmask.train.precision import autocast
 from unmask.transformer import Transformer
+from unmask.wrappers import Apart
 
 
 def train(config: TrainConfig, out: Path) -> Path:
@@ -107,8 +108,10 @@ class _Run:
         """One optimiser step; returns its loss in nats a token."""
         config, step = self.config, self.step
         generator = keyed_generator(config.seed, step)
-        indices = batch_indices(len(self.train), config.batch, seed=config.seed, step=step)
-        x_0, maskable, _ = self.train.take(indices)
+        indices = self.train.batch(config.batch, seed=config.seed, step=step)
+        width = 1 + batch_length(config.length, config.short_batches, seed=config.seed, step=step)
+        x_0, maskable = (part[:, :width] for part in self.train.take(indices)[:2])
+        segments = self.train.segments(indices)[:, :width] if config.documents_apart else None
         u = stratified(config.batch, torch.rand((), generator=generator, dtype=torch.float64))
         tokens = int(maskable.sum())
         rate = config.optimiser.at(step, config.steps)
@@ -119,7 +122,8 @@ class _Run:
         for part in range(config.accumulate):
             mine = slice(part, None, config.accumulate)  # every part spans the strata
             with autocast(self.device, config.precision), self._dropout(part):
-                nats = config.objective(self.network, x_0[mine], maskable[mine], u[mine], generator)
+                network = self.network if segments is None else Apart(self.network, segments[mine])
+                nats = config.objective(network, x_0[mine], maskable[mine], u[mine], generator)
             loss = nats.sum() / tokens
             loss.backward()
             total += loss.detach()
@@ -152,6 +156,8 @@ class _Run:
         x_0, maskable, documents = self.held_out.take(chosen)
         network = self.average or self.network
         network.eval()
+        if self.config.documents_apart:
+            network = Apart(network, self.held_out.segments(chosen))
         with autocast(self.device, self.config.precision):
             estimate = log_likelihood(network, x_0, maskable, draws=8, documents=documents)
         tokens = estimate.tokens
