@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from unmask.checkpoint import CONFIG, MODEL, describe, write_tensors
-from unmask.cli import main
+from unmask.cli import COMMANDS, main
 from unmask.data import byte_tokenizer, prepare
 from unmask.files import write_json
 from unmask.transformer import Transformer, TransformerConfig
@@ -332,3 +332,55 @@ def test_sample_with_guidance_bans_and_an_end(capsys, checkpoint):
     assert "erased" in json.loads(capsys.readouterr().out)["exact_for"]
     assert "not one token but 2" in fails(capsys, *words, "--ban", "ab")
     assert "end token" in fails(capsys, *words, "--until-end", "remasking")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("trian tiny", "unmask has no command 'trian'; did you mean train?"),
+        ("nothing", "unmask has no command 'nothing'; there is demo, prepare, train"),
+        ("train tyny", "unmask train does not know 'tyny'; did you mean tiny?"),
+        ("train tiny any-oder", "unmask train tiny does not know 'any-oder'; did you mean any-order?"),
+        ("train tiny --bacth 3", "unmask train tiny has no option --bacth; did you mean --batch?"),
+        ("train tiny --batch", "--batch needs a value (see unmask train tiny --help)"),
+        ("train tiny --betas 1", "--betas needs 2 values (see unmask train tiny --help)"),
+        ("train tiny --batch many", "--batch 'many': not a whole number"),
+        ("train tiny --rate fast", "--rate 'fast': not a number"),
+        ("train tiny --flavour lama", "--flavour 'lama': choose one of 'llama', 'dit'"),
+        ("train", "say which: tiny"),
+        ("sample", "unmask sample needs --checkpoint PATH"),
+        ("sample --chekpoint x", "unmask sample has no option --chekpoint; did you mean --checkpoint?"),
+        ("sample --checkpoint x --policy twedie", "unmask sample does not know 'twedie'; did you mean tweedie?"),
+        ("sample --checkpoint x random-order --steps 4", "no option --steps: it belongs to tweedie, euler"),
+        ("sample --checkpoint x blocks confidense", "unmask sample blocks does not know 'confidense'; did you mean"),
+        ("evaluate preplexity", "unmask evaluate does not know 'preplexity'; did you mean perplexity?"),
+        ("compare a", "unmask compare needs"),
+    ],
+)
+def test_words_that_say_nothing(capsys, words, message):
+    """One line, with the nearest name there is."""
+    assert message in fails(capsys, *words.split())
+
+
+def test_help_comes_without_torch():
+    """The overview, and whatever imports the package alone, do not load what takes a second."""
+    code = "import sys; from unmask.cli import main; main(['--help']); assert 'torch' not in sys.modules"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert result.returncode == 0, result.stderr
+    for name in COMMANDS:
+        assert f"  {name} " in result.stdout
+
+
+def test_summaries_begin_the_help():
+    """The overview says what each command's own help says first."""
+    for entry in COMMANDS.values():
+        assert (entry.load().__doc__ or "").startswith(entry.summary)
+
+
+def test_public_names_are_found_where_they_are():
+    import unmask
+
+    for name in unmask.__all__:
+        assert getattr(unmask, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        unmask.nothing  # noqa: B018

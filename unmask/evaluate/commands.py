@@ -161,7 +161,7 @@ class Generation:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure a model: its perplexity on held-out text, the quality of the texts that it writes, or its answers."""
+    """Measure a model: perplexity, generated texts, tasks."""
 
     what: Annotated[
         Annotated[Perplexity, tyro.conf.subcommand("perplexity")]
@@ -177,7 +177,10 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Compare:
-    """Differences between the rows of two result files, with their errors: `unmask compare A.json B.json`."""
+    """Differences between two result files, with their errors.
+
+    `unmask compare A.json B.json`
+    """
 
     first: tyro.conf.Positional[Path]
     second: tyro.conf.Positional[Path]

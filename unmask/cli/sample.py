@@ -1,0 +1,132 @@
+"""`unmask sample`."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from torch import Tensor
+
+from unmask import grammar
+from unmask.checkpoint import Model, load
+from unmask.cli.policies import Chosen
+from unmask.evaluate import write
+from unmask.files import read_json, write_json
+from unmask.log import console, say
+from unmask.report.console import unmasking
+from unmask.sampling import Constraint, Draw
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Write text: free, after a prompt, or into the blanks of a template.
+
+    `unmask sample --checkpoint runs/tiny --template "Once {{8}} there was {{2..12}}" tweedie --steps 16`
+    """
+
+    checkpoint: Path
+    policy: Annotated[Chosen | None, tyro.conf.OmitSubcommandPrefixes] = None
+    """Where to write next; by default exact: a random order, one token at a time (left to right for a causal model)."""
+    draw: Annotated[Draw, tyro.conf.OmitArgPrefixes] = field(default_factory=Draw)
+    prompt: str = ""
+    suffix: str = ""
+    template: str | None = None
+    """Text with blanks, {{8}} or {{2..12}}; @FILE reads it from a file."""
+    length: int = 64
+    """Open tokens between prompt and suffix."""
+    until_end: bool = False
+    """Let the text of a blank be shorter: it ends at the first end token that is written there."""
+    guidance: float = 0.0
+    """Weight of classifier-free guidance by the given text (unsupervised: it is masked for comparison); twice the NFE.
+    """
+    ban: tuple[str, ...] = ()
+    """Texts of single tokens that must not be written."""
+    regex: str | None = None
+    """What stands from the first blank to the last must fit this regular expression (Python's syntax)."""
+    schema: Path | None = None
+    """... or be JSON that this JSON schema accepts."""
+    choices: str | None = None
+    """... or be one of these texts, separated by "|"."""
+    matching: bool = False
+    """Write freely until a text fits, so that it follows p(x | fits), instead of drawing what still fits."""
+    attempts: int = 1000
+    """How often --matching may try for a sample."""
+    count: int = 1
+    seed: int = 0
+    batch: int = 16
+    device: str = "auto"
+    out: Path | None = None
+    """Also write the samples, with when and how surely each token appeared, for `unmask report`."""
+    json: bool = False
+    """Print records for machines."""
+
+    def run(self) -> None:
+        if self.count < 1 or self.length < 1:
+            raise ValueError(f"count {self.count} and length {self.length} must be at least 1")
+        model = load(self.checkpoint, device=self.device)
+        text = self._text()
+        first = model.canvas(text, seed=self.seed)
+        constraint = self._constraint(model, first)
+        quiet = self.json or self.count > 1 or self.matching
+        with unmasking(console, first, model.mask_id, model.tokenizer.pieces) as show:
+            on_step = None if quiet else show
+            texts = [text] * self.count
+            records = write(
+                model,
+                texts,
+                self.policy,
+                draw=self.draw,
+                seed=self.seed,
+                batch=self.batch,
+                guidance=self.guidance,
+                bias=dict.fromkeys((_single(model, text) for text in self.ban), -math.inf),
+                until_end=self.until_end,
+                constraint=constraint,
+                attempts=self.attempts if self.matching else None,
+                on_step=on_step,
+            )
+        if self.out is not None:
+            write_json(self.out, {"samples": records})
+        for record in records:
+            say(record if self.json else f"{record['text']}\n[NFE {record['nfe']}; law: {record['exact_for']}]")
+
+    def _constraint(self, model: Model, canvas: Tensor) -> Constraint | None:
+        if [self.regex, self.schema, self.choices].count(None) < 2:
+            raise ValueError("--regex, --schema and --choices: give one of them")
+        # end tokens fill the rest where nothing follows, and where nothing stands before a space may be lost
+        around = {"end": int(canvas[-1]) == model.mask_id, "opens": int(canvas[1]) == model.mask_id}
+        if self.regex is not None:
+            return Constraint(grammar.regex(model.tokenizer, self.regex, **around))
+        if self.schema is not None:
+            return Constraint(grammar.json_schema(model.tokenizer, read_json(self.schema), **around))
+        if self.choices is not None:
+            return Constraint(grammar.choices(model.tokenizer, self.choices.split("|"), **around))
+        if self.matching:
+            raise ValueError("--matching needs something to match: give --regex, --schema or --choices")
+        return None
+
+    def _text(self) -> str:
+        if self.template is None:
+            if "{{" in self.prompt + self.suffix:
+                raise ValueError("--prompt and --suffix are plain text: use --template for blanks")
+            return f"{self.prompt}{{{{{self.length}}}}}{self.suffix}"
+        if self.prompt or self.suffix:
+            raise ValueError("--template already says what stands around its blanks: leave out --prompt and --suffix")
+        if not self.template.startswith("@"):
+            return self.template
+        path = Path(self.template[1:])
+        if not path.is_file():
+            raise ValueError(f"--template @{path}: no such file")
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise ValueError(f"--template @{path}: not UTF-8; save it as UTF-8") from None
+
+
+def _single(model: Model, text: str) -> int:
+    ids = model.tokenizer.encode(text)
+    if len(ids) != 1:
+        pieces = model.tokenizer.pieces(ids)
+        raise ValueError(f"--ban {text!r}: not one token but {len(ids)} ({' '.join(map(repr, pieces))}); ban these")
+    return ids[0]
