@@ -3,7 +3,8 @@
     python benchmarks/likelihood.py [--checkpoint runs/mdm --data data/corpus] [--threads 1]
 
 The baseline scores one request at a time as published code does: independent levels clipped at 1e-3, each token of the
-answer masked with that probability, the output layer on every position, cross entropy over the whole canvas. Seconds
+answer masked with that probability, torch's own matrix products, the output layer on every position, cross entropy over
+the whole canvas. Seconds
 an evaluation (one masking of one request) need no trained weights; variances do. With `--checkpoint`, both estimators
 score answers of its validation text, and the time to equal standard error is seconds x variance an evaluation.
 """
@@ -16,12 +17,14 @@ import torch
 import torch.nn.functional as F
 
 import unmask
+from unmask import transformer
 from unmask.data import Blocks, batch_indices, load_split
 from unmask.likelihood import log_likelihood
 from unmask.transformer import Transformer, TransformerConfig
 
 LAYERS, WIDTH, HEADS, VOCAB, PROMPT, DRAWS, CLIP = 6, 256, 8, 32_000, 128, 128, 1e-3
 ANSWERS = (128, 24)
+ONEDNN = transformer.ONEDNN
 REQUESTS = 4
 
 
@@ -30,7 +33,7 @@ def published(
     network: Transformer, x_0: torch.Tensor, answer: int, draws: int, batch: int, generator: torch.Generator
 ) -> torch.Tensor:
     """The estimates that `draws` maskings of one request make, in nats."""
-    values = []
+    values, transformer.ONEDNN = [], False
     for start in range(0, draws, batch):
         rows = x_0.expand(min(batch, draws - start), -1)
         level = (1 - CLIP) * torch.rand(len(rows), 1, generator=generator) + CLIP
@@ -39,6 +42,7 @@ def published(
         logits = F.linear(network.hidden(rows.masked_fill(masked, network.mask_id)), *network.head())
         nats = F.cross_entropy(logits.flatten(0, 1), rows.flatten(), reduction="none").view_as(masked)
         values.append((nats * masked / level).sum(-1))
+    transformer.ONEDNN = ONEDNN
     return torch.cat(values)
 
 
