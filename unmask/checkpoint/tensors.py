@@ -121,11 +121,11 @@ def read_torch(path: Path) -> dict[str, Tensor]:
                 raise
             stored = torch.load(path, map_location="cpu", weights_only=True)  # the format before PyTorch 1.6
     except pickle.UnpicklingError as error:
-        if "Weights only load failed" in str(error):
+        if "GLOBAL" in str(error):  # it names a function or class that it wants
             raise ValueError(
                 f"{path}: holds code or objects beside tensors, which are never run: save its state_dict as safetensors"
             ) from None
-        raise ValueError(f"{path}: not a PyTorch file ({_first_line(error)})") from None
+        raise ValueError(f"{path}: not a whole PyTorch file") from None
     except (RuntimeError, EOFError, KeyError, OSError, BadZipFile, ValueError) as error:
         raise ValueError(f"{path}: not a whole PyTorch file ({_first_line(error)})") from None
     weights, average = _weights(stored), stored.get("ema") if isinstance(stored, dict) else None
