@@ -76,6 +76,7 @@ def variances(model: unmask.Model, data: Path, answer: int, texts: int, seeds: i
     blocks = Blocks(load_split(data, "validation"), PROMPT + answer, model.tokenizer.begin)
     x_0, maskable = answered(blocks.take(batch_indices(len(blocks) - 1, texts, seed=0, step=0))[0], answer)
     generator = torch.Generator().manual_seed(2)
+    assert isinstance(model.network, Transformer), "the baseline is a Transformer's"
     plain = [published(model.network, row[None], answer, 4 * DRAWS, 32, generator).var() for row in x_0]
     runs = [log_likelihood(model, x_0, maskable, draws=DRAWS, seed=seed, batch=32) for seed in range(seeds)]
     ours = torch.stack([run.replicates.var(-1) / 2 * DRAWS for run in runs])

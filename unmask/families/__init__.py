@@ -6,7 +6,16 @@ LLaDA: arXiv 2502.09992. Dream: arXiv 2508.15487. Llama: causal models in Huggin
 docs/checkpoints.md says what of each was verified against what.
 """
 
-from unmask.families.mapping import Config, Family, config_of, network_of, published_config, to_ours, to_published
+from unmask.families.mapping import (
+    Config,
+    Family,
+    config_of,
+    copied,
+    network_of,
+    published_config,
+    to_ours,
+    to_published,
+)
 from unmask.families.recognise import family_of
 from unmask.families.tables import DREAM, FAMILIES, LLADA, LLAMA, MDLM, RADD, SEDD, SMDM
 
@@ -22,6 +31,7 @@ __all__ = [
     "Config",
     "Family",
     "config_of",
+    "copied",
     "family_of",
     "network_of",
     "published_config",

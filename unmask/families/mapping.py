@@ -128,6 +128,13 @@ def to_ours(
     }
 
 
+def copied(family: Family, config: Config) -> int:
+    """Numbers of ours that are not, as they stand, in a published file: what a memory-mapped one must copy."""
+    network = network_of(config).state_dict()
+    lines = _lines(family, network, config)
+    return sum(network[line.ours].numel() for line in lines if line.transform not in (SAME, MASK_ROW))
+
+
 def to_published(family: Family, state_dict: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
     """Tensors of the published code from our state_dict: the inverse of `to_ours`, the mask's output row zero.
 

@@ -1,0 +1,495 @@
+"""Published layouts through `load`: the numbers of their own code, wherever the files come from.
+
+transformers is the published code of the Llama-like layouts; LLaDA's and Dream's networks are its Llama and Qwen 2
+with every position visible to every other, their tensors renamed.
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_families import close, everywhere, fixtures
+from torch import Tensor
+
+import unmask
+from unmask.families import LLADA, RADD, SMDM, published_config, to_published
+from unmask.transformer import Transformer, TransformerConfig
+
+transformers = pytest.importorskip("transformers")
+
+SIZES = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 24,
+}
+CAUSAL = {
+    "llama": ("Llama", {}),
+    "tied": ("Llama", {"tie_word_embeddings": True, "rms_norm_eps": 1e-3}),
+    "llama 3": ("Llama", {"rope_parameters": LLAMA3}),
+    "linear": ("Llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}),
+    "mistral": ("Mistral", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
+    "qwen 2": ("Qwen2", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
+}
+
+
+def theirs(kind: str, **settings: object):
+    """transformers' network of that kind, none of whose parameters is zero or one."""
+    config = getattr(transformers, f"{kind}Config")(**SIZES, **settings)
+    torch.manual_seed(0)
+    network = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    return network
+
+
+def tokens_of(vocab: int, rows: int = 2, length: int = 40) -> Tensor:
+    return torch.randint(vocab, (rows, length), generator=torch.Generator().manual_seed(3))
+
+
+def visible(rows: int, length: int) -> Tensor:
+    return torch.zeros(rows, 1, length, length)
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_causal_models_of_the_hub(name: str, tmp_path: Path):
+    """Largest error seen in logits (up to 9): 4e-6."""
+    kind, settings = CAUSAL[name]
+    network = theirs(kind, **settings)
+    network.save_pretrained(tmp_path)
+    model, tokens = unmask.load(tmp_path), tokens_of(61)
+    assert model.causal
+    assert model.config["requested"] == {"length": 128}
+    with torch.no_grad():
+        close(everywhere(model, tokens, 1), network(tokens).logits[:, :-1], atol=5e-5)
+    if name != "tied":
+        assert (tmp_path / "model.safetensors").is_file()
+        return
+    assert model.network.output is None
+    tensors = load_file(tmp_path / "model.safetensors")  # written twice, as some exports do
+    save_file(
+        {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, tmp_path / "model.safetensors"
+    )
+    close(everywhere(unmask.load(tmp_path), tokens, 1), everywhere(model, tokens, 1))
+
+
+def test_the_older_spelling_of_rotary_settings(tmp_path: Path):
+    network = theirs("Llama", rope_parameters=LLAMA3)
+    network.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    rope = config.pop("rope_parameters")
+    older = {**config, "rope_theta": rope.pop("rope_theta"), "rope_scaling": rope}
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    tokens = tokens_of(61)
+    with torch.no_grad():
+        close(everywhere(unmask.load(tmp_path), tokens, 1), network(tokens).logits[:, :-1], atol=5e-5)
+
+
+LLADA_NAMES = {
+    "model.embed_tokens": "model.transformer.wte",
+    "model.norm": "model.transformer.ln_f",
+    "lm_head": "model.transformer.ff_out",
+    "self_attn.o_proj": "attn_out",
+    "self_attn.": "",
+    "mlp.gate_proj": "ff_proj",
+    "mlp.up_proj": "up_proj",
+    "mlp.down_proj": "ff_out",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ff_norm",
+    "model.layers": "model.transformer.blocks",
+}
+LLADA_CONFIG = {
+    "model_type": "llada",
+    "d_model": 32,
+    "n_layers": 2,
+    "n_heads": 4,
+    "n_kv_heads": 2,
+    "mlp_hidden_size": 48,
+    "vocab_size": 60,
+    "embedding_size": 61,
+    "mask_token_id": 58,
+    "rope_theta": 500000.0,
+    "rms_norm_eps": 1e-5,
+    "weight_tying": False,
+    "max_sequence_length": 4096,
+    "block_type": "llama",
+    "include_qkv_bias": False,
+}
+
+
+def llada_of(network) -> dict[str, Tensor]:
+    tensors = {}
+    for name, tensor in network.state_dict().items():
+        for old, new in LLADA_NAMES.items():
+            name = name.replace(old, new)
+        tensors[name] = tensor.contiguous()
+    return tensors
+
+
+@pytest.fixture(scope="module")
+def llada(tmp_path_factory) -> tuple[Path, object]:
+    """A folder of LLaDA's layout in two shards, and the network that it is."""
+    folder = tmp_path_factory.mktemp("llada")
+    network = theirs("Llama", rms_norm_eps=1e-5, rope_parameters={"rope_type": "default", "rope_theta": 5e5})
+    tensors = sorted(llada_of(network).items())
+    halves = {
+        "model-00001-of-00002.safetensors": dict(tensors[:9]),
+        "model-00002-of-00002.safetensors": dict(tensors[9:]),
+    }
+    for name, half in halves.items():
+        save_file(half, folder / name)
+    index = {name: file for file, half in halves.items() for name in half}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    (folder / "config.json").write_text(json.dumps(LLADA_CONFIG))
+    return folder, network
+
+
+def test_llada(llada):
+    """Sharded; every column is theirs but the mask's, which is never predicted."""
+    folder, network = llada
+    model, tokens = unmask.load(folder), tokens_of(61)
+    assert (model.mask_id, model.vocab, model.causal) == (58, 61, False)
+    with torch.no_grad():
+        logits = network(tokens, attention_mask=visible(*tokens.shape)).logits
+        ours = everywhere(model, tokens)
+    real = torch.arange(61) != 58
+    close(ours[..., real], logits[..., real], atol=5e-5)
+    assert bool((ours[..., 58] == -torch.inf).all())
+
+
+def test_dream(tmp_path: Path):
+    """Qwen 2 seen whole; the prediction of a position stands one to its left, and the first two share theirs."""
+    network = theirs("Qwen2", rope_parameters={"rope_type": "default", "rope_theta": 1e6})
+    network.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "Dream", "mask_token_id": 57}))
+    model, tokens = unmask.load(tmp_path), tokens_of(61)
+    assert (model.mask_id, model.causal) == (57, False)
+    with torch.no_grad():
+        logits = network(tokens, attention_mask=visible(*tokens.shape)).logits
+        ours = everywhere(model, tokens)
+    logits, real = torch.cat([logits[:, :1], logits[:, :-1]], 1), torch.arange(61) != 57
+    close(ours[..., real], logits[..., real], atol=5e-5)
+
+
+def test_radd_and_smdm_fixtures_by_one_call():
+    radd = unmask.load(fixtures("radd"))
+    forward = load_file(fixtures("radd") / "forward.safetensors")
+    close(everywhere(radd, forward["x"]), forward["logits"][..., :-1], atol=5e-5)
+    forward = load_file(fixtures("smdm") / "forward.safetensors")
+    told = {"n_head": 4, "n_query_groups": 4}
+    mdm = unmask.load(fixtures("smdm") / "mdm.safetensors", config=told)
+    close(everywhere(mdm, forward["x_masked"]), forward["mdm.logits"], atol=5e-5)
+    exact = unmask.load(fixtures("smdm") / "mdm.safetensors", config={**told, "rotary_dtype": "float32"})
+    close(everywhere(exact, forward["x_masked"]), forward["mdm.logits_fp32_rope"], atol=5e-5)
+    arm = unmask.load(fixtures("smdm") / "arm.safetensors", config=told)
+    close(everywhere(arm, forward["x"], 1), forward["arm.logits"][:, :-1], atol=5e-5)
+    with pytest.raises(ValueError, match="shapes do not tell the heads of 2 layers of width 64"):
+        unmask.load(fixtures("smdm") / "mdm.safetensors")
+
+
+def test_mdlm_fixture_by_one_call():
+    forward = load_file(fixtures("mdlm") / "forward.safetensors")
+    model = unmask.load(fixtures("mdlm") / "model.safetensors", config={"n_heads": 2})
+    close(everywhere(model, forward["x"]), forward["backbone_at_0"][..., :-1], atol=5e-5)
+    note = json.loads((fixtures("mdlm") / "note.json").read_text())["config"]
+    timed = unmask.load(fixtures("mdlm") / "model.safetensors", config={**note, "time_conditioning": True})
+    at, level = torch.arange(forward["x"].numel()), -torch.expm1(-forward["sigma"].double())
+    with torch.no_grad():
+        ours = timed(forward["x"], at, level=level).view(3, 32, 50)
+    close(ours, forward["backbone_at_sigma"][..., :-1], atol=5e-5)
+    sedd = unmask.load(fixtures("mdlm") / "model.safetensors", config={**note, "parameterization": "sedd"})
+    assert not sedd.normalised
+
+
+RADD_CONFIG = TransformerConfig(vocab=11, layers=2, heads=2, width=16, flavour="dit", mlp=64)
+
+
+def radd_tensors(seed: int) -> dict[str, Tensor]:
+    return to_published(RADD, Transformer(RADD_CONFIG, seed=seed).state_dict(), RADD_CONFIG)
+
+
+@pytest.fixture
+def radd_run(tmp_path: Path) -> tuple[Path, dict[str, Tensor]]:
+    """A run folder as RADD's training leaves it, and the average of its weights."""
+    weights, average = radd_tensors(1), radd_tensors(2)
+    shadow = [tensor for name, tensor in average.items() if name not in RADD.buffers]
+    order = ["rotary_emb.inv_freq", *(name for name in weights if name not in RADD.buffers)]
+    stored = {
+        "optimizer": {"state": {}, "param_groups": [{"lr": 3e-4}]},
+        "model": {f"module.{name}": weights[name] for name in order},
+        "ema": {"decay": 0.9999, "num_updates": 7, "shadow_params": shadow},
+        "step": 7,
+    }
+    folder = tmp_path / "run"
+    (folder / "checkpoints-meta").mkdir(parents=True)
+    torch.save(stored, folder / "checkpoints-meta" / "checkpoint.pth")
+    (folder / ".hydra").mkdir()
+    (folder / ".hydra" / "config.yaml").write_text(
+        "ngpus: 8\ntokens: 11\nmodel:\n  name: tiny\n  type: ddit_wot\n  hidden_size: 16\n  length: 1024\n"
+        "  n_blocks: 2\n  n_heads: 2\n  dropout: 0.02\nnoise:\n  type: loglinear\n  sigma_min: 1e-4\n"
+    )
+    return folder, average
+
+
+@pytest.mark.parametrize("given", ["folder", "file"])
+def test_a_radd_run_folder_gives_its_average(radd_run, given: str):
+    folder, average = radd_run
+    model = unmask.load(folder if given == "folder" else folder / "checkpoints-meta" / "checkpoint.pth")
+    assert model.network.config.dropout == 0.02
+    assert model.config["requested"] == {"length": 1024}
+    back = to_published(RADD, model.network.state_dict(), model.network.config)
+    assert all(torch.equal(back[name], tensor) for name, tensor in average.items())
+
+
+def test_an_average_that_does_not_fit_is_refused(radd_run):
+    folder, _ = radd_run
+    path = folder / "checkpoints-meta" / "checkpoint.pth"
+    stored = torch.load(path, weights_only=True)
+    stored["ema"]["shadow_params"].pop()
+    torch.save(stored, path)
+    with pytest.raises(ValueError, match="its average has 24 tensors that do not fit its 25 parameters"):
+        unmask.load(folder)
+
+
+SMDM_170 = TransformerConfig(vocab=32, layers=18, heads=12, width=768, mlp=8)
+
+
+def test_the_heads_of_a_published_size_follow_from_its_table(tmp_path: Path):
+    """SMDM's 170 M: 18 layers of width 768 have 12 heads, whatever the file is called."""
+    file = tmp_path / "mdm-170M-100e18.safetensors"
+    save_file(to_published(SMDM, Transformer(SMDM_170, seed=0).state_dict(), SMDM_170), file)
+    model = unmask.load(file)
+    assert model.network.config.heads == 12
+    assert not model.causal
+    assert (model.config["family"], model.config["name"]) == ("SMDM", "mdm-170M-100e18")
+
+
+# ---- dtype, memory, the hub
+
+
+def test_weights_are_mapped_and_cast(llada):
+    folder, _ = llada
+    half = unmask.load(folder, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    model = unmask.load(folder)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    maps = Path("/proc/self/maps")
+    if maps.exists():
+        assert "model-00001-of-00002.safetensors" in maps.read_text(), "what needs no copy stays in its file"
+
+
+def as_cache(home: Path, repository: str, folder: Path) -> None:
+    """A folder laid out as the hub's cache lays it out."""
+    place = home / ("models--" + repository.replace("/", "--"))
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    snapshot = place / "snapshots" / revision
+    snapshot.mkdir(parents=True)
+    (place / "blobs").mkdir()
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(revision)
+    for number, file in enumerate(sorted(each for each in folder.rglob("*") if each.is_file())):
+        blob = place / "blobs" / f"{number:064x}"
+        blob.write_bytes(file.read_bytes())
+        link = snapshot / file.relative_to(folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(blob)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub, and no network."""
+    import huggingface_hub.constants
+
+    home = tmp_path / "hub"
+    home.mkdir()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(home))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return home
+
+
+def test_the_hubs_cache_without_network(hub: Path, llada):
+    folder, _ = llada
+    as_cache(hub, "GSAI-ML/LLaDA-8B-Base", folder)
+    tokens = tokens_of(61)
+    ours = everywhere(unmask.load("hf://GSAI-ML/LLaDA-8B-Base"), tokens)
+    assert torch.equal(ours, everywhere(unmask.load(folder), tokens))
+    again = unmask.load(Path("hf://GSAI-ML/LLaDA-8B-Base"))  # a Path has one slash less
+    assert again.config["source"] == "hf://GSAI-ML/LLaDA-8B-Base"
+
+
+@pytest.mark.parametrize("inside", ["", "mdm_safetensors/"])
+def test_one_file_of_a_repository(hub: Path, tmp_path: Path, inside: str):
+    file = tmp_path / "repository" / f"{inside}mdm-170M-100e18.safetensors"
+    file.parent.mkdir(parents=True)
+    save_file(to_published(SMDM, Transformer(SMDM_170, seed=0).state_dict(), SMDM_170), file)
+    as_cache(hub, "nieshen/SMDM", tmp_path / "repository")
+    for address in (f"{inside}mdm-170M-100e18.safetensors", "mdm-170M-100e18.safetensors"):
+        assert unmask.load(f"hf://nieshen/SMDM/{address}").network.config.heads == 12
+    with pytest.raises(ValueError, match="not in the repository, or not in the hub's cache"):
+        unmask.load("hf://nieshen/SMDM/arm-6M.safetensors")
+    if inside:
+        with pytest.raises(ValueError, match="no run folder and no published checkpoint"):
+            unmask.load("hf://nieshen/SMDM")
+
+
+def test_no_network(hub: Path):
+    with pytest.raises(ValueError, match="hf://louaaron/sedd-small: not in the hub's cache, and no network") as caught:
+        unmask.load("hf://louaaron/sedd-small")
+    assert "\n" not in str(caught.value)
+    for address in ("hf://", "hf://one", "hf://a/../b"):
+        with pytest.raises(ValueError, match="an address on the hub is hf://owner/repository"):
+            unmask.load(address)
+    with pytest.raises(ValueError, match="not a name that a repository can have"):
+        unmask.load("hf://a b/c??")
+
+
+def test_tokenizers_come_with_them(hub: Path, tmp_path: Path, llada):
+    """Beside the weights, or the family's in the hub's cache; asked for only when it is needed."""
+    folder = tmp_path / "radd"
+    config = TransformerConfig(vocab=50_257, layers=1, heads=1, width=4, flavour="dit", mlp=16)
+    folder.mkdir()
+    save_file(to_published(RADD, Transformer(config, seed=0).state_dict(), config), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(published_config(RADD, config)))
+    model = unmask.load(folder)
+    with pytest.raises(ValueError, match="hf://openai-community/gpt2: not in the hub's cache"):
+        model.canvas("Some {{3}}")
+    root = os.environ.get("UNMASK_DATA")
+    if root is None:
+        pytest.skip("needs GPT-2's tokenizer: UNMASK_DATA/tokenizers/gpt2")
+    as_cache(hub, "openai-community/gpt2", Path(root) / "tokenizers" / "gpt2")
+    canvas = model.canvas("Some {{3}}")
+    assert canvas.tolist() == [50256, 4366, 220, 50257, 50257, 50257]
+    beside = unmask.load(folder, tokenizer=Path(root) / "tokenizers" / "gpt2")
+    assert beside.decode(torch.tensor([4366])) == "Some"
+    small = unmask.load(llada[0], tokenizer=Path(root) / "tokenizers" / "gpt2")
+    with pytest.raises(ValueError, match="50257 tokens, but the network has 61: not its tokenizer"):
+        small.canvas("Some")
+
+
+# ---- what is wrong is said in one line
+
+
+def refused(path: object, message: str, **options: object) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        unmask.load(path, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_files(tmp_path: Path, llada):
+    folder, _ = llada
+    file = tmp_path / "model.safetensors"
+    save_file(llada_of(theirs("Llama")), file)
+    config = dict(LLADA_CONFIG)
+    whole = file.read_bytes()
+    for part in (whole[:100], whole[:-50], b"", b"nonsense"):
+        file.write_bytes(part)
+        refused(file, "model.safetensors: not a whole safetensors file", config=config)
+    file.write_bytes(whole)
+    (tmp_path / "config.json").write_text('{"model_type": "llada", ')
+    refused(tmp_path, "config.json: not JSON")
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    refused(tmp_path, "model_type 'gpt2' is none of the families RADD, MDLM, SEDD, SMDM, LLaDA, Llama, Dream")
+    (tmp_path / "config.json").write_text(json.dumps({**config, "block_type": "sequential"}))
+    refused(tmp_path, "LLaDA with block_type 'sequential' is another network")
+    (tmp_path / "config.json").write_text(json.dumps({**config, "d_model": 30}))
+    refused(tmp_path, "width 30 must be an even multiple of heads 4")
+    (tmp_path / "config.json").write_text(json.dumps({**config, "mlp_hidden_size": 50}))
+    refused(tmp_path, "misshapen: model.transformer.blocks.0.ff_proj.weight (48, 32) instead of (50, 32)")
+    (tmp_path / "config.json").write_text(json.dumps({**config, "n_layers": 3}))
+    refused(tmp_path, "missing: model.transformer.blocks.2.attn_norm.weight")
+    (tmp_path / "config.json").write_text(json.dumps({**config, "n_layers": 1}))
+    refused(tmp_path, "surplus: model.transformer.blocks.1.")
+    refused(file, "family 'gpt' is unknown", family="gpt")
+    refused(file, "not a checkpoint of SMDM: it has no transformer.wte.weight", family="smdm")
+    refused(tmp_path / "nowhere", "no run folder and no published checkpoint")
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    file.unlink()
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(tmp_path, "model-00001-of-00002.safetensors: no such file")
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../../etc/model.safetensors"}}')
+    refused(tmp_path, "names files outside its folder")
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    refused(tmp_path, 'no "weight_map"')
+
+
+def test_two_files_are_one_too_many(tmp_path: Path):
+    for name in ("a", "b"):
+        save_file({"x": torch.zeros(1)}, tmp_path / f"{name}.safetensors")
+    refused(tmp_path, "2 files of weights (a.safetensors, ...): give one of them")
+    refused(tmp_path / "a.safetensors", "tensors of no known family (x, ...): give family= one of RADD")
+    save_file({"x": torch.zeros(1, dtype=torch.int8)}, tmp_path / "a.safetensors")
+    refused(tmp_path / "a.safetensors", "x holds I8: only float weights can be read")
+
+
+class Trap:
+    """What a pickle can do: run something when it is read."""
+
+    def __reduce__(self):
+        return (os.mkdir, (str(Trap.where),))
+
+
+def test_code_in_a_pickle_is_never_run(tmp_path: Path):
+    Trap.where = tmp_path / "ran"
+    for name, legacy in (("a.pth", False), ("b.pth", True)):
+        torch.save({"model": {"x": Trap()}}, tmp_path / name, _use_new_zipfile_serialization=not legacy)
+        refused(tmp_path / name, "holds code or objects beside tensors, which are never run")
+    assert not Trap.where.exists()
+
+
+def test_damaged_pytorch_files(tmp_path: Path):
+    path = tmp_path / "a.pth"
+    torch.save(radd_tensors(0), path)
+    whole = path.read_bytes()
+    for part in (whole[: len(whole) // 2], b"", b"nonsense"):
+        path.write_bytes(part)
+        refused(path, "a.pth: not a")
+    torch.save({"step": 3}, path)
+    refused(path, "no weights in it")
+    torch.save(radd_tensors(0), path, _use_new_zipfile_serialization=False)  # older than PyTorch 1.6
+    assert unmask.load(path, config={"heads": 2}).vocab == 11
+
+
+def test_hydra_settings_that_are_no_yaml(radd_run):
+    folder, _ = radd_run
+    for text, message in (("a: [", "not YAML"), ("- a", "expected settings, found a list")):
+        (folder / ".hydra" / "config.yaml").write_text(text)
+        refused(folder, message)
+
+
+def test_too_little_memory(llada, monkeypatch: pytest.MonkeyPatch):
+    folder, _ = llada
+    monkeypatch.setattr("unmask.checkpoint.loading.free_memory", lambda device: 70_000)
+    refused(folder, "not enough memory", dtype=torch.float64)
+    monkeypatch.setattr("unmask.checkpoint.loading.free_memory", lambda device: None)
+    assert unmask.load(folder, dtype=torch.float64).vocab == 61
+
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("unmask.checkpoint.loading.to_ours", full)
+    refused(folder, "not enough memory")
+
+
+def test_published_configurations_lead_back(llada):
+    model = unmask.load(llada[0])
+    row = published_config(LLADA, model.network.config)
+    assert {key: row[key] for key in LLADA_CONFIG if key in row and key != "vocab_size"} == {
+        key: value for key, value in LLADA_CONFIG.items() if key in row and key != "vocab_size"
+    }

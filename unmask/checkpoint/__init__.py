@@ -1,0 +1,35 @@
+"""Checkpoints: run folders of ours, published ones in and out, and the hub they come from.
+
+load("runs/tiny"), load("hf://GSAI-ML/LLaDA-8B-Base", dtype=torch.bfloat16), load("mdm-170M-100e18.safetensors")
+"""
+
+from unmask.checkpoint.hub import fetched
+from unmask.checkpoint.loading import load
+from unmask.checkpoint.model import Model, device_of
+from unmask.checkpoint.runs import (
+    CONFIG,
+    MODEL,
+    STATE,
+    TOKENIZER,
+    assign,
+    describe,
+    network_config,
+    read_tensors,
+    write_tensors,
+)
+
+__all__ = [
+    "CONFIG",
+    "MODEL",
+    "STATE",
+    "TOKENIZER",
+    "Model",
+    "assign",
+    "describe",
+    "device_of",
+    "fetched",
+    "load",
+    "network_config",
+    "read_tensors",
+    "write_tensors",
+]

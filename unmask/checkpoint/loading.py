@@ -1,0 +1,213 @@
+"""One call for every checkpoint: a run folder of ours, a published file or folder, or an address on the hub."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import torch
+import yaml
+from torch import Tensor
+
+from unmask.checkpoint.hub import fetched
+from unmask.checkpoint.model import Later, Model, device_of
+from unmask.checkpoint.runs import CONFIG, MODEL, TOKENIZER, assign, describe, network_config
+from unmask.checkpoint.tensors import INDEX, Tensors, open_tensors
+from unmask.conditioned import ConditionedConfig
+from unmask.data import Tokenizer
+from unmask.families import Family, config_of, copied, family_of, network_of, to_ours
+from unmask.files import Row, read_json
+from unmask.transformer import TransformerConfig
+
+HYDRA = ".hydra/config.yaml"
+WEIGHTS = (MODEL, MODEL + INDEX, "pytorch_model.bin", "pytorch_model.bin" + INDEX, "checkpoints-meta/checkpoint.pth")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+OURS = {each.name for kind in (TransformerConfig, ConditionedConfig) for each in fields(kind)}
+LENGTHS = ("length", "model_length", "max_sequence_length", "max_position_embeddings", "block_size")
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where a checkpoint's parts are."""
+
+    weights: Path
+    config: Row
+    """What stands beside the weights: ours, the hub's, or hydra's; empty where nothing does."""
+    folder: Path
+
+
+def load(
+    path: str | Path,
+    *,
+    family: str | None = None,
+    config: Mapping[str, object] | str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Model:
+    """The model of a run folder, of a published checkpoint (a folder or a file), or of hf://owner/repository[/file].
+
+    A published one's family is recognised from its configuration and its tensors' names; `family` and `config`
+    (fields of theirs or of ours, or a file of them) say what a bare file cannot. Weights are memory-mapped where dtype
+    (default: as stored) and device allow, and read one by one where they do not: there is never a second copy.
+    The `tokenizer` is the checkpoint's own, else its family's, looked for when it is first used.
+
+    Raises ValueError for what is not there, is damaged, does not fit, is of no known family, or needs more memory than
+    there is.
+    """
+    found = find(fetched(path))
+    if "network" in found.config and family is None:
+        return _run(found, tokenizer, device_of(device), dtype)
+    given = _settings(config)
+    known = {name: value for name, value in given.items() if name in OURS}
+    published = {**found.config, **{name: value for name, value in given.items() if name not in OURS}}
+    tensors = open_tensors(found.weights)
+    with _named(found.weights):
+        of = family_of(tensors, published, family)
+        sizes = config_of(of, tensors.shapes, published, **known)
+        network, settle = network_of(sizes), _settling(tensors, device_of(device), dtype, copied(of, sizes))
+        network.load_state_dict(to_ours(of, tensors, sizes, shapes=tensors.shapes, settle=settle), assign=True)
+    text = cast(Tokenizer, Later(partial(_tokenizer, found, of, sizes.vocab, tokenizer)))
+    row = {
+        "name": found.weights.stem if Path(path).suffix else Path(path).name,
+        "family": of.name,
+        "source": re.sub("^hf:/(?!/)", "hf://", str(path)),
+        "network": describe(sizes),
+        "parameters": sizes.parameters(),
+        "requested": {"length": length} if (length := _length(published)) else {},
+    }
+    return Model(network.eval().requires_grad_(False), text, row)
+
+
+def _run(found: Found, tokenizer: str | Path | None, device: str, dtype: torch.dtype | None) -> Model:
+    network = network_of(network_config(found.config, found.folder / CONFIG))
+    tensors = open_tensors(found.weights)
+    with _named(found.weights):
+        settle = _settling(tensors, device, dtype)
+        assign(network, tensors.shapes, found.weights)
+        network.load_state_dict({name: settle(tensor) for name, tensor in tensors.items()}, assign=True)
+    path = fetched(tokenizer) if tokenizer else found.folder / TOKENIZER
+    text = Tokenizer.load(path)
+    if text.vocab != network.vocab:
+        raise ValueError(f"{path}: {text.vocab} tokens, but the network has {network.vocab}: not its tokenizer")
+    return Model(network.eval().requires_grad_(False), text, found.config)
+
+
+def find(path: Path) -> Found:
+    """The weights and configuration of a folder or file. Raises ValueError where there are none, or several."""
+    if path.is_file():
+        folder = path.parent
+        places = (folder / CONFIG, folder / HYDRA, folder.parent / HYDRA)
+    elif path.is_dir():
+        folder, places = path, (path / CONFIG, path / HYDRA)
+    else:
+        raise ValueError(f"{path}: no run folder and no published checkpoint: train one with `unmask train`, or hf://…")
+    config = next((each for each in places if each.is_file()), None)
+    row = read_settings(config) if config else {}
+    if path.is_file():
+        return Found(path, row, folder)
+    weights = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
+    return Found(weights or (path / MODEL if "network" in row else _only(path)), row, folder)
+
+
+def _only(path: Path) -> Path:
+    several = sorted(each for each in path.iterdir() if each.suffix in SUFFIXES)
+    if len(several) != 1:
+        if several:
+            raise ValueError(f"{path}: {len(several)} files of weights ({several[0].name}, ...): give one of them")
+        raise ValueError(
+            f"{path}: no run folder and no published checkpoint (no {MODEL}): train one with `unmask train`"
+        )
+    return several[0]
+
+
+def read_settings(path: Path) -> Row:
+    """A configuration from JSON, or YAML as hydra writes it. Raises ValueError for what is neither."""
+    if path.suffix not in (".yaml", ".yml"):
+        return read_json(path)
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())}): restore it") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected settings, found a {type(value).__name__}")
+    return value
+
+
+def _settings(config: Mapping[str, object] | str | Path | None) -> Row:
+    if config is None:
+        return {}
+    return read_settings(fetched(config)) if isinstance(config, str | Path) else dict(config)
+
+
+def _length(published: Row) -> int | None:
+    """The length it was trained at, where its configuration says."""
+    places = [published, published.get("model") if isinstance(published.get("model"), dict) else {}]
+    values = [place.get(name) for name in LENGTHS for place in places if place]
+    return next((value for value in values if isinstance(value, int)), None)
+
+
+def _tokenizer(found: Found, family: Family, vocab: int, given: str | Path | None) -> Tokenizer:
+    """The one given, the one beside the weights, or the family's. Raises ValueError where there is none that fits."""
+    if given is not None:
+        path = fetched(given)
+    elif any((found.folder / name).is_file() for name in (TOKENIZER, "tokenizer.model")):
+        path = found.folder
+    elif family.tokenizer and family.tokenizer[1] == vocab:
+        path = fetched(f"hf://{family.tokenizer[0]}/{TOKENIZER}")
+    else:
+        raise ValueError(f"{found.folder}: no tokenizer with these weights: give tokenizer=, a tokenizer.json")
+    text = Tokenizer.load(path)
+    if text.vocab > vocab:  # a network may have rows to spare, but not too few
+        raise ValueError(f"{path}: {text.vocab} tokens, but the network has {vocab}: not its tokenizer")
+    return text
+
+
+class _named:
+    """Errors inside name the file; those of memory say what would help."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+            raise ValueError(f"{self.path}: not enough memory: a smaller dtype or another device") from None
+        if isinstance(error, ValueError) and not str(error).startswith(str(self.path)):
+            raise ValueError(f"{self.path}: {error}") from None
+
+
+def _settling(tensors: Tensors, device: str, dtype: torch.dtype | None, copied: int = 0) -> Callable[[Tensor], Tensor]:
+    """What becomes of each tensor when it is read; `copied` numbers are not as they are stored.
+
+    Raises ValueError where what cannot be mapped from disk is more than there is memory for.
+    """
+    wanted = dtype or tensors.dtype
+    mapped = device == "cpu" and wanted == tensors.dtype
+    need = (copied if mapped else sum(each.numel() for each in tensors.shapes.values())) * wanted.itemsize
+    room = free_memory(device)
+    if room is not None and need > room:
+        kind = str(wanted).removeprefix("torch.")
+        told = f"{need / 1e9:.3g} GB of weights in {kind}, and {device} has {room / 1e9:.3g} GB free"
+        raise ValueError(f"not enough memory: {told}; a smaller dtype or another device")
+
+    def settle(tensor: Tensor) -> Tensor:
+        return tensor.to(device, wanted)
+
+    return settle
+
+
+def free_memory(device: str) -> int | None:
+    """Bytes that can be had, where that is known."""
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        told = Path("/proc/meminfo").read_text(encoding="ascii")
+    except OSError:
+        return None
+    available = re.search(r"MemAvailable:\s+(\d+) kB", told)
+    return int(available[1]) * 1024 if available else None

@@ -1,0 +1,82 @@
+"""Run folders, in files that hold numbers and never code.
+
+config.json (network, training, data), model.safetensors (the weights to use: the average where one is kept),
+tokenizer.json, and state.safetensors (weights, optimiser moments, average, step: what resuming needs).
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from unmask.conditioned import ConditionedConfig
+from unmask.families import Config
+from unmask.files import Row, atomic
+from unmask.transformer import TransformerConfig
+
+CONFIG, MODEL, STATE, TOKENIZER = "config.json", "model.safetensors", "state.safetensors", "tokenizer.json"
+
+
+def network_config(config: Row, path: Path) -> Config:
+    """The network of a config.json. Raises ValueError where it is missing or names what this version does not know."""
+    values, kind = config.get("network"), TransformerConfig
+    if isinstance(values, dict) and values.get("type") == ConditionedConfig.__name__:
+        values, kind = {name: value for name, value in values.items() if name != "type"}, ConditionedConfig
+    known = {field.name for field in fields(kind)}
+    if not isinstance(values, dict) or not set(values) <= known:
+        surplus = sorted(set(values) - known) if isinstance(values, dict) else "no such entry"
+        raise ValueError(f'{path}: "network" does not describe a network of this version ({surplus})')
+    try:
+        return kind(**values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'{path}: "network": {error}') from None
+
+
+def assign(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Make `tensors` the network's weights, without a copy.
+
+    Raises ValueError listing what is missing, surplus or misshapen.
+    """
+    wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    wrong = [f"missing {name}" for name in wanted if name not in found]
+    wrong += [f"surplus {name}" for name in found if name not in wanted]
+    both = [name for name in wanted if name in found and wanted[name] != found[name]]
+    wrong += [f"{name} is {found[name]}, not {wanted[name]}" for name in both]
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ValueError(f"{path}: does not fit its {CONFIG}: {'; '.join(wrong[:5])}{more}")
+    network.load_state_dict(dict(tensors), assign=True)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors, metadata) of a safetensors file, memory-mapped. Raises ValueError for a missing or damaged file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: not a whole safetensors file ({error})") from None
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file atomically, from any device."""
+    data = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, metadata)
+    with atomic(path, "wb") as file:
+        file.write(data)
+
+
+def describe(value: object) -> object:
+    """A dataclass as JSON data with its class named under "type", so that a config says which of a union it holds."""
+    if is_dataclass(value) and not isinstance(value, type):
+        if isinstance(value, TransformerConfig):
+            return {name: describe(each) for name, each in asdict(value).items()}
+        inner = {field.name: describe(getattr(value, field.name)) for field in fields(value)}
+        return {"type": type(value).__name__, **inner}
+    if isinstance(value, list | tuple):
+        return [describe(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
