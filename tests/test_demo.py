@@ -45,7 +45,7 @@ def test_what_it_makes(made):
 
 def test_run_again_it_goes_on(made):
     """Nothing is trained or measured again."""
-    files = [made / "result.json", made / "samples.json", made / "mdm" / "state.safetensors"]
+    files = [made / "result.json", made / "samples.json", made / "mdm" / "model.safetensors"]
     before = [os.stat(file).st_mtime_ns for file in files]
     source = json.loads((made / "data" / "manifest.json").read_text(encoding="utf-8"))["source"]
     demo(made, SMALL, source)

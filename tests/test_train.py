@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from settings import prepared_words, small
 
 from unmask.checkpoint import load, read_tensors
 from unmask.corruption import stratified
@@ -18,43 +19,23 @@ from unmask.data import Blocks, Tokenizer, batch_indices, load_split, prepare
 from unmask.draws import keyed_generator
 from unmask.log import read_metrics
 from unmask.objectives import AnyOrder, LambdaDCE, NextToken, TimeDSE
-from unmask.train import Optimiser, TrainConfig, expected_level, train
+from unmask.train import Optimiser, checkpoints, expected_level, train
 from unmask.transformer import Transformer, TransformerConfig
-
-WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("text")
-    for i in range(8):
-        lines = [" ".join(WORDS[(i + j + k) % 10] for k in range(8)) for j in range(30)]
-        (folder / f"{i}.txt").write_text("\n".join(lines), encoding="utf-8")
-    return prepare(str(folder), tmp_path_factory.mktemp("data") / "d", tokenizer="bytes", validation=0.2)
-
-
-def small(data: Path, **changes) -> TrainConfig:
-    causal = changes.pop("causal", False)
-    network = TransformerConfig(vocab=258, layers=1, heads=2, width=32, causal=causal, dropout=0.1)
-    config = TrainConfig(
-        network=network,
-        data=str(data),
-        objective=NextToken() if causal else AnyOrder(),
-        length=32,
-        batch=8,
-        steps=20,
-        optimiser=Optimiser(rate=1e-2, warmup=5),
-        precision="float32",
-        device="cpu",
-        validate_every=10,
-        validation_sequences=8,
-        save_every=10,
-    )
-    return replace(config, **changes)
+    return prepared_words(tmp_path_factory.mktemp("words"))
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return read_tensors(folder / "state.safetensors")[0]
+    """All tensors of the last checkpoint: the weights to use, and the rest of the state."""
+    last = sorted((folder / "checkpoints").glob("[0-9]*"))[-1]
+    return {name: value for path in last.glob("*.safetensors") for name, value in read_tensors(path)[0].items()}
+
+
+def last(folder: Path) -> int:
+    return int(checkpoints.checkpoints(folder)[0].name)
 
 
 def same(a: Path, b: Path) -> bool:
@@ -145,7 +126,7 @@ def test_a_step_is_the_plain_statement(data, tmp_path):
         decay = 1 - 1e-2 * (0.1 if p.dim() >= 2 else 0.0)
         # Adam's first step: both moments corrected for bias are the gradient itself and its square
         expected = p.detach() * decay - 1e-2 * gradient / (gradient.abs() + 1e-8)
-        found = weights(tmp_path / "run")[f"network.{name}"]
+        found = weights(tmp_path / "run")[name]
         assert torch.allclose(found, expected, atol=2e-6), name
 
 
@@ -157,12 +138,11 @@ def test_the_average_follows_its_formula(data, tmp_path, monkeypatch):
     mean = {name: p.clone() for name, p in Transformer(config.network, seed=0).state_dict().items()}
     advance = _Run.advance
 
-    def follow(self) -> float:
-        loss = advance(self)
+    def follow(self) -> None:
+        advance(self)
         decay = min(0.5, (1 + self.step) / (10 + self.step))
-        for name, p in self.network.state_dict().items():
+        for name, p in self.state.network.state_dict().items():
             mean[name] = decay * mean[name] + (1 - decay) * p
-        return loss
 
     monkeypatch.setattr(_Run, "advance", follow)
     train(config, tmp_path / "run")
@@ -193,21 +173,27 @@ def test_expected_level():
     assert expected_level(NextToken(), 128) == 1.0
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path, monkeypatch):
     """One line that says where, why, and what is left; the last good state stays."""
-    config = small(data, steps=20, save_every=1, optimiser=Optimiser(rate=1e-2, warmup=1))
-    train(replace(config, steps=2), tmp_path / "run")
-    tensors, metadata = read_tensors(tmp_path / "run" / "state.safetensors")
-    from unmask.checkpoint import write_tensors
+    from unmask.train.loop import _Run
 
-    broken = {name: value.clone() for name, value in tensors.items()}
-    broken["network.output.weight"][0, 0] = float("nan")
-    write_tensors(tmp_path / "run" / "state.safetensors", broken, metadata)
-    stored = json.loads((tmp_path / "run" / "config.json").read_text())
-    stored["requested"]["steps"] = 20
-    (tmp_path / "run" / "config.json").write_text(json.dumps(stored))
-    with pytest.raises(ValueError, match=r"step 2: loss nan.*lower optimiser.rate.*state.safetensors"):
-        train(config, tmp_path / "run")
+    advance = _Run.advance
+
+    def break_(self) -> None:
+        if self.step == 2:
+            with torch.no_grad():
+                self.state.network.output.weight[0, 0] = float("nan")
+        advance(self)
+
+    monkeypatch.setattr(_Run, "advance", break_)
+    with pytest.raises(ValueError, match=r"step 2: loss nan.*lower optimiser.rate.*checkpoints/00000002"):
+        train(small(data, steps=20, save_every=1), tmp_path / "run")
+    monkeypatch.undo()
+    assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2]
+    donor = str(tmp_path / "run" / "checkpoints" / "00000002")
+    train(small(data, steps=1, init=donor), tmp_path / "gentler")
 
 
 def test_other_settings_in_the_same_folder_are_refused(data, tmp_path):
@@ -238,24 +224,30 @@ def test_what_does_not_change_a_run_may_change(data, tmp_path):
     train(small(tmp_path / "elsewhere", steps=4, validate_every=3, save_every=2), tmp_path / "run")
 
 
-def test_an_interruption_in_a_step_waits_for_its_end(data, tmp_path, monkeypatch):
-    """Ctrl-C in the middle of a step: the step is finished and saved, and the run goes on bitwise."""
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_in_a_step_waits_for_its_end(data, tmp_path, monkeypatch, signum):
+    """Ctrl-C, or a scheduler's SIGTERM, in the middle of a step: it is finished and saved, and the run goes on
+    bitwise.
+    """
     from unmask.train.loop import _Run
 
+    before = signal.getsignal(signum)
     config = small(data, steps=8)
     train(config, tmp_path / "whole")
     advance = _Run.advance
 
-    def press(self) -> float:
+    def press(self) -> None:
         if self.step == 3:
-            signal.raise_signal(signal.SIGINT)
-        return advance(self)
+            signal.raise_signal(signum)
+        advance(self)
 
     monkeypatch.setattr(_Run, "advance", press)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises((KeyboardInterrupt, SystemExit)) as caught:
         train(config, tmp_path / "cut")
     monkeypatch.undo()
-    assert read_tensors(tmp_path / "cut" / "state.safetensors")[1]["step"] == "4"
+    assert caught.type is KeyboardInterrupt if signum == signal.SIGINT else caught.value.code == 143
+    assert last(tmp_path / "cut") == 4
+    assert signal.getsignal(signum) == before
     train(config, tmp_path / "cut")
     assert same(tmp_path / "whole", tmp_path / "cut")
 
@@ -326,7 +318,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(data, tmp_path):
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert "stopped after step" in err
-    stopped = int(read_tensors(tmp_path / "run" / "state.safetensors")[1]["step"])
+    stopped = last(tmp_path / "run")
     assert 5 < stopped < 400
     again = subprocess.run([*command, "--steps", "400"], capture_output=True, text=True, timeout=120)
     assert again.returncode == 0, again.stderr

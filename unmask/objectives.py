@@ -92,11 +92,15 @@ def denoise(
     x_0: Int[Tensor, "B L"],
     maskable: Bool[Tensor, "B L"],
     u: Float[Tensor, " B"],
-    generator: torch.Generator,
+    generator: torch.Generator | Float[Tensor, "B L"],
 ) -> Float[Tensor, " B"]:
-    """Corrupt once and weigh the cross entropy of what is masked: an unbiased estimate of the bound, in nats."""
-    noise = torch.rand(maskable.shape, generator=generator, dtype=torch.float64, device=generator.device)
-    return weighted(network, x_0, self.corrupt(maskable, u, noise), reading_of(self, network))
+    """Corrupt once and weigh the cross entropy of what is masked: an unbiased estimate of the bound, in nats.
+
+    The noise comes from a generator, or is given: uniforms in [0, 1), float64.
+    """
+    if isinstance(generator, torch.Generator):
+        generator = torch.rand(maskable.shape, generator=generator, dtype=torch.float64, device=generator.device)
+    return weighted(network, x_0, self.corrupt(maskable, u, generator), reading_of(self, network))
 
 
 def reading_of(objective: Denoising, network: Network) -> type[Target] | type[ScoreEntropy]:
@@ -234,7 +238,7 @@ class NextToken:
         x_0: Int[Tensor, "B L"],
         maskable: Bool[Tensor, "B L"],
         u: Float[Tensor, " B"] | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Float[Tensor, "B L"] | None = None,
     ) -> Float[Tensor, " B"]:
         require_causal(network)
         return cross_entropy(network, x_0, maskable)

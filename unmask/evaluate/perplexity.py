@@ -5,7 +5,10 @@ import time
 from collections.abc import Callable
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
+from unmask import ranks
 from unmask.checkpoint import Model
 from unmask.evaluate.heldout import HeldOut
 from unmask.evaluate.ngram import Bigram, Unigram
@@ -33,13 +36,19 @@ def perplexity(
     an evaluation a token (a step, for one that writes several). Raises ValueError for an order that has none.
     """
     windows, start = held_out.windows, time.perf_counter()
-    x_0, maskable, common = windows.x_0, windows.maskable, {"batch": batch, "documents": windows.documents}
-    if order is None:
-        estimate = log_likelihood(model, x_0, maskable, draws=draws, seed=seed, progress=progress, **common)
-    elif isinstance(order, LeftToRight):
-        estimate = ordered_log_likelihood(model, x_0, draw_plan(order, maskable), progress=progress, **common)
-    else:
-        estimate = decoder_log_likelihood(model, x_0, maskable, order, **common)
+    x_0, maskable, documents = windows.x_0, windows.maskable, windows.documents
+
+    def score(rows: Int[Tensor, " s"]) -> Estimate:
+        told = {"batch": batch, "documents": documents[rows]}
+        if order is None:
+            numbered = {"seed": seed, "sequences": rows.tolist()}
+            return log_likelihood(model, x_0[rows], maskable[rows], draws=draws, progress=progress, **numbered, **told)
+        if isinstance(order, LeftToRight):
+            plan = draw_plan(order, maskable[rows])
+            return ordered_log_likelihood(model, x_0[rows], plan, progress=progress, **told)
+        return decoder_log_likelihood(model, x_0[rows], maskable[rows], order, **told)
+
+    estimate = ranks.likelihood(score, len(x_0), documents)
     seconds = time.perf_counter() - start
     said = {} if order is None else {"estimator": f"chain rule, {order}"}
     return {**_row(name, held_out, estimate), **said, "seconds": seconds}

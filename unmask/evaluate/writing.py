@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from unmask import ranks
 from unmask.checkpoint import Model
 from unmask.files import Row
 from unmask.network import Network
@@ -37,7 +38,7 @@ def write(
     on_step: Callable[[Step], None] | None = None,
 ) -> list[Row]:
     """Fill the blanks of each text; a record a text: the tokens' pieces, when and how confidently each was written,
-    NFE.
+    NFE. Under torchrun each process writes its share, and all get the whole.
 
     The default policy is exact: a random order one token at a time, left to right for a causal model. `guidance` is
     the weight of classifier-free guidance by what is given behind the begin token, `bias` nats on single tokens (-inf
@@ -47,7 +48,8 @@ def write(
     """
     policy = policy or (LeftToRight() if model.causal else RandomOrder())
     draw = draw or Draw()
-    canvases = [model.canvas(text, seed=seed, sequence=i) for i, text in enumerate(texts)]
+    mine = ranks.share(len(texts))
+    canvases = [model.canvas(texts[i], seed=seed, sequence=i) for i in mine]
     network: Network = Biased(model, bias) if bias else model
     if guidance:
         conditions = [canvas != model.mask_id for canvas in canvases]
@@ -66,7 +68,7 @@ def write(
         watched += time.perf_counter() - begun
 
     start = time.perf_counter()
-    options = {"draw": draw, "seed": seed, "batch": batch}
+    options = {"draw": draw, "seed": seed, "sequences": mine, "batch": batch}
     if constraint is None or attempts is None:
         samples = sample(network, canvases, policy, **options, end=end, constraint=constraint, on_step=watch)
     else:
@@ -84,9 +86,9 @@ def write(
             tokens = tokens[~behind_end(tokens[None], canvases[i][None] == model.mask_id, end)[0]]
         return model.decode(tokens)
 
-    return [
+    records = [
         {
-            "title": titles[i] if titles else text,
+            "title": titles[number] if titles else texts[number],
             "text": text_of(i),
             "policy": repr(policy),
             "exact_for": law,
@@ -99,5 +101,6 @@ def write(
             "step": samples.reveal[i].tolist(),
             "confidence": samples.confidence[i].tolist(),
         }
-        for i, text in enumerate(texts)
+        for i, number in enumerate(mine)
     ]
+    return ranks.gathered(records, len(texts))

@@ -6,13 +6,15 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from unmask.checkpoint import CONFIG, describe, device_of
+from unmask.checkpoint import CONFIG, describe, device_of, load
 from unmask.corruption import stratified
-from unmask.data import load_manifest
+from unmask.data import Tokenizer, load_manifest
 from unmask.files import Row, read_json, write_json
 from unmask.objectives import AnyOrder, NextToken, Objective
 from unmask.train.optimiser import Optimiser
+from unmask.train.parallel import Parallel
 from unmask.train.precision import Precision, best_precision
 from unmask.transformer import TransformerConfig
 
@@ -50,9 +52,19 @@ class TrainConfig:
     validate_every: int = 200
     validation_sequences: int = 64
     save_every: int = 500
+    keep: int = 2
+    """Checkpoints that stay, the last ones; the one that does best on held-out text stays as well."""
+    parallel: Parallel = "ddp"
+    """Under torchrun: every process holds the weights (ddp), or a part of weights, moments and gradients (fsdp)."""
+    recompute: bool = False
+    """Compute each block again in the backward pass instead of keeping what it needs: less memory, a third more work.
+    """
+    compile: bool = False
+    """Compile the blocks with torch.compile."""
 
     def __post_init__(self) -> None:
-        for name in ("length", "batch", "accumulate", "steps", "validate_every", "validation_sequences", "save_every"):
+        counts = ("length", "batch", "accumulate", "steps", "validation_sequences")
+        for name in (*counts, "validate_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
         if self.batch % self.accumulate:
@@ -63,6 +75,17 @@ class TrainConfig:
             raise ValueError(f"ema {self.ema} must be in [0, 1)")
         if not 0 <= self.short_batches <= 1:
             raise ValueError(f"short_batches {self.short_batches} is a share of the steps: give 0 to 1")
+
+    def initial(self, tokenizer: Tokenizer) -> dict[str, Tensor] | None:
+        """The weights to begin from, where `init` names a run. Raises ValueError where they do not fit."""
+        if self.init is None:
+            return None
+        donor = load(self.init)
+        if donor.network.config != self.network or donor.tokenizer.inner.to_str() != tokenizer.inner.to_str():
+            raise ValueError(
+                f"init {self.init}: another network or tokenizer than this run's: take its sizes and its data's"
+            )
+        return donor.network.state_dict()
 
     def cost(self) -> Row:
         """Tokens and training FLOPs of the whole run: 6ND as the papers count, and the true count beside it.
@@ -88,7 +111,7 @@ def expected_level(objective: Objective, length: int) -> float:
 
 # fmt: off
 IDENTITY = (
-    "network", "objective", "length", "batch", "accumulate", "steps", "optimiser", "ema", "seed", "corpus", "init",
+    "network", "objective", "length", "batch", "steps", "optimiser", "ema", "seed", "corpus", "init",
     "short_batches", "documents_apart",
 )
 # fmt: on

@@ -1,220 +1,245 @@
-"""The one trainer: masked diffusion or autoregressive, on one device, resumable bit for bit.
+"""The one trainer: masked diffusion or autoregressive, on one device or many, resumable bit for bit.
 
-What differs between runs is a value in `TrainConfig`. All randomness of a step is keyed by (seed, step), so the
-state to resume from is weights, optimiser moments, average and step; an interrupted run that goes on equals one
-that was never interrupted.
+What differs between runs is a value in `TrainConfig`. All randomness of a step is keyed by (seed, step) and belongs to
+the rows of the whole batch, of which each process takes every W-th: so the state to resume from is weights,
+optimiser moments, average and step, and a run goes on as if nothing had happened, in as many processes as there are.
 """
 
 import math
+import os
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from unmask.checkpoint import MODEL, STATE, TOKENIZER, assign, load, read_tensors, write_tensors
+from unmask import ranks
+from unmask.checkpoint import TOKENIZER
 from unmask.corruption import stratified
 from unmask.data import Blocks, Tokenizer, batch_indices, batch_length, load_split
 from unmask.draws import keyed_generator
-from unmask.likelihood import log_likelihood
+from unmask.likelihood import Estimate, log_likelihood
 from unmask.log import Metrics, console, progress
+from unmask.train import checkpoints
 from unmask.train.config import TrainConfig, settle
-from unmask.train.optimiser import _adamw, _fused_on
-from unmask.train.precision import autocast
-from unmask.transformer import Transformer
+from unmask.train.owning import owned
+from unmask.train.parallel import clip, gathered_whole, summed
+from unmask.train.precision import Later, autocast
+from unmask.train.state import State, Weights
 from unmask.wrappers import Apart
 
 
 def train(config: TrainConfig, out: Path) -> Path:
-    """Train, or go on with, the run in folder `out`; returns it. Ctrl-C ends it after the step it is in, saved.
+    """Train, or go on with, the run in folder `out`; returns it. Ctrl-C or SIGTERM end it after the step it is in,
+    saved.
 
-    Raises ValueError where `out` holds a run with other settings or data, data are missing, or the loss is no longer
-    finite; KeyboardInterrupt after Ctrl-C.
+    Raises ValueError where `out` is being trained by another process or holds a run with other settings or data, data
+    are missing, or the loss is no longer finite; OSError where the disk is full or another process of the job is gone;
+    KeyboardInterrupt after Ctrl-C, SystemExit after SIGTERM.
     """
     tokenizer = Tokenizer.load(Path(config.data))
     if tokenizer.vocab != config.network.vocab:
         raise ValueError(f"network vocab {config.network.vocab}, but {config.data} has {tokenizer.vocab} tokens")
-    run = _Run(config, out, tokenizer)
+    with ranks.joined(), ranks.lost():
+        if config.batch % (config.accumulate * ranks.world()):
+            parts = f"{ranks.world()} processes x accumulate {config.accumulate}"
+            raise ValueError(f"batch {config.batch} must be a multiple of {parts}")
+        initial = None if checkpoints.checkpoints(out) else config.initial(tokenizer)
+        with owned(out):
+            return _train(_Run(config, out, tokenizer, initial), out)
+
+
+def _train(run: "_Run", out: Path) -> Path:
+    config = run.config
     if run.step >= config.steps:
         console.print(f"{out}: {config.steps} steps done")
+        run.close()
         return out
+    stopped = 0
     try:
-        with progress(config.name) as report, _interruptions() as interrupted:
-            while run.step < config.steps and not interrupted():
-                loss = run.advance()
-                if run.step % config.validate_every == 0 or run.step == config.steps:
+        with progress(config.name) as report, _asked_to_stop() as signum:
+            while run.step < config.steps and not stopped:
+                run.advance()
+                saves = run.step % config.save_every == 0 or run.step == config.steps
+                if saves or run.step % config.validate_every == 0:
                     run.validate()
-                if run.step % config.save_every == 0 or run.step == config.steps or interrupted():
+                if saves:
                     run.save()
-                report(run.step, config.steps, f"{loss:.3f} nats/token")
+                report(run.step, config.steps, f"{run.loss:.3f} nats/token")
+                stopped = ranks.largest(signum())
+            run.save()
     finally:
-        run.metrics.close()
+        run.close()
     if run.step < config.steps:
         console.print(f"stopped after step {run.step}; the same command goes on from there")
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt if stopped == signal.SIGINT else SystemExit(128 + stopped)
     return out
 
 
 @contextmanager
-def _interruptions() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed: asked between steps, so that none is left half done. A second one ends at once."""
-    pressed = False
+def _asked_to_stop() -> Iterator[Callable[[], int]]:
+    """The signal that asked the run to stop, or 0: asked between steps, so that none is left half done.
+
+    Ctrl-C a second time ends at once, but not under torchrun, which passes on what the terminal has sent already.
+    """
+    got = 0
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+        yield lambda: 0
         return
 
     def press(signum: int, frame: object) -> None:
-        nonlocal pressed
-        pressed = True
-        signal.signal(signal.SIGINT, before)
+        nonlocal got
+        got = signum
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            signal.signal(signal.SIGINT, before[signal.SIGINT])
 
-    before = signal.signal(signal.SIGINT, press)
+    before = {signum: signal.signal(signum, press) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: pressed
+        yield lambda: got
     finally:
-        signal.signal(signal.SIGINT, before)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 class _Run:
-    """The state of a run between two steps."""
+    """A run between two steps."""
 
-    def __init__(self, config: TrainConfig, out: Path, tokenizer: Tokenizer) -> None:
-        weights = _initial(config, tokenizer) if config.init and not (out / STATE).exists() else {}
+    def __init__(self, config: TrainConfig, out: Path, tokenizer: Tokenizer, initial: Weights | None) -> None:
+        begun = ranks.agreed(lambda: checkpoints.newest(out) is not None)
+        ranks.agreed(lambda: _prepare(config, out, tokenizer))
         self.out, self.config = out, settle(config, out)
-        if not (out / TOKENIZER).exists():
-            tokenizer.save(out / TOKENIZER)
         self.device = torch.device(self.config.device)
         begin = tokenizer.begin
         self.train = Blocks(load_split(Path(config.data), "train"), config.length, begin)
         self.held_out = Blocks(load_split(Path(config.data), "validation"), config.length, begin)
-        self.network = Transformer(config.network, seed=config.seed).to(self.device)
-        self.average = Transformer(config.network, seed=config.seed).to(self.device) if config.ema else None
-        for network in filter(None, (self.network, self.average)) if weights else ():
-            network.load_state_dict(weights)
-        self.optimiser = _adamw(self.network, config.optimiser)
-        self.step = self._resume() if (out / STATE).exists() else 0
-        self.metrics = Metrics(out / "metrics.jsonl", self.step)
-        rows = [row for row in self.metrics.rows if row["kind"] == "train"]
+        self.state = State(self.config, self.device, initial)
+        self.step = self.saved = self.state.restore(checkpoints.checkpoints(out)[0]) if begun else 0
+        self.measured: tuple[int, float] | None = None
+        self.loss = math.nan
+        self.pending: deque[tuple[int, float, Later]] = deque()
+        self.metrics = Metrics(out / "metrics.jsonl", self.step) if ranks.rank() == 0 else None
+        rows = [row for row in self.metrics.rows if row["kind"] == "train"] if self.metrics else []
         self.before = rows[-1]["seconds"] if rows else 0.0
         self.start = time.monotonic()
         self.cost = {name: value / config.steps for name, value in config.cost().items()}
 
-    def advance(self) -> float:
-        """One optimiser step; returns its loss in nats a token."""
-        config, step = self.config, self.step
+    def advance(self) -> None:
+        """One optimiser step."""
+        config, step, state = self.config, self.step, self.state
         generator = keyed_generator(config.seed, step)
-        indices = self.train.batch(config.batch, seed=config.seed, step=step)
+        mine = ranks.share(config.batch)
+        indices = self.train.batch(config.batch, seed=config.seed, step=step)[mine]
         width = 1 + batch_length(config.length, config.short_batches, seed=config.seed, step=step)
         x_0, maskable = (part[:, :width] for part in self.train.take(indices)[:2])
         segments = self.train.segments(indices)[:, :width] if config.documents_apart else None
-        u = stratified(config.batch, torch.rand((), generator=generator, dtype=torch.float64))
-        tokens = int(maskable.sum())
+        u = stratified(config.batch, torch.rand((), generator=generator, dtype=torch.float64))[mine]
+        noise = torch.rand((config.batch, width), generator=generator, dtype=torch.float64)[mine]
+        (tokens,) = ranks.total(int(maskable.sum()))
         rate = config.optimiser.at(step, config.steps)
-        for group in self.optimiser.param_groups:
+        for group in state.optimiser.param_groups:
             group["lr"] = rate
-        total = torch.zeros((), device=self.device)
-        self.network.train()
+        loss = torch.zeros((), device=self.device)
+        state.network.train()
         for part in range(config.accumulate):
-            mine = slice(part, None, config.accumulate)  # every part spans the strata
-            with autocast(self.device, config.precision), self._dropout(part):
-                network = self.network if segments is None else Apart(self.network, segments[mine])
-                nats = config.objective(network, x_0[mine], maskable[mine], u[mine], generator)
-            loss = nats.sum() / tokens
-            loss.backward()
-            total += loss.detach()
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), config.optimiser.clip or math.inf)
-        value = float(total)
-        if not math.isfinite(value) or not math.isfinite(float(norm)):
-            last = f"last good state: {self.out / STATE}" if (self.out / STATE).exists() else "nothing was saved yet"
-            raise ValueError(f"step {step}: loss {value}, gradient norm {float(norm)}: lower optimiser.rate; {last}")
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+            rows = slice(part, None, config.accumulate)  # every part spans the strata
+            with summed(state.call, part == config.accumulate - 1):
+                with autocast(self.device, config.precision), self._dropout(part):
+                    network = state.call if segments is None else Apart(state.call, segments[rows])
+                    nats = config.objective(network, x_0[rows], maskable[rows], u[rows], noise[rows])
+                share = nats.sum() / tokens
+                (share * ranks.world()).backward()  # gradients are averaged over processes
+                loss += share.detach()
+        norm = clip(state.network, config.optimiser.clip)
+        state.advance(step)
         self.step += 1
-        self._average()
-        self._row("train", loss=value, lr=rate, grad_norm=float(norm))
-        return value
+        self.pending.append((self.step, rate, Later(torch.stack([ranks.summed(loss), norm.to(loss)]))))
+        self._tell(behind=0 if self.device.type == "cpu" else 1)
+
+    def _tell(self, behind: int = 0) -> None:
+        """Read the losses of all steps but the last few, whose numbers a GPU is still at. Raises ValueError for one
+        that is not finite.
+        """
+        while len(self.pending) > behind:
+            step, rate, later = self.pending.popleft()
+            self.loss, norm = later.values()
+            if not math.isfinite(self.loss) or not math.isfinite(norm):
+                good = next(iter(checkpoints.checkpoints(self.out)), "not there, none was saved yet")
+                raise ValueError(
+                    f"step {step - 1}: loss {self.loss}, gradient norm {norm} at a rate of {rate:.3g}: lower "
+                    f"optimiser.rate in a new run; the last good checkpoint, which its --init may name, is {good}"
+                )
+            self._row("train", step, loss=self.loss, lr=rate, grad_norm=norm)
 
     @contextmanager
     def _dropout(self, part: int) -> Iterator[None]:
-        """Dropout's randomness, keyed by the step; torch's global generator is given back as it was."""
+        """Dropout's randomness, keyed by the step and the part of the batch; torch's global generator is given back
+        as it was.
+        """
         if not self.config.network.dropout:
             yield
             return
+        part = ranks.rank() + ranks.world() * part
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(keyed_generator(self.config.seed, self.step, part, 1).initial_seed())
             yield
 
     def validate(self) -> None:
-        """Held-out nats a token, the same sequences and maskings every time."""
+        """Held-out nats a token, the same sequences and maskings every time: differences between steps are paired.
+
+        Two errors: of the maskings, and of the texts, by document.
+        """
+        self._tell()
         count = min(len(self.held_out), self.config.validation_sequences)
         chosen = batch_indices(len(self.held_out), count, seed=0, step=0)
         x_0, maskable, documents = self.held_out.take(chosen)
-        network = self.average or self.network
+        network = self.state.average or self.state.network
         network.eval()
-        if self.config.documents_apart:
-            network = Apart(network, self.held_out.segments(chosen))
-        with autocast(self.device, self.config.precision):
-            estimate = log_likelihood(network, x_0, maskable, draws=8, documents=documents)
-        tokens = estimate.tokens
-        value, error = estimate.nats / tokens, estimate.stderr_mc / tokens
-        self._row("validation", nats_per_token=value, stderr=error, bound=estimate.bound)
+        segments = self.held_out.segments(chosen) if self.config.documents_apart else None
+
+        def score(rows: Tensor) -> Estimate:
+            options = {"sequences": rows.tolist(), "documents": documents[rows]}
+            reader = network if segments is None else Apart(network, segments[rows])
+            return log_likelihood(reader, x_0[rows], maskable[rows], draws=DRAWS, **options)
+
+        with autocast(self.device, self.config.precision), gathered_whole(network):
+            estimate = ranks.likelihood(score, count, documents)
+        value, *errors = (x / estimate.tokens for x in (estimate.nats, estimate.stderr_mc, estimate.stderr_data))
+        self.measured = self.step, value
+        said = {"nats_per_token": value, "stderr": errors[0], "stderr_texts": errors[1], "bound": estimate.bound}
+        self._row("validation", self.step, **said)
 
     def save(self) -> None:
-        """The weights to use, then the state to resume from; each appears whole."""
-        write_tensors(self.out / MODEL, (self.average or self.network).state_dict())
-        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
-        if self.average is not None:
-            tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
-        for name, parameter in self.network.named_parameters():
-            moments = self.optimiser.state[parameter]
-            tensors |= {f"{key}.{name}": moments[key] for key in ("exp_avg", "exp_avg_sq", "step")}
-        write_tensors(self.out / STATE, tensors, {"step": str(self.step)})
-
-    def _resume(self) -> int:
-        path = self.out / STATE
-        tensors, metadata = read_tensors(path)
-        take: Callable[[str], dict[str, Tensor]] = partial(_prefixed, tensors)
-        for prefix, network in (("network.", self.network), ("average.", self.average)):
-            if network is not None:
-                # a copy: the file is memory-mapped, and weights are written to
-                assign(network, {name: value.to(self.device, copy=True) for name, value in take(prefix).items()}, path)
-        self.optimiser = _adamw(self.network, self.config.optimiser)
-        moments = {key: take(f"{key}.") for key in ("exp_avg", "exp_avg_sq", "step")}
-        for name, parameter in self.network.named_parameters():
-            self.optimiser.state[parameter] = {
-                key: values[name].to("cpu" if key == "step" and not _fused_on(self.device) else self.device, copy=True)
-                for key, values in moments.items()
-            }
-        return int(metadata["step"])
-
-    def _average(self) -> None:
-        if self.average is None:
+        """A checkpoint of this step, unless there is one."""
+        self._tell()
+        if self.saved == self.step:
             return
-        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            for mean, value in zip(self.average.parameters(), self.network.parameters(), strict=True):
-                mean.lerp_(value, 1 - decay)
+        nats = self.measured[1] if self.measured and self.measured[0] == self.step else None
+        checkpoints.save(self.out, self.step, self.state.write, keep=self.config.keep, nats=nats)
+        self.saved = self.step
 
-    def _row(self, kind: str, **values: object) -> None:
-        spent = {name: value * self.step for name, value in self.cost.items()}
+    def close(self) -> None:
+        if self.metrics is not None:
+            self.metrics.close()
+
+    def _row(self, kind: str, step: int, **values: object) -> None:
+        if self.metrics is None:
+            return
+        spent = {name: value * step for name, value in self.cost.items()}
         seconds = self.before + time.monotonic() - self.start
-        position = {"step": self.step, "tokens": int(spent["tokens"]), "flops": spent["flops_true"]}
+        position = {"step": step, "tokens": int(spent["tokens"]), "flops": spent["flops_true"]}
         self.metrics.write({"kind": kind, **position, "seconds": seconds, **values})
 
 
-def _initial(config: TrainConfig, tokenizer: Tokenizer) -> dict[str, Tensor]:
-    donor = load(str(config.init))
-    if donor.network.config != config.network or donor.tokenizer.inner.to_str() != tokenizer.inner.to_str():
-        raise ValueError(
-            f"init {config.init}: another network or tokenizer than this run's: take its sizes and its data's"
-        )
-    return donor.network.state_dict()
+DRAWS = 8
 
 
-def _prefixed(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+def _prepare(config: TrainConfig, out: Path, tokenizer: Tokenizer) -> None:
+    """The run folder with its settings and tokenizer."""
+    settle(config, out)
+    if not (out / TOKENIZER).exists():
+        tokenizer.save(out / TOKENIZER)

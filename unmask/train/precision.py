@@ -4,6 +4,7 @@ import time
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -11,6 +12,21 @@ Precision = Literal["auto", "float32", "bfloat16"]
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """Matrix products in bfloat16 where `precision` says so; nothing else changes."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+class Later:
+    """Numbers on a device, read when they are there: asking for them at once would leave a GPU without work."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        self.numbers = numbers.to("cpu", non_blocking=True)
+        self.ready = torch.cuda.Event() if numbers.device.type == "cuda" else None
+        if self.ready is not None:
+            self.ready.record()
+
+    def values(self) -> list[float]:
+        if self.ready is not None:
+            self.ready.synchronize()
+        return self.numbers.tolist()
 
 
 def best_precision(device: torch.device) -> Precision:

@@ -1,0 +1,87 @@
+"""What a run learns: weights, their average, and the optimiser's moments; in one piece or sharded."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from unmask.train import checkpoints
+from unmask.train.config import TrainConfig
+from unmask.train.optimiser import _adamw, _fused_on
+from unmask.train.parallel import place, sharded, together
+from unmask.transformer import Transformer
+
+Weights = Mapping[str, Tensor]
+
+
+class State:
+    """The network, its average where one is kept, and the optimiser, placed as the configuration says."""
+
+    def __init__(self, config: TrainConfig, device: torch.device, initial: Weights | None = None) -> None:
+        self.config, self.device = config, device
+        self.sharded = sharded(config.parallel)
+        put = partial(place, device=device, parallel=config.parallel, precision=config.precision)
+        self.network = put(self._drawn(initial), recompute=config.recompute, compiled=config.compile)
+        self.average = put(self._drawn(initial)) if config.ema else None
+        self.call = together(self.network, config.parallel)
+        self.optimiser = _adamw(self.network, config.optimiser)
+
+    def _drawn(self, initial: Weights | None) -> Transformer:
+        network = Transformer(self.config.network, seed=self.config.seed)
+        if initial is not None:
+            network.load_state_dict(dict(initial))
+        return network
+
+    def advance(self, step: int) -> None:
+        """Use and forget the gradient of step `step` (from 0), and move the average."""
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        if self.average is not None:
+            decay = min(self.config.ema, (2 + step) / (11 + step))
+            means, values = (tuple(network.parameters()) for network in (self.average, self.network))
+            with torch.no_grad():
+                get_ema_multi_avg_fn(decay)(means, values, None)
+
+    def write(self, folder: Path) -> None:
+        """Put the state into a checkpoint's folder: the weights to use, then what else resuming needs."""
+        network = dict(self.network.named_parameters())
+        rest: dict[str, Tensor] = {}
+        if self.average is not None:
+            rest |= {f"network.{name}": value for name, value in network.items()}
+        for name, parameter in network.items():
+            rest |= {f"{key}.{name}": moment for key, moment in self.optimiser.state[parameter].items()}
+        checkpoints.write(folder, self._used(), rest, sharded=self.sharded)
+
+    def restore(self, folder: Path) -> int:
+        """Take up the state of a checkpoint, in place; returns its step. Raises ValueError where it does not fit."""
+        found = checkpoints.contents(folder)
+        network = dict(self.network.named_parameters())
+        into = self._used()
+        if self.average is not None:
+            into |= {f"network.{name}": value for name, value in network.items()}
+        keys = {name.partition(".")[0] for name in found} - {"network"}
+        for name, parameter in network.items():
+            moments = {key: found[f"{key}.{name}"] for key in sorted(keys) if f"{key}.{name}" in found}
+            self.optimiser.state[parameter] = {key: self._empty(parameter, shape) for key, shape in moments.items()}
+            into |= {f"{key}.{name}": moment for key, moment in self.optimiser.state[parameter].items()}
+            if not moments:
+                raise ValueError(f"{folder}: no moments of {name}: remove it to go back to the checkpoint before it")
+        wanted = {name: tuple(value.shape) for name, value in into.items()}
+        wrong = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
+        if wrong:
+            said = [f"{name} is {found.get(name, 'missing')}, not {wanted.get(name, 'wanted')}" for name in wrong[:3]]
+            raise ValueError(f"{folder}: does not fit the run's settings: {'; '.join(said)}")
+        checkpoints.read(folder, into)
+        return checkpoints.step_of(folder)
+
+    def _used(self) -> dict[str, Tensor]:
+        return dict((self.average or self.network).named_parameters())
+
+    def _empty(self, parameter: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Room for a moment of a parameter, or for a counter beside it."""
+        if shape == tuple(parameter.shape):
+            return torch.zeros_like(parameter)
+        return torch.zeros(shape, device=self.device if _fused_on(self.device) else "cpu")
