@@ -42,6 +42,7 @@ COMMANDS = {
         "evaluate.commands:Evaluate", "Measure a model: perplexity, generated texts, tasks.", (*POLICY, "--order")
     ),
     "compare": Entry("evaluate.commands:Compare", "Differences between two result files, with their errors."),
+    "experiment": Entry("cli.experiment:Experiment", "Rerun a claim of the papers: train, measure, conclude."),
     "audit": Entry("cli.audit:Audit", "Does a sampler follow the law that it states?", POLICY),
     "report": Entry("cli.report:Report", "One self-contained HTML page of runs, results and samples."),
 }

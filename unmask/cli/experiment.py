@@ -1,0 +1,37 @@
+"""`unmask experiment`: a claim of the papers, rerun."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from unmask.experiments import Experiment as Claim
+from unmask.experiments import Scale, experiment, name_of
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Rerun a claim of the papers: train what it needs, measure, and say whether it held.
+
+    `unmask experiment losses --scale laptop`. Run again, it goes on from where it stopped; run in several processes
+    that share the folder, each takes the next run that nobody owns.
+    """
+
+    claim: Annotated[Claim, tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes]
+    scale: Scale = "laptop"
+    """tiny: seconds, to see that it runs; laptop: an hour or a few on two cores; gpu: half an hour on a large one."""
+    out: Path | None = None
+    """Folder of its runs (default runs/experiments/NAME-SCALE)."""
+    source: str = "builtin"
+    """Text to train on: the built-in corpus, a text file or a folder of them."""
+    dry_run: bool = False
+    """Say which runs it takes and what they cost, and stop."""
+
+    def run(self) -> None:
+        # each process of a job works on runs of its own
+        for name in ("RANK", "WORLD_SIZE"):
+            os.environ.pop(name, None)
+        out = self.out or Path("runs/experiments") / f"{name_of(self.claim)}-{self.scale}"
+        experiment(self.claim, self.scale, out, source=self.source, dry_run=self.dry_run)

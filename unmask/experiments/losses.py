@@ -1,0 +1,180 @@
+"""RADD: the four losses are one loss. They train to the same bound; they differ in the variance of their gradients."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from unmask.checkpoint import Model, load
+from unmask.corruption import Cosine, Geometric, stratified
+from unmask.data import Blocks, batch_indices, load_split
+from unmask.draws import keyed_generator
+from unmask.evaluate import benchmark, perplexity, prepared
+from unmask.experiments.averages import bounded, mean_error, paired, said
+from unmask.experiments.running import Cell, Finding, Scale, Table
+from unmask.experiments.setting import SETTINGS, Setting
+from unmask.files import Row
+from unmask.objectives import AnyOrder, Denoising, LambdaDCE, NextToken, TimeDCE, TimeDSE
+from unmask.report.figures import COLOURS
+from unmask.train import TrainConfig
+
+# On the log-linear schedule t is λ, and the first three would be one computation: other schedules tell them apart.
+OBJECTIVES = {
+    "t-DSE, cosine": TimeDSE(Cosine()),
+    "t-DCE, geometric": TimeDCE(Geometric()),
+    "λ-DCE": LambdaDCE(),
+    "k-DCE": AnyOrder(),
+}
+VARIANTS = {
+    "λ-DCE, uniform level": LambdaDCE(power=1.0),
+    "λ-DCE, level u²": LambdaDCE(),
+    "k-DCE, uniform": AnyOrder(),
+    "k-DCE, k^-0.5": AnyOrder(0.5),
+    "k-DCE, k^-1": AnyOrder(1.0),
+}
+CORPORA = ("LAMBADA", "WikiText2", "PTB", "WikiText103", "1BW")
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Four objectives, one bound: t-DSE, t-DCE, λ-DCE and k-DCE trained alike, beside an ARM."""
+
+    seeds: int = 3
+    local: Path | None = None
+    """Folder of benchmark files, for zero-shot perplexity; without it the validation text alone."""
+
+    def corpus(self, scale: Scale, source: str, out: Path) -> tuple[str, str]:
+        return source, SETTINGS[scale].tokenizer
+
+    def plan(self, scale: Scale, data: str, rows: Sequence[Row]) -> list[Cell]:
+        setting, cells = SETTINGS[scale], []
+        for seed in range(self.seeds if scale != "tiny" else 2):
+            for name, objective in {**OBJECTIVES, "ARM": NextToken()}.items():
+                config = setting.config(data, objective, seed=seed)
+                slug = name.replace("λ", "lambda").replace(", ", "-").lower()
+                cells.append(Cell(f"{slug}-{seed}", config, {"objective": name, "seed": seed}))
+        return cells
+
+    def run(self, scale: Scale, cell: Cell, folder: Path, source: str) -> list[Row]:
+        setting, model = SETTINGS[scale], load(folder)
+        held_out = prepared(Path(cell.config.data), model.tokenizer, length=setting.length, sequences=setting.sequences)
+        rows = [bounded(perplexity(model, held_out, draws=32))]
+        for corpus in CORPORA if self.local else ():
+            try:
+                texts = benchmark(
+                    model, corpus, "radd", local=self.local, length=setting.length, sequences=setting.sequences
+                )
+            except ValueError:  # not to be had here
+                continue
+            rows.append(bounded(perplexity(model, texts, draws=16)))
+        if cell.labels == {"objective": "k-DCE", "seed": 0}:
+            rows += gradient_noise(model, cell.config, setting)
+        return rows
+
+    def find(self, rows: Sequence[Row]) -> Finding:
+        here = [row for row in rows if row["kind"] == "bound" and row["split"] == "validation"]
+        by = {
+            name: [row["nats_per_token"] for row in here if row["objective"] == name] for name in (*OBJECTIVES, "ARM")
+        }
+        pairs = [paired(by[a], by[b]) for a, b in itertools.combinations(OBJECTIVES, 2)]
+        largest = max(abs(mean) for mean, _ in pairs)
+        sure = max(abs(mean) / error if error else 0.0 for mean, error in pairs)
+        table = Table(
+            "Held-out nats a token, mean over seeds ± standard error over seeds",
+            ("objective", "nats a token", "against k-DCE, paired"),
+            tuple(
+                (name, said(*mean_error(values)), said(*paired(values, by["k-DCE"])) if name != "k-DCE" else "")
+                for name, values in by.items()
+            ),
+        )
+        noise = Table(
+            "Noise of one gradient from its maskings alone: trace of its covariance over its squared mean",
+            ("objective", "levels", "noise"),
+            tuple((row["variant"], row["levels"], f"{row['noise']:.2f}") for row in rows if row["kind"] == "gradient"),
+        )
+        zero = [row for row in rows if row["kind"] == "bound" and row["split"] != "validation"]
+        names = list(dict.fromkeys(row["corpus"] for row in zero))
+        cells = {key: [] for key in itertools.product(by, names)}
+        for row in zero:
+            cells[row["objective"], row["corpus"]].append(row["perplexity"])
+        shot = Table(
+            "Zero-shot perplexity (protocol radd, blocks of the model's length), mean over seeds",
+            ("objective", *names),
+            tuple((name, *(said(*mean_error(cells[name, corpus])) for corpus in names)) for name in by),
+        )
+        return Finding(
+            "The four losses have one expectation: trained alike they reach the same bound.",
+            f"The four objectives' held-out bounds differ by at most {largest:.3f} nats a token "
+            f"({sure:.1f} standard errors of the paired difference over {len(by['k-DCE'])} seeds).",
+            "yes" if sure < 3 else "no",
+            (table, noise, *([shot] if names else [])),
+        )
+
+    def figure(self, rows: Sequence[Row]) -> Figure:
+        figure = Figure(figsize=(9, 3.4), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        here = [row for row in rows if row["kind"] == "bound" and row["split"] == "validation"]
+        names = list(dict.fromkeys(row["objective"] for row in here))
+        for i, name in enumerate(names):
+            values = [(row["nats_per_token"], row["stderr_mc_per_token"]) for row in here if row["objective"] == name]
+            spread = [i + 0.12 * (j - (len(values) - 1) / 2) for j in range(len(values))]
+            left.errorbar(
+                spread, [v for v, _ in values], [e for _, e in values], fmt="o", color=COLOURS[i % 6], capsize=2
+            )
+        left.set_xticks(range(len(names)), names)
+        left.set_ylabel("held-out nats a token")
+        noise = [row for row in rows if row["kind"] == "gradient"]
+        right.barh(
+            [f"{row['variant']}, {row['levels']}" for row in noise], [row["noise"] for row in noise], color=COLOURS[0]
+        )
+        right.set_xlabel("variance of the gradient / squared mean")
+        right.invert_yaxis()
+        return figure
+
+
+def gradient_noise(model: Model, config: TrainConfig, setting: Setting) -> list[Row]:
+    """Of each objective, on one batch of the validation text: variance of the gradient over maskings, over its
+    squared mean; with levels independent and stratified over the batch.
+    """
+    network = model.network
+    blocks = Blocks(load_split(config.data, "validation"), config.length, model.tokenizer.begin)
+    x_0, maskable, _ = blocks.take(batch_indices(len(blocks), min(16, len(blocks)), seed=0, step=0))
+    network.requires_grad_(True)
+    rows = []
+    for variant, objective in VARIANTS.items():
+        for levels in ("independent", "stratified"):
+
+            def gradient(repeat: int, objective: Denoising = objective, levels: str = levels) -> Tensor:
+                generator = keyed_generator(0, repeat)
+                u = torch.rand(len(x_0), generator=generator, dtype=torch.float64)
+                u = stratified(len(x_0), u[0]) if levels == "stratified" else u
+                network.zero_grad(set_to_none=True)
+                nats = objective(network, x_0, maskable, u, generator)  # pyrefly: ignore
+                (nats.sum() / maskable.sum()).backward()
+                return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+
+            rows.append({
+                "kind": "gradient",
+                "variant": variant,
+                "levels": levels,
+                "noise": noise(gradient, setting.gradients),
+                "repeats": setting.gradients,
+            })  # fmt: skip
+    return rows
+
+
+def noise(draw: Callable[[int], Tensor], repeats: int) -> float:
+    """Tr Cov(g) / |E g|^2 of a random gradient, from independent draws; the square of the mean is corrected for the
+    noise in it.
+    """
+    mean, second = torch.zeros_like(draw(0), dtype=torch.float64), 0.0
+    for repeat in range(repeats):
+        each = draw(repeat).double()
+        mean += each / repeats
+        second += float(each.square().sum()) / repeats
+    trace = (second - float(mean.square().sum())) * repeats / (repeats - 1)
+    return trace / max(float(mean.square().sum()) - trace / repeats, 1e-300)

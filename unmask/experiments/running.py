@@ -1,0 +1,188 @@
+"""How an experiment runs: cells are trained and measured once, in folders that any number of processes share.
+
+An experiment is data and four pure functions; everything that takes time, or can be interrupted, is here.
+"""
+
+import shlex
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from matplotlib.figure import Figure
+from rich.markup import escape
+from rich.table import Table as Shown
+
+from unmask.checkpoint import device_of
+from unmask.data import prepare
+from unmask.files import Row, read_json, write_json
+from unmask.log import console
+from unmask.report.units import count, duration, power
+from unmask.train import TrainConfig, train
+from unmask.train.config import machine
+from unmask.train.owning import owned
+
+Scale = Literal["tiny", "laptop", "gpu"]
+Held = Literal["yes", "no", "not shown at this scale"]
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A model to train and measure: one run folder."""
+
+    name: str
+    config: TrainConfig
+    labels: Row = field(default_factory=dict)
+    """What tells its rows apart from those of other cells."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Numbers as they are printed."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What an experiment found: the paper's claim, ours beside it, and whether it held."""
+
+    claim: str
+    measured: str
+    held: Held
+    tables: tuple[Table, ...]
+
+
+class Experiment(Protocol):
+    """A claim of a paper, to be measured. Its fields are options of the command line."""
+
+    def corpus(self, scale: Scale, source: str, out: Path) -> tuple[str, str]:
+        """(source, tokenizer) of the text it trains on; what has to be made of `source` first goes to `out`."""
+        ...
+
+    def plan(self, scale: Scale, data: str, rows: Sequence[Row]) -> list[Cell]:
+        """All cells that are known to be needed, `rows` being what is measured so far."""
+        ...
+
+    def run(self, scale: Scale, cell: Cell, folder: Path, source: str) -> list[Row]:
+        """What is measured on a trained cell, whose folder lies among those of the others."""
+        ...
+
+    def find(self, rows: Sequence[Row]) -> Finding: ...
+
+    def figure(self, rows: Sequence[Row]) -> Figure: ...
+
+
+def name_of(experiment: Experiment) -> str:
+    return type(experiment).__name__.lower()
+
+
+def experiment(
+    which: Experiment, scale: Scale, out: Path, *, source: str = "builtin", dry_run: bool = False
+) -> Path | None:
+    """Run what is not there yet in folder `out`; returns its result.json, or None while others still work on it.
+
+    Each cell is an ordinary run folder with a result.json of its own. Start the same command in several processes, on
+    one machine or on several that share the folder, and each takes the next cell that nobody owns. Raises ValueError
+    where a run's settings differ from those in its folder.
+    """
+    text, tokenizer = which.corpus(scale, source, out)
+    data = prepare(text, out / "data", tokenizer=tokenizer)
+    cells, rows = _known(which, scale, str(data), out)
+    _announce(which, scale, cells, out)
+    if dry_run:
+        return None
+    while todo := [cell for cell in cells if not (out / cell.name / RESULT).exists()]:
+        if not any(_advance(which, scale, cell, out, source) for cell in todo):
+            console.print(f"{len(todo)} cells are other processes' work: run this again when they are done")
+            return None
+        cells, rows = _known(which, scale, str(data), out)
+    return _conclude(which, scale, rows, out, source)
+
+
+def _known(which: Experiment, scale: Scale, data: str, out: Path) -> tuple[list[Cell], list[Row]]:
+    """All cells that what is measured calls for, and the rows measured: planned again until nothing is added."""
+    rows: list[Row] = []
+    while True:
+        cells = which.plan(scale, data, rows)
+        found = [
+            row for cell in cells if (path := out / cell.name / RESULT).exists() for row in read_json(path)["rows"]
+        ]
+        if len(found) == len(rows):
+            return cells, rows
+        rows = found
+
+
+def _advance(which: Experiment, scale: Scale, cell: Cell, out: Path, source: str) -> bool:
+    """Train and measure a cell, unless another process does; whether it was this one."""
+    folder = out / cell.name
+    with ExitStack() as held:
+        try:
+            held.enter_context(owned(out / "claims" / cell.name))
+        except ValueError:
+            return False
+        if not (folder / RESULT).exists():
+            train(cell.config, folder)
+            start = time.monotonic()
+            rows = [{**cell.labels, **row} for row in which.run(scale, cell, folder, source)]
+            write_json(folder / RESULT, {"cell": cell.name, "rows": rows, "seconds": time.monotonic() - start})
+    return True
+
+
+def _announce(which: Experiment, scale: Scale, cells: Sequence[Cell], out: Path) -> None:
+    todo = [cell for cell in cells if not (out / cell.name / RESULT).exists()]
+    total = sum(cell.config.cost()["flops_true"] for cell in todo)
+    table = Shown("run", "parameters", "tokens", "6ND", "FLOPs", "state")
+    for cell in cells:
+        cost, size = cell.config.cost(), cell.config.network.parameters()
+        state = "done" if (out / cell.name / RESULT).exists() else "to do"
+        numbers = (count(size["non_embedding"]), count(cost["tokens"]), power(cost["flops_6nd"]))
+        table.add_row(cell.name, *numbers, power(cost["flops_true"]), state)
+    console.print(table)
+    said = f"{name_of(which)}, {scale}: {len(todo)} of {len(cells)} runs to do, {total:.1e} FLOPs"
+    console.print(said + (f", about {duration(total / rate())} on this machine" if todo else ""))
+
+
+def rate() -> float:
+    """FLOP/s that a small training step can hope for here: half of a matrix product's."""
+    device = torch.device(device_of("auto"))
+    side = 4096 if device.type == "cuda" else 512
+    a = torch.ones(side, side, device=device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        float((a @ a)[0, 0])
+        times.append(time.perf_counter() - start)
+    return side**3 / min(times)
+
+
+def _conclude(which: Experiment, scale: Scale, rows: list[Row], out: Path, source: str) -> Path:
+    name = name_of(which)
+    finding = which.find(rows)
+    write_json(out / RESULT, {
+        "experiment": name,
+        "scale": scale,
+        "command": shlex.join(["unmask", "experiment", name, "--scale", scale]),
+        "source": source,
+        "unmask": version("unmask"),
+        "machine": machine(torch.device(device_of("auto"))),
+        "rows": rows,
+    })  # fmt: skip
+    figure = which.figure(rows)
+    figure.savefig(out / f"{name}.svg", metadata={"Date": None})
+    for title, text in (("the paper", finding.claim), ("measured", finding.measured), ("held", finding.held)):
+        console.print(f"[bold]{title:10}[/] {escape(text)}")
+    for table in finding.tables:
+        shown = Shown(*table.header, title=table.title, title_justify="left")
+        for row in table.rows:
+            shown.add_row(*row)
+        console.print(shown)
+    console.print(f"{out / RESULT}, {out / f'{name}.svg'}")
+    return out / RESULT

@@ -1,0 +1,337 @@
+"""SMDM's scaling law: the best loss and size at each budget, MDM against ARM, and how much more compute an MDM needs.
+
+Budgets are C = 6ND as the paper counts, N without embedding and output layer; the true count, which includes them, is
+fitted beside it. The learning rate of each kind is searched at two sizes and follows a power of the width between
+them. An optimum at the edge of the sizes tried is none: the sizes are widened until it lies inside.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from unmask.checkpoint import load
+from unmask.evaluate import perplexity, prepared
+from unmask.experiments.averages import bounded
+from unmask.experiments.fitting import Law, gap, interval, law, line, parabola, resampled, size_ratio, surface
+from unmask.experiments.running import Cell, Finding, Held, Scale, Table
+from unmask.files import Row
+from unmask.objectives import AnyOrder, NextToken
+from unmask.report.figures import COLOURS, MARKERS
+from unmask.train import Optimiser, TrainConfig
+from unmask.transformer import TransformerConfig
+
+KINDS = {"MDM": AnyOrder(0.5), "ARM": NextToken()}
+WIDTHS = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1280, 1536)
+
+
+class Grid(NamedTuple):
+    """What is tried at a scale."""
+
+    vocab: int
+    length: int
+    batch: int
+    budgets: dict[str, tuple[float, ...]]
+    """6ND in FLOPs."""
+    center: tuple[int, int]
+    """Widths tried first around: an index of WIDTHS at the least and at the largest budget."""
+    sizes: int
+    """Widths tried at a budget before any widening."""
+    searched: tuple[int, ...]
+    """Indices of WIDTHS at which the learning rate is searched."""
+    rates: tuple[float, ...]
+    sequences: int
+    """Held-out sequences scored."""
+    draws: int
+
+
+GRIDS: dict[Scale, Grid] = {
+    "tiny": Grid(300, 16, 4, {"MDM": (1e8, 2e8), "ARM": (1e8, 2e8)}, (1, 1), 3, (1,), (3e-3,), 8, 4),
+    "laptop": Grid(
+        512, 128, 32,
+        {"MDM": (1e13, 3e13, 1e14, 3e14), "ARM": (3e12, 1e13, 3e13, 1e14)},
+        (2, 4), 5, (1, 4), (2e-3, 4e-3, 8e-3), 512, 16,
+    ),
+    "gpu": Grid(
+        1024, 256, 128,
+        {"MDM": (1e16, 3e16, 1e17, 3e17, 1e18, 3e18), "ARM": (3e15, 1e16, 3e16, 1e17, 3e17)},
+        (4, 8), 5, (3, 7), (1e-3, 2e-3, 4e-3), 1024, 16,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """IsoFLOP curves of MDM and ARM: best loss and size at each budget, power laws, and the compute gap."""
+
+    seeds: int = 1
+
+    def corpus(self, scale: Scale, source: str, out: Path) -> tuple[str, str]:
+        return source, f"bpe:{GRIDS[scale].vocab}"
+
+    def plan(self, scale: Scale, data: str, rows: Sequence[Row]) -> list[Cell]:
+        """The search of learning rates; then the grid; then what an optimum at its edge asks for."""
+        grid, cells = GRIDS[scale], []
+        for kind in KINDS:
+            search = [
+                self._cell(scale, data, kind, grid.budgets[kind][0], width, rate, 0, "search")
+                for width in (WIDTHS[i] for i in grid.searched)
+                for rate in grid.rates
+            ]
+            cells += search
+            found = [row for row in rows if (row["model"], row["stage"]) == (kind, "search")]
+            widened = _widened_rates(grid, found) if len(found) >= len(search) else None
+            if widened is None:
+                continue
+            cells += [self._cell(scale, data, kind, grid.budgets[kind][0], w, rate, 0, "search") for w, rate in widened]
+            if len(found) < len(search) + len(widened):
+                continue
+            for i, budget in enumerate(grid.budgets[kind]):
+                here = [row for row in rows if (row["model"], row["stage"], row["budget"]) == (kind, "grid", budget)]
+                for width in _widths(grid, i / max(1, len(grid.budgets[kind]) - 1), here):
+                    cells += [
+                        self._cell(scale, data, kind, budget, width, rate_at(found, width), seed, "grid")
+                        for seed in range(self.seeds)
+                    ]
+        return cells
+
+    def _cell(
+        self, scale: Scale, data: str, kind: str, budget: float, width: int, rate: float, seed: int, stage: str
+    ) -> Cell:
+        grid, objective = GRIDS[scale], KINDS[kind]
+        layers = max(2, width // 32)
+        network = TransformerConfig(
+            grid.vocab, layers, width // (32 if width < 512 else 64), width, causal=kind == "ARM"
+        )
+        size = network.parameters()["non_embedding"]
+        batch = grid.batch
+        steps = max(2, round(budget / (6 * size * batch * grid.length)))
+        config = TrainConfig(
+            network=network, data=data, objective=objective, length=grid.length, batch=batch, steps=steps,
+            optimiser=Optimiser(rate=rate, warmup=max(1, steps // 20)), seed=seed,
+            validate_every=max(1, steps // 4), validation_sequences=min(64, grid.sequences), save_every=250,
+        )  # fmt: skip
+        labels = {
+            "model": kind,
+            "stage": stage,
+            "budget": budget,
+            "width": width,
+            "size": size,
+            "rate": rate,
+            "seed": seed,
+        }
+        return Cell(f"{stage}-{kind.lower()}-{budget:.0e}-{width}-{rate:.2g}-{seed}", config, labels)
+
+    def run(self, scale: Scale, cell: Cell, folder: Path, source: str) -> list[Row]:
+        grid, model = GRIDS[scale], load(folder)
+        options = {"length": grid.length, "sequences": grid.sequences}
+        row = bounded(perplexity(model, prepared(Path(cell.config.data), model.tokenizer, **options), draws=grid.draws))
+        return [{**row, **cell.config.cost(), "steps": cell.config.steps, "batch": cell.config.batch}]
+
+    def find(self, rows: Sequence[Row]) -> Finding:
+        points = {kind: points_of(rows, kind) for kind in KINDS}
+        fits = {kind: _law(points[kind]) for kind in KINDS}
+        tables = [_best_table(fits), _runs_table(rows)]
+        mdm, arm = fits["MDM"], fits["ARM"]
+        if mdm is None or arm is None or not all(each.inside for each in (*mdm.best, *arm.best)):
+            said = "Too few sizes, or a best size at the edge of those tried: no law is fitted."
+            return Finding(CLAIM, said, "not shown at this scale", tuple(tables))
+        drawn = {kind: resampled(points[kind], 400, seed=0) for kind in KINDS}
+        laws, sure = _laws_table(rows, fits, drawn)
+        tables.insert(0, laws)
+        said = f"Best loss falls as C^{mdm.loss.slope:.3f} (MDM) and C^{arm.loss.slope:.3f} (ARM)"
+        pairs = list(zip(drawn["MDM"], drawn["ARM"], strict=False))
+        for of, text in (
+            (gap, "times the ARM's compute at equal loss"),
+            (size_ratio, "times the ARM's best size at equal compute"),
+        ):
+            try:
+                low, high = np.nanpercentile([_or_nan(of, a, b) for a, b in pairs], [2.5, 97.5])
+                said += f"; the MDM takes {of(mdm, arm):.1f} [{low:.1f}, {high:.1f}] {text}"
+            except ValueError as reason:
+                said += f"; {reason}"
+        return Finding(CLAIM, f"{said} (95% intervals, bootstrap).", sure, tuple(tables))
+
+    def figure(self, rows: Sequence[Row]) -> Figure:
+        figure = Figure(figsize=(11, 3.8), layout="constrained")
+        panels = dict(zip((*KINDS, "law"), figure.subplots(1, 3), strict=True))
+        for kind, color in zip(KINDS, COLOURS[:2], strict=False):
+            points = points_of(rows, kind)
+            for i, (budget, each) in enumerate(sorted(points.items())):
+                sizes, losses = zip(*sorted(each), strict=True)
+                panels[kind].plot(
+                    sizes, losses, MARKERS[i % 6], color=COLOURS[i % 6], label=f"{budget:.0e} FLOPs", markersize=4
+                )
+                if len(set(sizes)) >= 3:
+                    _draw_parabola(panels[kind], budget, each, COLOURS[i % 6])
+            panels[kind].set(
+                xscale="log", xlabel="N, non-embedding parameters", ylabel="held-out nats a token", title=kind
+            )
+            panels[kind].legend(fontsize=7)
+            fit = _law(points)
+            if fit is not None:
+                budgets = [each.budget for each in fit.best]
+                panels["law"].plot(budgets, [each.loss for each in fit.best], "o", color=color, label=kind)
+                panels["law"].plot(budgets, [fit.loss.at(c) for c in budgets], color=color)
+        panels["law"].set(xscale="log", yscale="log", xlabel="C = 6ND (FLOPs)", ylabel="best loss (nats a token)")
+        if panels["law"].has_data():
+            panels["law"].legend()
+        return figure
+
+
+CLAIM = (
+    "MDMs scale at the rate of ARMs, with about 16 times the compute at equal loss, and their best size is about half "
+    "the ARM's."
+)
+
+
+def rate_at(found: Sequence[Row], width: int) -> float:
+    """The best rates at the widths searched, and a power of the width between and beyond them."""
+    best = {row["width"]: row["rate"] for row in sorted(found, key=lambda row: -row["nats_per_token"])}
+    if len(best) == 1:
+        return next(iter(best.values()))
+    return float(f"{line(list(best), list(best.values())).at(width):.2g}")
+
+
+def _widened_rates(grid: Grid, found: Sequence[Row]) -> list[tuple[int, float]]:
+    """(width, rate) beyond the rates tried, for each width whose best one is the smallest or the largest tried."""
+    if len(grid.rates) < 3:
+        return []
+    wanted = []
+    for width in {row["width"] for row in found}:
+        rates, best = sorted(grid.rates), None
+        step = rates[1] / rates[0]
+        here = {row["rate"]: row["nats_per_token"] for row in found if row["width"] == width}
+        for _ in range(3):
+            best = min((rate for rate in rates if rate in here), key=lambda rate: here[rate])
+            more = [rates[0] / step] if best == rates[0] else [rates[-1] * step] if best == rates[-1] else []
+            if not more:
+                break
+            rates = sorted([*rates, *more])
+            wanted += [(width, more[0])]
+            if more[0] not in here:
+                break
+    return sorted(wanted)
+
+
+def _widths(grid: Grid, along: float, rows: Sequence[Row]) -> list[int]:
+    """Widths to try at a budget: around its expected best, and beyond an edge where the best one stands."""
+    center = round(grid.center[0] + along * (grid.center[1] - grid.center[0]))
+    low = max(0, center - grid.sizes // 2)
+    high = low + grid.sizes - 1
+    loss = {row["width"]: row["nats_per_token"] for row in rows}
+    while grid.sizes > 3:
+        tried = [WIDTHS[i] for i in range(low, high + 1)]
+        if any(width not in loss for width in tried):
+            break
+        best = min(tried, key=lambda width: loss[width])
+        if best == tried[0] and low > 0:
+            low -= 1
+        elif best == tried[-1] and high < len(WIDTHS) - 1:
+            high += 1
+        else:
+            break
+    return [WIDTHS[i] for i in range(low, high + 1)]
+
+
+def points_of(rows: Sequence[Row], kind: str) -> dict[float, list[tuple[float, float]]]:
+    """(size, loss) of the grid's runs at each budget."""
+    points: dict[float, list[tuple[float, float]]] = {}
+    for row in rows:
+        if (row["model"], row["stage"]) == (kind, "grid"):
+            points.setdefault(row["budget"], []).append((row["size"], row["nats_per_token"]))
+    return points
+
+
+def _law(points: dict[float, list[tuple[float, float]]]) -> Law | None:
+    try:
+        return law(points)
+    except ValueError:
+        return None
+
+
+def _true(rows: Sequence[Row], kind: str, fit: Law) -> Law:
+    """The same law against true FLOPs: those of the best size at each budget, interpolated between the sizes tried."""
+    best = []
+    for each in fit.best:
+        here = sorted(
+            (row["size"], row["flops_true"])
+            for row in rows
+            if (row["model"], row["stage"], row["budget"]) == (kind, "grid", each.budget)
+        )
+        sizes, flops = zip(*here, strict=True)
+        true = math.exp(np.interp(math.log(each.size), np.log(sizes), np.log(flops)))
+        best.append(replace(each, budget=true))
+    budgets = [each.budget for each in best]
+    return Law(tuple(best), line(budgets, [each.loss for each in best]), line(budgets, [each.size for each in best]))
+
+
+def _or_nan(of, mdm: Law, arm: Law) -> float:
+    try:
+        return of(mdm, arm)
+    except ValueError:
+        return math.nan
+
+
+def _laws_table(rows: Sequence[Row], fits: dict, drawn: dict) -> tuple[Table, Held]:
+    body = []
+    for kind, fit in fits.items():
+        low, high = interval(drawn[kind], lambda each: each.loss.slope)
+        small, large = interval(drawn[kind], lambda each: each.size.slope)
+        true = _true(rows, kind, fit)
+        try:
+            own = [row for row in rows if (row["model"], row["stage"]) == (kind, "grid")]
+            sizes, tokens, losses = ([row[key] for row in own] for key in ("size", "tokens", "nats_per_token"))
+            flat = surface(sizes, tokens, losses)
+            said = f"{flat.floor:.2f} + {flat.a:.3g}/N^{flat.alpha:.2f} + {flat.b:.3g}/D^{flat.beta:.2f}"
+        except ValueError:
+            said = "too few runs"
+        body.append((
+            kind, f"{fit.loss.slope:.4f} [{low:.4f}, {high:.4f}]", f"{fit.size.slope:.3f} [{small:.3f}, {large:.3f}]",
+            f"{true.loss.slope:.4f}", f"{true.size.slope:.3f}", said,
+        ))  # fmt: skip
+    ranges = [interval(drawn[kind], lambda each: each.loss.slope) for kind in fits]
+    same = max(low for low, _ in ranges) <= min(high for _, high in ranges)
+    header = ("model", "slope of log L* in log C", "slope of log N*", "L*, true FLOPs", "N*, true FLOPs", "L(N, D)")
+    return Table("Power laws with 95% bootstrap intervals", header, tuple(body)), "yes" if same else "no"
+
+
+def _best_table(fits: dict) -> Table:
+    rows = []
+    for kind, fit in fits.items():
+        for each in fit.best if fit else ():
+            where = "" if each.inside else ", at the edge: no optimum"
+            rows.append((kind, f"{each.budget:.0e}", f"{each.loss:.4f}", f"{each.size:.3g}{where}"))
+    return Table("Lowest point of each budget's parabola", ("model", "C = 6ND", "L* (nats a token)", "N*"), tuple(rows))
+
+
+def _runs_table(rows: Sequence[Row]) -> Table:
+    header = ("model", "stage", "C = 6ND", "true FLOPs", "N", "tokens", "rate", "nats a token ± maskings")
+    return Table(
+        "All runs",
+        header,
+        tuple(
+            (
+                row["model"], row["stage"], f"{row['budget']:.0e}", f"{row['flops_true']:.2e}", f"{row['size']:,}",
+                f"{row['tokens']:,}", f"{row['rate']:g}",
+                f"{row['nats_per_token']:.4f} ± {row['stderr_mc_per_token']:.4f}",
+            )
+            for row in rows
+        ),
+    )  # fmt: skip
+
+
+def _draw_parabola(axes, budget: float, points: list[tuple[float, float]], color: str) -> None:
+    try:
+        best, _ = parabola(budget, points)
+    except ValueError:
+        return
+    sizes = np.geomspace(min(size for size, _ in points), max(size for size, _ in points), 50)
+    x = np.log([size for size, _ in points])
+    fit = np.polyfit(x - x.mean(), [loss for _, loss in points], 2)
+    axes.plot(sizes, np.polyval(fit, np.log(sizes) - x.mean()), color=color, linewidth=0.9)
+    axes.plot(best.size, best.loss, "+", color=color)

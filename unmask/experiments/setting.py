@@ -1,0 +1,58 @@
+"""How large an experiment is at each scale: text, network and steps that its runs have in common."""
+
+from dataclasses import dataclass
+
+from unmask.experiments.running import Scale
+from unmask.objectives import NextToken, Objective
+from unmask.train import Optimiser, TrainConfig
+from unmask.transformer import TransformerConfig
+
+
+@dataclass(frozen=True)
+class Setting:
+    """`tiny` runs in seconds, `laptop` a few minutes a model on two cores, `gpu` the same on one large GPU."""
+
+    vocab: int
+    layers: int
+    width: int
+    length: int
+    batch: int
+    steps: int
+    rate: float
+    sequences: int
+    """Held-out sequences scored."""
+    gradients: int
+    """Draws of a gradient."""
+    texts: int
+    """Samples a policy writes."""
+
+    @property
+    def tokenizer(self) -> str:
+        return f"bpe:{self.vocab}"
+
+    def network(self, *, causal: bool) -> TransformerConfig:
+        return TransformerConfig(self.vocab, self.layers, max(1, self.width // 32), self.width, causal=causal)
+
+    def config(self, data: str, objective: Objective, *, seed: int = 0, name: str = "run") -> TrainConfig:
+        """A run of this size: AdamW, cosine, stratified levels."""
+        return TrainConfig(
+            network=self.network(causal=isinstance(objective, NextToken)),
+            data=data,
+            objective=objective,
+            name=name,
+            length=self.length,
+            batch=self.batch,
+            steps=self.steps,
+            optimiser=Optimiser(rate=self.rate, warmup=max(1, self.steps // 20)),
+            seed=seed,
+            validate_every=max(1, self.steps // 8),
+            validation_sequences=64,
+            save_every=max(1, min(250, self.steps // 2)),
+        )
+
+
+SETTINGS: dict[Scale, Setting] = {
+    "tiny": Setting(300, 1, 32, 16, 8, 4, 3e-3, sequences=8, gradients=3, texts=3),
+    "laptop": Setting(512, 3, 128, 64, 64, 2000, 3e-3, sequences=512, gradients=64, texts=64),
+    "gpu": Setting(8192, 12, 768, 256, 256, 10_000, 6e-4, sequences=1024, gradients=64, texts=256),
+}
