@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # knows has one; TORCH="torch==2.9.1" (any pip arguments) overrides.
 TORCH ?=
 
-.PHONY: demo test test-slow format bench clean
+.PHONY: demo test test-slow test-large format bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m unmask demo
@@ -21,12 +21,16 @@ test: $(VENV)/.installed-dev
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow
 
+test-large: $(VENV)/.installed-dev  # 5 GB of text within 3 GB of address space: 15 GB of disk, minutes
+	$(BIN)/python benchmarks/preparing.py --large 5000 --limit 3000 --tokenizer bytes
+	$(BIN)/python benchmarks/preparing.py --large 5000 --limit 3000 --tokenizer bpe:4096
+
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.installed-dev
-	for each in training sampling decoding speculative constraints likelihood harness; do $(BIN)/python benchmarks/$$each.py || exit 1; done
+	for each in preparing training sampling decoding speculative constraints likelihood harness; do $(BIN)/python benchmarks/$$each.py || exit 1; done
 
 $(VENV)/.torch:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "unmask needs Python 3.10 or newer: make PYTHON=python3.12")'

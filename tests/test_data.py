@@ -5,14 +5,17 @@ import json
 import math
 import os
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from texts import library, refused
+import torch
+from texts import POEM, library, refused
 
 from unmask.data import (
+    Blocks,
     Document,
     Tokenizer,
     byte_tokenizer,
@@ -92,7 +95,8 @@ def sides(folder: Path) -> dict[str, list[str]]:
 
 
 def everything(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 @pytest.mark.parametrize("spec", ["bytes", "bpe:280"])
@@ -135,12 +139,13 @@ def test_the_same_request_gives_the_same_bytes_and_is_answered_once(tmp_path: Pa
     source, calls = library(tmp_path / "texts", ["a", "b", "c"]), []
     one = prepare(source, tmp_path / "one", tokenizer="bpe:300", progress=lambda *call: calls.append(call))
     total = sum(len(document.text.encode()) for document in documents(source))
-    assert [call for call in calls if call[1] == total] == [
-        ("tokenizer", total, total),
-        ("tokens", total, total),
-    ]
+    assert dict.fromkeys(call for call in calls if call[1] == total) == dict.fromkeys(
+        [("reading", total, total), ("tokenizer", total, total), ("tokens", total, total)]
+    )
     before, stamps = everything(one), [path.stat().st_mtime_ns for path in sorted(one.iterdir())]
-    assert prepare(source, one, tokenizer="bpe:300", progress=lambda *call: pytest.fail("read again")) == one
+    calls.clear()
+    assert prepare(source, one, tokenizer="bpe:300", progress=lambda *call: calls.append(call)) == one
+    assert {what for what, _, _ in calls} == {"reading"}
     assert [path.stat().st_mtime_ns for path in sorted(one.iterdir())] == stamps
     assert everything(prepare(source, tmp_path / "two", tokenizer="bpe:300")) == before
     (tmp_path / "empty").mkdir()
@@ -153,6 +158,7 @@ def test_another_request_for_the_same_folder_is_refused(tmp_path: Path) -> None:
     before = everything(out)
     refused(lambda: prepare(source, out, tokenizer="bpe:300"), "tokenizer 'bytes'", "'bpe:300'", "delete")
     refused(lambda: prepare(source, out, tokenizer="bytes", validation=0.2), "validation 0.05", "delete")
+    refused(lambda: prepare(source, out, tokenizer="bytes", detokenise="ptb"), "detokenise None", "'ptb'", "delete")
     library(tmp_path / "texts", ["d"])
     refused(lambda: prepare(source, out, tokenizer="bytes"), "source", "delete")
     assert everything(out) == before
@@ -167,26 +173,110 @@ def test_a_users_own_folder_is_left_alone(tmp_path: Path) -> None:
     assert everything(tmp_path / "texts") == before
 
 
-@pytest.mark.parametrize("stage", ["tokenizer", "tokens"])
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_nothing_half_written_stays(tmp_path: Path, stage: str, error: type[BaseException]) -> None:
+@pytest.mark.parametrize("commits", [0.0, 1e9], ids=["often", "never"])
+@pytest.mark.parametrize("tokenizer", ["bpe:300", "characters", "bytes"])
+def test_an_interrupted_call_goes_on_and_ends_as_if_it_had_not_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: str, commits: float
+) -> None:
+    """Stopped again and again, each time a little later, with and without commits on the way."""
+    source = library(tmp_path / "texts", [f"d{i}" for i in range(12)])
+    (tmp_path / "texts" / "long.txt").write_text(POEM * 3000, encoding="utf-8")
+    prepare(source, tmp_path / "whole", tokenizer=tokenizer)
+    for name, value in {"reading.CHUNK": 4096, "writing.BATCH": 4096, "writing.SECONDS": commits}.items():
+        monkeypatch.setattr(f"unmask.data.{name}", value)
+    room, tries = 0, 0
+
+    def fail(what: str, done: int, total: int) -> None:
+        nonlocal room
+        room -= 1
+        if room < 0:
+            raise KeyboardInterrupt
+
+    while not (tmp_path / "out").exists():
+        tries += 1
+        room = 8 * tries
+        with suppress(KeyboardInterrupt):
+            prepare(source, tmp_path / "out", tokenizer=tokenizer, progress=fail)
+            continue
+        assert set(os.listdir(tmp_path)) <= {"texts", "whole", ".out.partial"}
+    assert tries > 4
+    assert everything(tmp_path / "out") == everything(tmp_path / "whole")
+    assert set(os.listdir(tmp_path)) == {"texts", "whole", "out"}
+
+
+def test_what_a_kill_left_of_another_request_is_not_gone_on_with(tmp_path: Path) -> None:
     source = library(tmp_path / "texts", ["a", "b", "c"])
 
     def fail(what: str, done: int, total: int) -> None:
-        if what == stage and done < total:
-            raise error
+        if what == "tokens":
+            raise KeyboardInterrupt
 
-    with pytest.raises(error):
+    with pytest.raises(KeyboardInterrupt):
         prepare(source, tmp_path / "out", tokenizer="bpe:300", progress=fail)
-    assert os.listdir(tmp_path) == ["texts"]
-    assert prepare(source, tmp_path / "out", tokenizer="bpe:300").is_dir()
+    assert everything(prepare(source, tmp_path / "out", tokenizer="bytes")) == everything(
+        prepare(source, tmp_path / "new", tokenizer="bytes")
+    )
+
+
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    source = library(tmp_path / "texts", ["a", "b", "c"])
+    again = []
+
+    def second(what: str, done: int, total: int) -> None:
+        if what == "tokens" and not again:
+            again.append(1)
+            refused(lambda: prepare(source, tmp_path / "out", tokenizer="bytes"), "another process", "wait")
+
+    prepare(source, tmp_path / "out", tokenizer="bytes", progress=second)
+    assert again
+    assert len(load_split(tmp_path / "out", "train").tokens)
+
+
+def test_shards_are_one_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = library(tmp_path / "texts", [f"d{i}" for i in range(9)])
+    one = load_split(prepare(source, tmp_path / "one", tokenizer="bytes"), "train")
+    for module in ("preparing", "writing"):
+        monkeypatch.setattr(f"unmask.data.{module}.SHARD", 100)
+    many = load_split(prepare(source, tmp_path / "many", tokenizer="bytes"), "train")
+    assert len(os.listdir(tmp_path / "many" / "train")) == -(-len(one.tokens) // 100) + 6
+    assert len(many.tokens) == len(one.tokens) > 1000
+    assert np.array_equal(np.asarray(many.tokens), one.tokens)
+    places = np.random.default_rng(0).integers(-len(one.tokens), len(one.tokens), (5, 40))
+    assert np.array_equal(many.tokens[places], one.tokens[places])
+    assert np.array_equal(many.tokens[90:333], one.tokens[90:333])
+    assert many.tokens[:0].shape == (0,)
+    for part, whole in zip(Blocks(many, 17, 256).take(range(30)), Blocks(one, 17, 256).take(range(30)), strict=True):
+        assert torch.equal(part, whole)
+
+
+def test_folders_of_the_first_format_are_read(tmp_path: Path) -> None:
+    new = prepare("builtin", tmp_path / "new", tokenizer="bytes")
+    old = tmp_path / "old"
+    old.mkdir()
+    manifest, rows = load_manifest(new), {}
+    for split in ("train", "validation"):
+        data = load_split(new, split)
+        (old / f"{split}.bin").write_bytes(data.tokens.tobytes())
+        dates = [str(date) for date in data.dates]
+        rows[split] = {"names": list(data.names), "dates": dates}
+        rows[split] |= {"lengths": data.lengths.tolist(), "bytes": data.bytes.tolist()}
+    (old / "documents.json").write_text(json.dumps(rows), encoding="utf-8")
+    (old / "manifest.json").write_text(json.dumps({**manifest, "request": {"format": 1}}), encoding="utf-8")
+    for split in ("train", "validation"):
+        left, right = load_split(old, split), load_split(new, split)
+        assert list(left.names) == list(right.names)
+        for name in ("tokens", "dates", "starts", "lengths", "bytes"):
+            assert np.array_equal(getattr(left, name), getattr(right, name))
+    (old / "train.bin").write_bytes(b"")
+    refused(lambda: load_split(old, "train"), str(old), "unmask prepare")
 
 
 def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
     source = library(tmp_path / "texts", ["a", "b"])
 
     def grow(what: str, done: int, total: int) -> None:
-        library(tmp_path / "texts", ["b", "c"])
+        if what == "tokens":
+            (tmp_path / "texts" / "b.txt").write_text("another text", encoding="utf-8")
 
     refused(lambda: prepare(source, tmp_path / "out", tokenizer="bpe:300", progress=grow), "changed")
     assert os.listdir(tmp_path) == ["texts"]
@@ -265,14 +355,12 @@ def test_damaged_and_foreign_folders_are_refused(tmp_path: Path) -> None:
     whole = everything(out)
     manifest = json.loads(whole["manifest.json"])
     other = {**manifest, "request": {**manifest["request"], "format": 99}}
+    tokens = whole["train/tokens-00000.bin"]
     damages = {
-        "train.bin": [whole["train.bin"][:-2], whole["train.bin"] + b"\0\0", b""],
-        "documents.json": [
-            b"{",
-            b"{}",
-            b'{"train": {}}',
-            whole["documents.json"].replace(b"lengths", b"length"),
-        ],
+        "train/tokens-00000.bin": [tokens[:-2], tokens + b"\0\0", b""],
+        "train/starts.bin": [b"", whole["train/starts.bin"] + b"\0"],
+        "train/lengths.bin": [b"\0" * 8],
+        "train/names.txt": [b"", b"a"],
         "manifest.json": [b"", b"[]", b"{}", b'{"splits": 3}', b"\xff\xfe", json.dumps(other).encode()],
     }
     for name, versions in damages.items():

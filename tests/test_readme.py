@@ -1,4 +1,4 @@
-"""The commands and programs of the README and the page on sampling run, in order, on a small text, models small."""
+"""The commands and programs of the README and of the pages on sampling and data run, in order, on a small text, models small."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = {page: (ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/sampling.md")}
+PAGES = {page: (ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/sampling.md", "docs/data.md")}
 README = "\n".join(PAGES.values())
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.S)
 SMALL = shlex.split("--steps 6 --layers 1 --heads 2 --width 32 --length 32 --batch 4 --precision float32 --device cpu")

@@ -2,7 +2,7 @@
 
 from unmask.data.batches import Blocks, batch_indices, batch_length, mixture_indices
 from unmask.data.making import byte_tokenizer, character_tokenizer, train_bpe
-from unmask.data.preparing import prepare
+from unmask.data.preparing import Plan, estimate, prepare
 from unmask.data.sources import Document, documents
 from unmask.data.splits import Split, load_manifest, load_split
 from unmask.data.tokenizer import Tokenizer
@@ -10,6 +10,7 @@ from unmask.data.tokenizer import Tokenizer
 __all__ = [
     "Blocks",
     "Document",
+    "Plan",
     "Split",
     "Tokenizer",
     "batch_indices",
@@ -17,6 +18,7 @@ __all__ = [
     "byte_tokenizer",
     "character_tokenizer",
     "documents",
+    "estimate",
     "load_manifest",
     "load_split",
     "mixture_indices",

@@ -66,3 +66,13 @@ def _replaced(text: str, rules: Iterable[tuple[str, str]]) -> str:
     for old, new in rules:
         text = text.replace(old, new)
     return text
+
+
+RULES = {
+    "wikitext": wikitext,
+    "ptb": ptb,
+    "lm1b": lm1b,
+    "lambada": lambada,
+    "scientific-papers": scientific_papers,
+}
+"""By the name of the corpus."""

@@ -1,141 +1,258 @@
-"""Documents to tokens on disk, once: two streams of tokens, their documents, the tokenizer and a manifest."""
+"""A source's texts to a folder of tokens, once: what is asked for, how far it is, and what was made of it."""
 
 import hashlib
-import json
 import os
-import secrets
 import shutil
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from itertools import chain
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
-from unmask.data.making import SMALLEST, byte_tokenizer, train_bpe
-from unmask.data.sources import Document, documents, licence
-from unmask.data.splits import DOCUMENTS, FORMAT, MANIFEST, SPLITS, load_manifest, load_split
-from unmask.data.tokenizer import FILE, Tokenizer
-from unmask.files import write_json
+from unmask.data.detokenise import RULES
+from unmask.data.making import SMALLEST, byte_tokenizer, character_tokenizer, train_bpe
+from unmask.data.sides import Sides
+from unmask.data.sources import Source, digest_of, licence, source_of
+from unmask.data.splits import FORMAT, MANIFEST, SHARD, SPLITS, load_manifest, load_split
+from unmask.data.tokenizer import FILE, Tokenizer, cut
+from unmask.data.writing import STATE, Piece, Sorted, tokenised, write
+from unmask.files import read_json, write_json
 
-CHOICES = '"bytes", "bpe:N" (N tokens, trained on the training documents) or the path of a tokenizer.json'
+CHOICES = (
+    '"bytes", "characters", "bpe:N" (N tokens, trained on the training documents), or the path of a tokenizer.json, '
+    "a sentencepiece .model or a folder with one of them or vocab.json and merges.txt"
+)
+LEARNT = 1 << 28  # bytes of training text that a vocabulary is learnt from, drawn from all where there is more
+SAMPLE = 1 << 22  # characters that an estimate looks at
+REQUEST = "request.json"
 
-Progress = Callable[[str, int, int], None]  # (what is done, UTF-8 bytes done, UTF-8 bytes in all)
+Progress = Callable[[str, int, int], None]  # (what is done, bytes done, bytes in all)
 Make = Callable[[Callable[[], Iterator[str]]], Tokenizer]
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What is asked for, checked: nothing is read yet but the names of files. Raises ValueError for what cannot be."""
+
+    sources: tuple[Source, ...]
+    make: Make
+    tokenizer: str
+    validation: float
+    weights: tuple[float, ...] | None
+    field: str
+    detokenise: str | None
+    licence: str
+
+    @classmethod
+    def of(
+        cls,
+        source: str | Sequence[str],
+        *,
+        tokenizer: str = "bpe:4096",
+        validation: float = 0.05,
+        weights: Sequence[float] | None = None,
+        field: str = "text",
+        detokenise: str | None = None,
+        licence_note: str | None = None,
+    ) -> "Plan":
+        """See `prepare`."""
+        names = [source] if isinstance(source, str) else list(source)
+        if not 0 < validation < 1:
+            raise ValueError(f"a validation share of {validation} leaves one side empty: choose between 0 and 1")
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"sources {', '.join(names)}: give at least one, and each once")
+        if weights is not None and (len(weights) != len(names) or not all(0 < each < np.inf for each in weights)):
+            raise ValueError(f"weights {list(weights)} of {len(names)} sources: give each a positive number, or none")
+        if detokenise is not None and detokenise not in RULES:
+            raise ValueError(f"no detokeniser {detokenise!r}: choose one of {', '.join(RULES)}")
+        rule = None if detokenise is None else RULES[detokenise]
+        make, spec = _tokenizer(tokenizer)
+        found = tuple(source_of(name, field, rule) for name in names)
+        shares = None if weights is None or len(names) == 1 else tuple(map(float, weights))
+        return cls(found, make, spec, validation, shares, field, detokenise, licence(names, licence_note))
+
+    @cached_property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(source.size for source in self.sources)
+
+    def request(self, told: Callable[[int], None]) -> dict[str, object]:
+        """What a prepared folder answers; its files are read once, to know them again."""
+        digests = digest_of(self.sources, [self.field, self.detokenise], told)
+        whole = hashlib.blake2b(repr((digests, self.weights)).encode(), digest_size=16).hexdigest()
+        return {
+            "format": FORMAT,
+            "tokenizer": self.tokenizer,
+            "validation": self.validation,
+            "licence": self.licence,
+            "field": self.field,
+            "detokenise": self.detokenise,
+            "weights": None if self.weights is None else list(self.weights),  # as JSON gives it back
+            "source": whole,
+            "sources": digests,
+        }
+
+
 def prepare(
-    source: str,
+    source: str | Sequence[str],
     out: Path | str,
     *,
     tokenizer: str = "bpe:4096",
     validation: float = 0.05,
+    weights: Sequence[float] | None = None,
+    field: str = "text",
+    detokenise: str | None = None,
+    licence_note: str | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Turn the documents of `source` into the folder `out`, which appears whole or not at all; returns `out`.
+    """Turn the documents of one or more sources into the folder `out`, which appears whole or not at all; returns it.
 
-    `tokenizer`: "bytes", "bpe:N" (trained on the training documents alone) or a path. A document is held out
-    for validation if a hash of its name falls below the share `validation`, whatever else is there; at least
-    one stays on each side, and a single document is cut in two at a paragraph. Where `out` already answers
-    the same request it is returned at once. Raises ValueError where it answers another, and for what cannot
-    be used.
+    `source`: see `source_of`. `tokenizer`: "bytes", "characters" (of all documents), "bpe:N" (trained on the training
+    documents alone) or a path, see `Tokenizer.load`. `weights`: how much of the training each source is to be, relative
+    to the others. `field`: that of a record's text. `detokenise`: a corpus whose own splitting is undone, line by line
+    in text files. A document is held out for validation by a hash of its name or of a record's text, see `Sides`.
+
+    Where `out` already answers the same request it is returned at once. A call that was interrupted or killed goes on
+    from where it was: until it ends it keeps a hidden folder beside `out`. Raises ValueError where `out` answers
+    another request, and for what cannot be used.
     """
     out = Path(out)
-    report = progress or (lambda what, done, total: None)
-    if not 0 < validation < 1:
-        raise ValueError(f"a validation share of {validation} leaves one side empty: choose between 0 and 1")
-    make, spec = _tokenizer(tokenizer)
-    survey = _survey(source, validation)
-    request: dict[str, object] = {
-        "format": FORMAT,
-        "source": survey.digest,
-        "tokenizer": spec,
-        "validation": validation,
-    }
+    plan = Plan.of(
+        source,
+        tokenizer=tokenizer,
+        validation=validation,
+        weights=weights,
+        field=field,
+        detokenise=detokenise,
+        licence_note=licence_note,
+    )
+    report, size = progress or (lambda what, done, total: None), plan.size
+    request = plan.request(lambda done: report("reading", done, size))
     if _answers(out, request):
         return out
-    partial = out.with_name(f".{out.name}.{secrets.token_hex(4)}.partial")
-    try:
-        _make(partial)
-        chosen = make(lambda: _training_texts(source, survey, report))
-        chosen.save(partial)
-        counts = _write_tokens(partial, chosen, source, survey, report)
-        write_json(partial / MANIFEST, _manifest(partial, request, source, chosen, counts))
-        _rename(partial, out, request)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    partial = out.with_name(f".{out.name}.partial")
+    with _alone(out):
+        try:
+            _open(partial, request)
+            _fill(partial, plan, request, report)
+            _rename(partial, out, request)
+        except ValueError:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        except OSError as error:
+            what = f"cannot write {partial} ({error.strerror or error})"
+            raise ValueError(f"{what}: make room there, and the same command goes on") from None
     return out
 
 
 @dataclass(frozen=True)
-class _Survey:
-    """What one reading of the source tells: which text this is, and who is held out."""
+class Estimate:
+    """What preparing would make, judged by the beginning of each source."""
 
-    digest: str
+    files: int
     bytes: int
-    held_out: frozenset[str]
-    cut: float | None  # the share to cut off a single document
+    tokens: int
+    vocab: int
+    disk: int
+    """Bytes of the prepared folder."""
+    seconds: float
 
 
-def _survey(source: str, validation: float) -> _Survey:
-    digest, total, shares = hashlib.blake2b(digest_size=16), 0, {}
-    for document in documents(source):
-        text = document.text.encode()
-        header = json.dumps([document.name, document.date, len(text)])
-        digest.update(header.encode())
-        digest.update(text)
-        total += len(text)
-        shares[document.name] = _share(document.name)
-    held_out = {name for name, share in shares.items() if share < validation}
-    if len(shares) == 1:
-        return _Survey(digest.hexdigest(), total, frozenset(), validation)
-    if not held_out:
-        held_out = {min(shares, key=shares.__getitem__)}
-    elif len(held_out) == len(shares):
-        held_out.remove(max(shares, key=shares.__getitem__))
-    return _Survey(digest.hexdigest(), total, frozenset(held_out), None)
+def estimate(plan: Plan) -> Estimate:
+    """Tokenise a sample, write nothing. A "bpe:N" vocabulary is learnt from the sample."""
+    texts: list[str] = []
+    parts: list[Sorted] = []
+    share = 0.0
+    for number, source in enumerate(plan.sources):
+        room, read = SAMPLE // len(plan.sources), 0.0
+        for part in source.read():
+            parts.append((False, number, part))
+            texts.append(part.text)
+            room, read = room - len(part.text), part.read
+            if room <= 0:
+                break
+        share += read * source.size / max(1, plan.size)
+    tokenizer = plan.make(lambda: iter(texts))
+    start = time.perf_counter()
+    tokens = sum(len(piece.ids) for piece in tokenised(parts, tokenizer, _dtype(tokenizer)))
+    seconds = time.perf_counter() - start
+    total = round(tokens / max(share, 1e-9))
+    files = sum(len(source.files) for source in plan.sources)
+    disk = total * _dtype(tokenizer).itemsize
+    return Estimate(files, plan.size, total, tokenizer.vocab, disk, seconds / max(share, 1e-9))
 
 
-def _share(name: str) -> float:
-    """A uniform in [0, 1) that is the name's own: a document keeps its side when others are added."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") / 2**64
+def _fill(partial: Path, plan: Plan, request: dict[str, object], report: Progress) -> None:
+    """Everything that belongs in the folder, or the rest of it."""
+    before = tuple(source.stamp() for source in plan.sources)
+    sides, position = Sides.of(plan.sources, plan.validation), _position(plan.sources)
+    if not (partial / FILE).exists():
+
+        def read(number: int, share: float) -> None:
+            report("tokenizer", position(number, share), plan.size)
+
+        plan.make(lambda: _learnt(sides, plan, read)).save(partial)
+    tokenizer = Tokenizer.load(partial / FILE)
+
+    def told(piece: Piece) -> None:
+        report("tokens", position(piece.source, piece.part.read), plan.size)
+
+    writer = write(partial, sides.parts(), tokenizer, _dtype(tokenizer), len(plan.sources), told)
+    report("tokens", plan.size, plan.size)
+    counts = {
+        split: {
+            "documents": side.documents,
+            "tokens": side.tokens,
+            "bytes": sum_of(partial / split / "bytes.bin"),
+            "sources": [[source.name, *own] for source, own in zip(plan.sources, sources, strict=True)],
+            "blake2b": _digest_of_tokens(partial / split),
+        }
+        for split, side, sources in zip(SPLITS, writer.sides, writer.sources, strict=True)
+    }
+    empty = [name for name, _, tokens in counts["train"]["sources"] if not tokens]
+    if plan.weights is not None and empty:
+        raise ValueError(f"{empty[0]} has a weight and no training document: leave it out, or give it more texts")
+    if tuple(source.stamp() for source in plan.sources) != before:
+        raise ValueError("a source changed while it was read: prepare it again when it is at rest")
+    write_json(partial / MANIFEST, _manifest(partial, plan, request, tokenizer, counts))
+    for name in (STATE, REQUEST):
+        (partial / name).unlink()
 
 
-def _sides(source: str, survey: _Survey) -> Iterator[tuple[str, Document]]:
-    """Each document with the split it belongs to."""
-    for document in documents(source):
-        if survey.cut is None:
-            yield SPLITS[document.name in survey.held_out], document
-        else:
-            at = _paragraph(document, survey.cut)
-            yield "train", Document(document.name, document.text[:at], document.date)
-            yield "validation", Document(f"{document.name} (end)", document.text[at:], document.date)
+def _position(sources: Sequence[Source]) -> Callable[[int, float], int]:
+    """Bytes of all files that are behind, when a share of a source is."""
+    sizes = [source.size for source in sources]
+    return lambda number, share: sum(sizes[:number]) + int(share * sizes[number])
 
 
-def _paragraph(document: Document, share: float) -> int:
-    """Where to cut off the last `share` of a text: the nearest end of a paragraph, line or word.
+def _learnt(sides: Sides, plan: Plan, told: Callable[[int, float], None]) -> Iterator[str]:
+    """The texts that a vocabulary is learnt from: training documents, or pieces of them drawn by a hash.
 
-    A cut that would make the share half as large again, or half as small, is not taken.
+    Characters are looked for in all documents, or the held-out ones could not be read.
     """
-    text = document.text
-    goal = round(len(text) * (1 - share))
-    for mark in ("\n\n", "\n", " "):
-        ends = [at + len(mark) for at in (text.rfind(mark, 0, goal), text.find(mark, goal)) if at >= 0]
-        near = [end for end in ends if abs(end - goal) <= share * len(text) / 2]
-        for end in sorted(near, key=lambda end: abs(end - goal)):
-            if text[:end].strip() and text[end:].strip():
-                return end
-    if len(text) < 2:
-        raise ValueError(f"{document.name} is too short to cut a validation text from: give more text")
-    return min(max(goal, 1), len(text) - 1)
+    share = 1.0 if plan.tokenizer == "characters" else LEARNT / max(1, plan.size)
+    for held_out, number, part in sides.parts():
+        told(number, part.read)
+        if held_out and plan.tokenizer != "characters":
+            continue
+        if share >= 1:
+            yield part.text
+            continue
+        for piece in cut(part.text):
+            digest = hashlib.blake2b(piece.encode(), digest_size=8).digest()
+            if int.from_bytes(digest, "big") < share * 2**64:
+                yield piece
 
 
 def _tokenizer(spec: str) -> tuple[Make, str]:
     """How to make the tokenizer, given a way to read the training texts, and what names it in a request."""
     if spec == "bytes":
         return lambda texts: byte_tokenizer(), spec
+    if spec == "characters":
+        return lambda texts: character_tokenizer(set().union(*map(set, texts()))), spec
     if spec.startswith("bpe:"):
         size = spec.removeprefix("bpe:")
         if not (size.isascii() and size.isdigit()) or int(size) < SMALLEST:
@@ -147,78 +264,14 @@ def _tokenizer(spec: str) -> tuple[Make, str]:
     return lambda texts: loaded, f"file:{_digest(loaded.inner.to_str().encode())}"
 
 
-def _training_texts(source: str, survey: _Survey, report: Progress) -> Iterator[str]:
-    done = 0
-    for split, document in _sides(source, survey):
-        if split == "train":
-            yield document.text
-        done += len(document.text.encode())
-        report("tokenizer", done, survey.bytes)
-
-
-@dataclass
-class _Shard:
-    """A split while it is written: its columns of documents.json, and the digest of its tokens."""
-
-    file: BinaryIO
-    digest: "hashlib.blake2b" = field(default_factory=lambda: hashlib.blake2b(digest_size=16))
-    names: list[str] = field(default_factory=list)
-    dates: list[str | None] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
-    bytes: list[int] = field(default_factory=list)
-
-    def add(self, document: Document, size: int, pieces: Iterable[np.ndarray]) -> None:
-        length = 0
-        for ids in pieces:
-            self.file.write(ids.tobytes())
-            self.digest.update(ids.tobytes())
-            length += len(ids)
-        self.names.append(document.name)
-        self.dates.append(document.date)
-        self.lengths.append(length)
-        self.bytes.append(size)
-
-    def columns(self) -> dict[str, list]:
-        return {"names": self.names, "dates": self.dates, "lengths": self.lengths, "bytes": self.bytes}
-
-    def counts(self) -> dict[str, object]:
-        documents, tokens, size = len(self.lengths), sum(self.lengths), sum(self.bytes)
-        return {"documents": documents, "tokens": tokens, "bytes": size, "blake2b": self.digest.hexdigest()}
-
-
-def _write_tokens(
-    folder: Path, tokenizer: Tokenizer, source: str, survey: _Survey, report: Progress
-) -> dict[str, dict[str, object]]:
-    """Write both streams and documents.json; returns the counts for the manifest."""
-    dtype, done = _dtype(tokenizer), 0
-    with ExitStack() as stack:
-        shards = {}
-        for name in SPLITS:
-            shards[name] = _Shard(stack.enter_context(_durable(folder / f"{name}.bin")))
-        for split, document in _sides(source, survey):
-            size = len(document.text.encode())
-            pieces = chain(tokenizer.stream(document.text), [[tokenizer.end]])
-            shards[split].add(document, size, (np.array(ids, dtype=dtype) for ids in pieces))
-            done += size
-            report("tokens", done, survey.bytes)
-    if done != survey.bytes:
-        raise ValueError(f"{source} changed while it was read: prepare it again when it is at rest")
-    write_json(folder / DOCUMENTS, {name: shard.columns() for name, shard in shards.items()})
-    return {name: shard.counts() for name, shard in shards.items()}
-
-
 def _manifest(
-    folder: Path,
-    request: dict[str, object],
-    source: str,
-    tokenizer: Tokenizer,
-    counts: dict[str, dict[str, object]],
+    folder: Path, plan: Plan, request: dict[str, object], tokenizer: Tokenizer, counts: dict[str, dict]
 ) -> dict[str, object]:
     """No times and no machine in it: the same request gives the same folder, byte for byte."""
     return {
         "request": request,
-        "source": source,
-        "licence": licence(source),
+        "source": " + ".join(source.name for source in plan.sources),
+        "licence": plan.licence,
         "tokenizer": {
             "vocab": tokenizer.vocab,
             "begin": tokenizer.begin,
@@ -226,8 +279,27 @@ def _manifest(
             "blake2b": _digest((folder / FILE).read_bytes()),
         },
         "dtype": _dtype(tokenizer).str,
+        "shard": SHARD,
         "splits": counts,
     }
+
+
+def sum_of(column: Path) -> int:
+    """Sum of a column of 8-byte numbers, some at a time."""
+    total = 0
+    with column.open("rb") as file:
+        while data := file.read(1 << 22):
+            total += int(np.frombuffer(data, dtype="<i8").sum())
+    return total
+
+
+def _digest_of_tokens(folder: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(folder.glob("tokens-*.bin")):
+        with path.open("rb") as file:
+            while data := file.read(1 << 22):
+                digest.update(data)
+    return digest.hexdigest()
 
 
 def _answers(out: Path, request: dict[str, object]) -> bool:
@@ -239,19 +311,48 @@ def _answers(out: Path, request: dict[str, object]) -> bool:
     found = load_manifest(out)["request"]
     other = [key for key in request if found.get(key) != request[key]]
     if other:
-        what = ", ".join(f"{key} {found.get(key)!r} instead of {request[key]!r}" for key in other)
+        what = ", ".join(f"{key} {found.get(key)!r} instead of {request[key]!r}" for key in other[:3])
         raise ValueError(f"{out} was prepared with {what}: choose another folder or delete this one")
     for split in SPLITS:
         load_split(out, split)
     return True
 
 
-def _make(folder: Path) -> None:
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Raises ValueError where another process is writing the same folder, or none can."""
+    path = out.with_name(f".{out.name}.lock")
     try:
-        folder.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
     except OSError as error:
-        what = f"cannot write in {folder.parent} ({error.strerror})"
-        raise ValueError(f"{what}: choose another folder") from None
+        raise ValueError(f"cannot write in {out.parent} ({error.strerror}): choose another folder") from None
+    with file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            pass  # a system without: two writers would spoil each other's work
+        except OSError:
+            raise ValueError(f"another process is preparing {out}: wait for it, or choose another folder") from None
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _open(partial: Path, request: dict[str, object]) -> None:
+    """A folder to go on in: that of the same request where there is one, else an empty one."""
+    path = partial / REQUEST
+    try:
+        if path.exists() and read_json(path) == request:
+            return
+    except ValueError:
+        pass  # cut off by a crash
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write_json(path, request)
 
 
 def _rename(partial: Path, out: Path, request: dict[str, object]) -> None:
@@ -263,6 +364,7 @@ def _rename(partial: Path, out: Path, request: dict[str, object]) -> None:
     except OSError:
         if not _answers(out, request):
             raise
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _dtype(tokenizer: Tokenizer) -> np.dtype:
@@ -271,12 +373,3 @@ def _dtype(tokenizer: Tokenizer) -> np.dtype:
 
 def _digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-@contextmanager
-def _durable(path: Path) -> Generator[BinaryIO, None, None]:
-    """A new file, on disk when it is closed."""
-    with path.open("xb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())

