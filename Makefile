@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # knows has one; TORCH="torch==2.9.1" (any pip arguments) overrides.
 TORCH ?=
 
-.PHONY: demo test test-slow format bench clean
+.PHONY: demo test test-slow test-kill format bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m unmask demo
@@ -20,6 +20,10 @@ test: $(VENV)/.installed-dev
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow
+
+# Kills a run at random moments, saves included: a few minutes.
+test-kill: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python tests/kill.py --kills 150
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
