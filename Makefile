@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # knows has one; TORCH="torch==2.9.1" (any pip arguments) overrides.
 TORCH ?=
 
-.PHONY: demo test test-slow test-large format bench clean
+.PHONY: demo test test-slow test-large test-kill format bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m unmask demo
@@ -24,6 +24,9 @@ test-slow: $(VENV)/.installed-dev
 test-large: $(VENV)/.installed-dev  # 5 GB of text within 3 GB of address space: 15 GB of disk, minutes
 	$(BIN)/python benchmarks/preparing.py --large 5000 --limit 3000 --tokenizer bytes
 	$(BIN)/python benchmarks/preparing.py --large 5000 --limit 3000 --tokenizer bpe:4096
+# Kills a run at random moments, saves included: a few minutes.
+test-kill: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python tests/kill.py --kills 150
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

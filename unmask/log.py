@@ -1,14 +1,17 @@
 """What a run says: rows in metrics.jsonl for machines, and one line of progress for people."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from unmask.files import Row, atomic, finite
@@ -23,17 +26,41 @@ class Metrics:
         self.rows = [row for row in read_metrics(path) if row["step"] <= step] if path.exists() else []
         with atomic(path) as file:
             file.writelines(json.dumps(row) + "\n" for row in self.rows)
-        self._file = path.open("a", encoding="utf-8")
+        self._path, self._file = path, path.open("ab", buffering=0)
 
     def write(self, row: Row) -> None:
-        """Append one row and flush it."""
+        """Append one row, at once. Raises OSError where the disk does not take it."""
         row = {name: finite(value) for name, value in row.items()}
         self.rows.append(row)
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
-        self._file.flush()
+        line = (json.dumps(row, allow_nan=False) + "\n").encode()
+        try:
+            written = self._file.write(line)
+        except OSError as error:
+            raise OSError(f"{self._path}: {error.strerror}: make room, and the same command goes on") from None
+        if written != len(line):  # what was torn is left out when the run goes on
+            raise OSError(f"{self._path}: no space left on device: make room, and the same command goes on")
 
     def close(self) -> None:
         self._file.close()
+
+
+class Tracker:
+    """Rows sent to trackio, or to wandb, which is called alike. Raises ValueError where it is not installed."""
+
+    def __init__(self, name: str, run: str, config: Row) -> None:
+        try:
+            self.module = import_module(name)
+        except ImportError:
+            raise ValueError(f"track {name}: not installed: pip install {name}, or leave it out") from None
+        self.module.init(project="unmask", name=run, config=config, resume="allow")
+
+    def write(self, row: Row) -> None:
+        """Numbers of a row under the name of its kind, at its step."""
+        numbers = {f"{row['kind']}/{name}": value for name, value in row.items() if isinstance(value, int | float)}
+        self.module.log(numbers, step=row["step"])
+
+    def close(self) -> None:
+        self.module.finish()
 
 
 def read_metrics(path: Path) -> list[Row]:
@@ -56,6 +83,20 @@ class Report(Protocol):
     def __call__(self, done: int, total: int, note: str = "") -> None: ...
 
 
+def hush() -> None:
+    """Say nothing in this process: another one says the same. What `complain` is told is said all the same."""
+    console.quiet = True
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
+def complain(error: BaseException) -> None:
+    """What went wrong, in one line. A hushed process waits: where all have the same to say, it is ended meanwhile."""
+    if console.quiet:
+        time.sleep(3)
+        console.quiet = False
+    console.print(f"[bold red]error:[/] {escape(' '.join(str(error).split()))}", soft_wrap=True)
+
+
 def say(value: object) -> None:
     """Print a text as it is, or a row as a line of JSON, to standard output."""
     print(value if isinstance(value, str) else json.dumps(finite(value), ensure_ascii=False), flush=True)
@@ -64,6 +105,9 @@ def say(value: object) -> None:
 @contextmanager
 def progress(title: str) -> Iterator[Report]:
     """A bar with rate and time left on a terminal; a line every ten seconds elsewhere."""
+    if console.quiet:
+        yield lambda done, total, note="": None
+        return
     if console.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as bar:

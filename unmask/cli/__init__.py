@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 
-from rich.markup import escape
-
 from unmask.cli.parsing import nearest, parse
-from unmask.log import console
+from unmask.log import complain
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except (ValueError, OSError) as error:
-        console.print(f"[bold red]error:[/] {escape(' '.join(str(error).split()))}", soft_wrap=True)
+        complain(error)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

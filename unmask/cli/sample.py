@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 from torch import Tensor
 
-from unmask import grammar
+from unmask import grammar, ranks
 from unmask.checkpoint import Model, load
 from unmask.cli.policies import Chosen
 from unmask.evaluate import write
@@ -86,7 +86,7 @@ class Sample:
                 attempts=self.attempts if self.matching else None,
                 on_step=on_step,
             )
-        if self.out is not None:
+        if self.out is not None and ranks.rank() == 0:
             write_json(self.out, {"samples": records})
         for record in records:
             say(record if self.json else f"{record['text']}\n[NFE {record['nfe']}; law: {record['exact_for']}]")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from unmask import ranks
 from unmask.log import console
 from unmask.recipes import RECIPES, on_its_data
 from unmask.train import TrainConfig, train
@@ -34,6 +35,7 @@ class Train:
     """Say what it would cost, and stop."""
 
     def run(self) -> None:
+        ranks.agreed(lambda: on_its_data(self.recipe) and None)  # one process prepares what is missing
         config = on_its_data(self.recipe)
         out = self.out or Path("runs") / config.name
         cost, size = config.cost(), config.network.parameters()

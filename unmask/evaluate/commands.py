@@ -9,6 +9,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from unmask import ranks
 from unmask.checkpoint import Model, load
 from unmask.evaluate.comparing import compare, read_rows
 from unmask.evaluate.corpora import CORPORA
@@ -76,7 +77,7 @@ class Perplexity:
                 options = {"order": self.order, "draws": self.draws, "seed": self.seed, "batch": self.batch}
                 new.append(perplexity(model, held_out, name=name, progress=bar, **options))
             rows += new
-            if self.out is not None:
+            if self.out is not None and ranks.rank() == 0:
                 write_json(self.out, {"rows": rows})
             for row in new:
                 value = f"perplexity {row['perplexity']:.2f} {errors(row)} (maskings, texts), {row['bound']}"
@@ -142,7 +143,7 @@ class Generation:
             if self.mauve is not None:
                 rows[0]["mauve"] = mauve(texts, people, self.mauve)
         rows[0]["caution"] = caution(rows[0], rows[1] if rows[1:] else None)
-        if self.out is not None:
+        if self.out is not None and ranks.rank() == 0:
             write_json(self.out, {"rows": rows})
         for row in rows:
             say(_without_values(row) if self.json else _line(row))
@@ -191,7 +192,7 @@ class Compare:
 
     def run(self) -> None:
         rows = compare(read_rows(self.first), read_rows(self.second))
-        if self.out is not None:
+        if self.out is not None and ranks.rank() == 0:
             write_json(self.out, {"rows": rows})
         if self.json:
             for row in rows:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from unmask import ranks
 from unmask.checkpoint import CONFIG, MODEL, device_of, load
 from unmask.evaluate.protocols import spans
 from unmask.files import read_json
@@ -77,7 +78,10 @@ def judge_texts(
             content = torch.tensor(ids[i][start : start + width])
             x_0[at, 1 : 1 + len(content)] = content  # what follows it is not seen by a causal network
             maskable[at, 1 + first - start : 1 + len(content)] = True
-        estimate = log_likelihood(judge.network, x_0, maskable, batch=batch, progress=progress)
+        estimate = ranks.likelihood(
+            lambda rows: log_likelihood(judge.network, x_0[rows], maskable[rows], batch=batch, progress=progress),
+            len(cuts),
+        )
         nats.index_add_(0, torch.tensor([i for i, _, _ in cuts]), estimate.per_sequence)
     return Verdicts(nats.numpy(), np.array([len(row) for row in ids]), np.array([entropy(row) for row in ids]))
 

@@ -7,13 +7,14 @@ Monte-Carlo estimate has many maskings of each and a chain rule many steps, whic
 
 import hashlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from unmask import ranks
 from unmask.data import Tokenizer
 from unmask.draws import log_probabilities
 from unmask.likelihood import log_likelihood, ordered_log_likelihood
@@ -78,13 +79,22 @@ class Scorer:
         nothing = [i for i, answer in enumerate(answers) if not answer.scored]
         if nothing:
             yield nothing, [Score(0.0, 0.0, True)] * len(nothing)
+        parts = list(self._parts(answers))
+        for start in range(0, len(parts), ranks.world()):
+            turn = parts[start : start + ranks.world()]  # a part for each process
+            mine = [self._score([answers[i] for i in turn[k][0]], turn[k][1]) for k in ranks.share(len(turn))]
+            rows = ranks.gathered([[astuple(score) for score in scores] for scores in mine], len(turn))
+            for (part, _), scores in zip(turn, rows, strict=True):
+                yield part, [Score(*score) for score in scores]
+
+    def _parts(self, answers: Sequence[Answer]) -> Iterator[tuple[list[int], int]]:
+        """(indices, rows of a call) of answers that are scored together."""
         work = [i for i, answer in enumerate(answers) if answer.scored]
         for kind, group in sorted(grouped(work, lambda i: self._kind(answers[i])).items(), reverse=True):
             # as many answers as a call has rows: whatever multiple of them there is to run, the calls are full
             rows = max(1, self.tokens // (kind[0] * (2 if self.guidance else 1)))
             for start in range(0, len(group), rows):
-                part = group[start : start + rows]
-                yield part, self._score([answers[i] for i in part], rows)
+                yield group[start : start + rows], rows
 
     def _kind(self, answer: Answer) -> tuple[int, ...]:
         """What answers of one call have in common; guidance wants the condition at the same positions as well."""

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from unmask import ranks
 from unmask.files import Row, finite, write_json
 from unmask.log import console, progress
 
@@ -230,7 +231,7 @@ class EvaluateTasks:
             )
         if self.tasks is None and (absent := TASKS.keys() - {row["task"] for row in rows}):
             console.print(f"{self.local}: no file of {', '.join(sorted(absent))}", soft_wrap=True)
-        if self.out is not None:
+        if self.out is not None and ranks.rank() == 0:
             write_json(self.out, {"rows": rows})
         for line in (json.dumps(finite(row), ensure_ascii=False) for row in rows) if self.json else [table(rows)]:
             print(line, flush=True)

@@ -4,6 +4,7 @@ import platform
 from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -61,6 +62,11 @@ class TrainConfig:
     """
     compile: bool = False
     """Compile the blocks with torch.compile."""
+    mirror: str | None = None
+    """Address of a folder that follows the run's, s3://bucket/tiny or any other that fsspec reaches; an empty run
+    folder is filled from it."""
+    track: Literal["trackio", "wandb"] | None = None
+    """Send metrics to this tracker as well, where it is installed."""
 
     def __post_init__(self) -> None:
         counts = ("length", "batch", "accumulate", "steps", "validation_sequences")

@@ -19,14 +19,16 @@ import torch
 from torch import Tensor
 
 from unmask import ranks
-from unmask.checkpoint import TOKENIZER
+from unmask.checkpoint import CONFIG, TOKENIZER
 from unmask.corruption import stratified
 from unmask.data import Blocks, Tokenizer, batch_indices, batch_length, load_split
 from unmask.draws import keyed_generator
+from unmask.files import read_json
 from unmask.likelihood import Estimate, log_likelihood
-from unmask.log import Metrics, console, progress
+from unmask.log import Metrics, Tracker, console, progress
 from unmask.train import checkpoints
 from unmask.train.config import TrainConfig, settle
+from unmask.train.mirror import Mirror
 from unmask.train.owning import owned
 from unmask.train.parallel import clip, gathered_whole, summed
 from unmask.train.precision import Later, autocast
@@ -110,6 +112,9 @@ class _Run:
     """A run between two steps."""
 
     def __init__(self, config: TrainConfig, out: Path, tokenizer: Tokenizer, initial: Weights | None) -> None:
+        self.mirror = Mirror.at(config.mirror) if config.mirror else None
+        if self.mirror is not None:
+            ranks.agreed(lambda: self.mirror.restore(out))
         begun = ranks.agreed(lambda: checkpoints.newest(out) is not None)
         ranks.agreed(lambda: _prepare(config, out, tokenizer))
         self.out, self.config = out, settle(config, out)
@@ -123,8 +128,8 @@ class _Run:
         self.loss = math.nan
         self.pending: deque[tuple[int, float, Later]] = deque()
         self.metrics = Metrics(out / "metrics.jsonl", self.step) if ranks.rank() == 0 else None
-        rows = [row for row in self.metrics.rows if row["kind"] == "train"] if self.metrics else []
-        self.before = rows[-1]["seconds"] if rows else 0.0
+        self.tracker = self._tracker() if ranks.rank() == 0 else None
+        self.before = self.metrics.rows[-1]["seconds"] if self.metrics and self.metrics.rows else 0.0
         self.start = time.monotonic()
         self.cost = {name: value / config.steps for name, value in config.cost().items()}
 
@@ -221,10 +226,24 @@ class _Run:
         nats = self.measured[1] if self.measured and self.measured[0] == self.step else None
         checkpoints.save(self.out, self.step, self.state.write, keep=self.config.keep, nats=nats)
         self.saved = self.step
+        if self.mirror is not None and ranks.rank() == 0:
+            self._mirror(self.mirror)
+
+    def _mirror(self, mirror: Mirror) -> None:
+        """What is safe here already need not stop for what is wrong elsewhere."""
+        try:
+            mirror.follow(self.out)
+        except Exception as error:  # each filesystem has its own
+            console.print(f"mirror {self.config.mirror}: {error}: tried again at the next checkpoint", markup=False)
+
+    def _tracker(self) -> Tracker | None:
+        if self.config.track is None:
+            return None
+        return Tracker(self.config.track, self.config.name, read_json(self.out / CONFIG)["requested"])
 
     def close(self) -> None:
-        if self.metrics is not None:
-            self.metrics.close()
+        for told in filter(None, (self.metrics, self.tracker)):
+            told.close()
 
     def _row(self, kind: str, step: int, **values: object) -> None:
         if self.metrics is None:
@@ -232,7 +251,9 @@ class _Run:
         spent = {name: value * step for name, value in self.cost.items()}
         seconds = self.before + time.monotonic() - self.start
         position = {"step": step, "tokens": int(spent["tokens"]), "flops": spent["flops_true"]}
-        self.metrics.write({"kind": kind, **position, "seconds": seconds, **values})
+        row = {"kind": kind, **position, "seconds": seconds, **values}
+        for told in filter(None, (self.metrics, self.tracker)):
+            told.write(row)
 
 
 DRAWS = 8

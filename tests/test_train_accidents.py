@@ -1,0 +1,265 @@
+"""What befalls a run: two at once, a full disk, damage, a clock that jumps, processes that die."""
+
+import errno
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import processes
+import pytest
+import torch
+from settings import prepared_words, small
+
+from unmask.checkpoint import load, read_tensors
+from unmask.log import Metrics, read_metrics
+from unmask.train import checkpoints, train
+from unmask.train.loop import _Run
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return prepared_words(tmp_path_factory.mktemp("words"))
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: value for path in folder.glob("*.safetensors") for name, value in read_tensors(path)[0].items()}
+
+
+def same(a: Path, b: Path) -> bool:
+    left, right = (tensors(checkpoints.checkpoints(run)[0]) for run in (a, b))
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def names(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+def test_the_last_and_the_best_are_kept(data, tmp_path, monkeypatch):
+    """Of eight checkpoints two stay and the one with the lowest held-out loss; each can be loaded, and is its link."""
+    values = iter([5.0, 3.0, 2.5, 4.0, 2.6, 4.5, 4.6, 4.7])
+
+    def measured(self) -> None:
+        self.measured = self.step, next(values)
+
+    monkeypatch.setattr(_Run, "validate", measured)
+    run = train(small(data, steps=8, save_every=1, ema=0.5), tmp_path / "run")
+    assert names(run) == ["00000003", "00000007", "00000008"]
+    assert (run / "best").resolve().name == "00000003"
+    for folder in (run, run / "best", run / "checkpoints" / "00000007"):
+        load(folder)
+    last = tensors(run / "checkpoints" / "00000008")
+    for name, value in read_tensors(run / "model.safetensors")[0].items():
+        assert torch.equal(value, last[name])
+    assert not torch.equal(last["output.weight"], read_tensors(run / "best" / "model.safetensors")[0]["output.weight"])
+
+
+def test_a_second_process_is_refused_and_a_dead_one_lets_go(data, tmp_path):
+    """The lock is the operating system's: held while its process lives, whatever that leaves behind."""
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / ".lock").open("w") as held:
+        held.write("process 7 on elsewhere")
+        held.flush()
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="already being trained by process 7 on elsewhere: wait for it"):
+            train(small(data, steps=1), tmp_path / "run")
+    train(small(data, steps=1), tmp_path / "run")
+
+
+@pytest.mark.parametrize("where", ["state.safetensors", "manifest.json", "model.safetensors"])
+def test_a_damaged_checkpoint_is_passed_over(data, tmp_path, capsys, where):
+    """The hash tells; the run goes on from the one before and ends as it would have; the damaged one is kept aside."""
+    config = small(data, steps=6, save_every=2)
+    train(config, tmp_path / "whole")
+    run = tmp_path / "run"
+    processes.stopped_training(str(run), 4, {"data": str(data), "steps": 6, "save_every": 2})
+    path = run / "checkpoints" / "00000004" / where
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.unlink()  # the model outside is the same file
+    path.write_bytes(damaged)
+    train(config, run)
+    assert same(tmp_path / "whole", run)
+    assert "damaged-00000004" in names(run)
+    assert "going back to the checkpoint before it" in capsys.readouterr().err
+
+
+def test_no_whole_checkpoint_is_no_fresh_start(data, tmp_path):
+    """A run whose checkpoints are all damaged is not silently begun anew."""
+    run = train(small(data, steps=2), tmp_path / "run")
+    (run / "checkpoints" / "00000002" / "state.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="no checkpoint is whole"):
+        train(small(data, steps=2), run)
+    assert names(run) == ["00000002"]
+
+
+def test_a_foreign_checkpoint_is_one_line(data, tmp_path):
+    """Tensors of another network, in a checkpoint whose hashes are right."""
+    run = train(small(data, steps=2), tmp_path / "run")
+    other = train(small(data, steps=2, layers=2), tmp_path / "other")
+    for name in ("model.safetensors", "state.safetensors", "manifest.json"):
+        path = run / "checkpoints" / "00000002" / name
+        path.unlink()
+        path.write_bytes((other / "checkpoints" / "00000002" / name).read_bytes())
+    with pytest.raises(ValueError, match=r"does not fit the run's settings: blocks\.1\..* is \(.*\), not wanted"):
+        train(small(data, steps=2), run)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(data, tmp_path):
+    """The system refuses to write on, amid a file: one line, exit code 2, nothing half-written, and the run goes on."""
+    script = (
+        "import resource, sys; sys.path.insert(0, 'tests'); from pathlib import Path; from settings import small\n"
+        "from unmask.cli import main; import unmask.cli.train as command; from unmask.train import train, loop\n"
+        "save = loop._Run.save\n"
+        "def full(self):\n"
+        "    if self.step == 4: resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))\n"
+        "    save(self)\n"
+        "loop._Run.save = full\n"
+        "from unmask.log import complain\n"
+        "try: train(small(Path(sys.argv[1]), steps=6, save_every=2), Path(sys.argv[2]))\n"
+        "except (ValueError, OSError) as error: complain(error); sys.exit(2)\n"
+    )
+    run = tmp_path / "run"
+    done = subprocess.run([sys.executable, "-c", script, data, run], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2, done.stderr
+    assert "00000004: the checkpoint cannot be written (" in done.stderr
+    assert "the last good one is" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert names(run) == ["00000002"]
+    train(small(data, steps=6, save_every=2), tmp_path / "whole")
+    train(small(data, steps=6, save_every=2), run)
+    assert same(tmp_path / "whole", run)
+
+
+def test_metrics_on_a_full_disk(tmp_path):
+    """One line that names the file; the torn row is left out when the run goes on."""
+    metrics = Metrics(tmp_path / "metrics.jsonl", 0)
+    metrics.write({"kind": "train", "step": 1})
+    whole = metrics._file
+
+    class Full:
+        def write(self, line: bytes) -> int:
+            whole.write(line[:5])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    metrics._file = Full()
+    with pytest.raises(OSError, match=r"metrics\.jsonl: No space left on device: make room"):
+        metrics.write({"kind": "train", "step": 2})
+    whole.close()
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"kind": "train", "step": 1}]
+
+
+def test_a_clock_that_jumps(data, tmp_path, monkeypatch):
+    """Seconds of a run only grow, whatever the wall clock says, and over a restart too."""
+    jumps = iter(range(10**9, 0, -(10**6)))
+    monkeypatch.setattr(time, "time", lambda: float(next(jumps)))
+    processes.stopped_training(str(tmp_path / "run"), 10, {"data": str(data)})
+    train(small(data), tmp_path / "run")
+    seconds = [row["seconds"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert seconds == sorted(seconds)
+    assert 0 < seconds[0] < seconds[-1] < 1000
+
+
+def test_what_a_killed_save_left_is_cleared_away(data, tmp_path):
+    """A half-written checkpoint under its hidden name is no checkpoint, and goes."""
+    run = train(small(data, steps=2), tmp_path / "run")
+    half = run / "checkpoints" / ".00000004"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    train(small(data, steps=2), run)
+    assert names(run) == ["00000002"]
+
+
+def test_a_killed_process_ends_the_job_which_goes_on(data, tmp_path):
+    """torchrun, two processes, one killed: the job ends with a line that says so, and the same command finishes it."""
+    run = tmp_path / "run"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    command = [*torchrun, "-m", "unmask", "train", "tiny", "--data", str(data), "--out", str(run), "--device", "cpu"]
+    command += ["--layers", "1", "--heads", "2", "--width", "32", "--length", "32", "--batch", "8"]
+    command += ["--precision", "float32", "--validate-every", "1000", "--save-every", "5", "--steps", "40"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    victim, deadline = None, time.monotonic() + 300
+    while time.monotonic() < deadline and not checkpoints.checkpoints(run):
+        time.sleep(0.02)
+    owner = (run / ".lock").read_text()
+    victim = int(owner.split()[1])
+    os.kill(victim, signal.SIGKILL)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert "another process of the job is gone" in err, err
+    saved = int(checkpoints.checkpoints(run)[0].name)
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert again.returncode == 0, again.stderr
+    steps = [row["step"] for row in read_metrics(run / "metrics.jsonl") if row["kind"] == "train"]
+    assert steps == list(range(1, 41))
+    assert saved < 40
+    assert again.stderr.count("40/40") == 1  # the first process alone speaks
+
+
+def test_a_mirror_follows_and_fills_an_empty_folder(data, tmp_path):
+    """On an fsspec filesystem: the same checkpoints, whole; a run whose disk is gone goes on from there, bitwise."""
+    url = f"file://{tmp_path / 'mirror'}"
+    settings = {"save_every": 2, "keep": 1, "validate_every": 100}
+    config = small(data, steps=8, mirror=url, **settings)
+    train(config, tmp_path / "whole")
+    mirror = tmp_path / "mirror"
+    assert {path.name for path in mirror.iterdir()} == {"checkpoints", "config.json", "tokenizer.json", "metrics.jsonl"}
+    assert names(mirror) == names(tmp_path / "whole")
+    for path in (mirror / "checkpoints").iterdir():
+        checkpoints.verify(path)
+    load(mirror / "checkpoints" / "00000008")
+
+    other = f"file://{tmp_path / 'other'}"
+    options = {"data": str(data), "steps": 8, "mirror": other, **settings}
+    processes.stopped_training(str(tmp_path / "lost"), 4, options)
+    train(small(data, steps=8, mirror=other, **settings), tmp_path / "new")
+    assert same(tmp_path / "whole", tmp_path / "new")
+    steps = [row["step"] for row in read_metrics(tmp_path / "new" / "metrics.jsonl") if row["kind"] == "train"]
+    assert steps == list(range(1, 9))
+
+
+def test_a_mirror_that_fails_does_not_stop_a_run(data, tmp_path, monkeypatch, capsys):
+    """A line at each save; an address that nothing serves is refused at once."""
+    from unmask.train.mirror import Mirror
+
+    def gone(self, run: Path) -> None:
+        raise RuntimeError("no route to the bucket")
+
+    monkeypatch.setattr(Mirror, "follow", gone)
+    train(small(data, steps=2, save_every=1, mirror="memory://runs/tiny"), tmp_path / "run")
+    assert capsys.readouterr().err.count("no route to the bucket: tried again") == 2
+    with pytest.raises(ValueError, match="mirror nosuch://x"):
+        train(small(data, steps=2, mirror="nosuch://x"), tmp_path / "none")
+
+
+def test_a_truncated_mirror_is_not_taken(data, tmp_path):
+    train(small(data, steps=2, mirror=f"file://{tmp_path / 'mirror'}"), tmp_path / "run")
+    path = tmp_path / "mirror" / "checkpoints" / "00000002" / "state.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"state\.safetensors: missing or damaged"):
+        train(small(data, steps=2, mirror=f"file://{tmp_path / 'mirror'}"), tmp_path / "new")
+
+
+def test_a_tracker_gets_the_rows(data, tmp_path, monkeypatch):
+    """Any module called as trackio and wandb are; one that is not installed is one line."""
+    told: list = []
+
+    class Fake:
+        init = staticmethod(lambda **options: told.append(options))
+        log = staticmethod(lambda numbers, step: told.append((step, numbers)))
+        finish = staticmethod(lambda: told.append("finished"))
+
+    monkeypatch.setitem(sys.modules, "trackio", Fake)
+    train(small(data, steps=2, validate_every=2, track="trackio"), tmp_path / "run")
+    assert told[0]["config"]["steps"] == 2
+    assert [step for step, _ in told[1:-1]] == [1, 2, 2]
+    assert told[1][1]["train/loss"] > 0
+    assert told[3][1]["validation/nats_per_token"] > 0
+    assert told[-1] == "finished"
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match="track wandb: not installed: pip install wandb"):
+        train(small(data, steps=2, track="wandb"), tmp_path / "other")
