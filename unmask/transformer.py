@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from unmask.cache import Attend, Cache, attention
-from unmask.network import Reading, Then, read_out
+from unmask.head import row_nats
+from unmask.network import Nats, Reading, Target, Then, read_out
 
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
@@ -223,6 +224,10 @@ class Transformer(nn.Module):
             if self.mask_id >= self.vocab:
                 return logits
             return logits.index_fill(-1, torch.tensor([self.mask_id], device=logits.device), -torch.inf)
+
+        if isinstance(then, Nats) and isinstance(then.of, Target) and torch.is_grad_enabled():
+            banned = self.mask_id if self.mask_id < self.vocab else None
+            return row_nats(state, self.output.weight, self.output.bias, then.of.ids, then, banned)
 
         def recomputed(part: Tensor, which: slice) -> Reading:
             """`then` of the logits, which are not kept for the backward pass but computed again."""
