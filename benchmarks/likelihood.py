@@ -17,14 +17,14 @@ import torch
 import torch.nn.functional as F
 
 import unmask
-from unmask import transformer
+from unmask import cpu
 from unmask.data import Blocks, batch_indices, load_split
 from unmask.likelihood import log_likelihood
 from unmask.transformer import Transformer, TransformerConfig
 
 LAYERS, WIDTH, HEADS, VOCAB, PROMPT, DRAWS, CLIP = 6, 256, 8, 32_000, 128, 128, 1e-3
 ANSWERS = (128, 24)
-ONEDNN = transformer.ONEDNN
+ONEDNN = cpu.ONEDNN
 REQUESTS = 4
 
 
@@ -33,7 +33,7 @@ def published(
     network: Transformer, x_0: torch.Tensor, answer: int, draws: int, batch: int, generator: torch.Generator
 ) -> torch.Tensor:
     """The estimates that `draws` maskings of one request make, in nats."""
-    values, transformer.ONEDNN = [], False
+    values, cpu.ONEDNN = [], False
     for start in range(0, draws, batch):
         rows = x_0.expand(min(batch, draws - start), -1)
         level = (1 - CLIP) * torch.rand(len(rows), 1, generator=generator) + CLIP
@@ -42,7 +42,7 @@ def published(
         logits = F.linear(network.hidden(rows.masked_fill(masked, network.mask_id)), *network.head())
         nats = F.cross_entropy(logits.flatten(0, 1), rows.flatten(), reduction="none").view_as(masked)
         values.append((nats * masked / level).sum(-1))
-    transformer.ONEDNN = ONEDNN
+    cpu.ONEDNN = ONEDNN
     return torch.cat(values)
 
 

@@ -18,6 +18,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from unmask.draws import widest
+
 Reading = Tensor | tuple[Tensor, ...]
 Then = Callable[[Tensor, slice], Reading]
 
@@ -68,6 +70,29 @@ class Target:
         ids = self.ids[which].to(logits.device, non_blocking=True)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         return logits.gather(-1, ids[:, None]).squeeze(-1) - logits.logsumexp(-1)
+
+
+@dataclass(frozen=True)
+class Nats:
+    """`then` that sums -weight x what `of` reads over each row's positions: [1, B] a chunk, chunks are to be summed.
+
+    It is linear in weights known beforehand, so a network can form its gradients without keeping a logit (head.py).
+    """
+
+    of: Then
+    weight: Float[Tensor, " N"]
+    row: Int[Tensor, " N"]
+    rows: int
+
+    def __call__(self, logits: Float[Tensor, "n V"], which: slice) -> Float[Tensor, "1 B"]:
+        value = self.of(logits, which)
+        assert isinstance(value, Tensor)
+        value = value.to(widest(value.device))
+        weight, row = (
+            self.weight[which].to(value, non_blocking=True),
+            self.row[which].to(value.device, non_blocking=True),
+        )
+        return value.new_zeros(1, self.rows).index_add(1, row, -(weight * value)[None])
 
 
 def evaluations(network: Network) -> int:

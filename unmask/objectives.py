@@ -20,7 +20,7 @@ from torch import Tensor
 
 from unmask.corruption import LogLinear, Schedule, mask_each, mask_exactly, masking_law
 from unmask.draws import log_probabilities, widest
-from unmask.network import Network, Target, Then
+from unmask.network import Nats, Network, Target, Then
 
 
 class Corruption(NamedTuple):
@@ -75,15 +75,20 @@ def cross_entropy(
     tokens: Int[Tensor, "B L"],
     scored: Bool[Tensor, "B L"],
     *,
+    weight: Float[Tensor, " B"] | None = None,
     canvas: Int[Tensor, "B L"] | None = None,
     level: Float[Tensor, " B"] | None = None,
     rows: Int[Tensor, " B"] | None = None,
     reading: type[Target] | type[ScoreEntropy] = Target,
 ) -> Float[Tensor, " B"]:
-    """`token_nats` summed over each row, in float64."""
-    at, nats = token_nats(network, tokens, scored, canvas=canvas, level=level, rows=rows, reading=reading)
-    of = (at // tokens.shape[-1]).to(nats.device, non_blocking=True)
-    return nats.new_zeros(len(tokens)).index_add(0, of, nats)
+    """Each row's `weight` (1) times its sum of -log q(token | canvas) over the scored positions, in float64."""
+    at = scored.flatten().nonzero().squeeze(-1)
+    row = at // tokens.shape[-1]
+    weight = torch.ones(len(tokens), dtype=torch.float64, device=row.device) if weight is None else weight
+    then = Nats(reading(tokens.flatten()[at]), weight[row], row, len(tokens))
+    value = network(tokens if canvas is None else canvas, at, then=then, rows=rows, level=level)
+    assert isinstance(value, Tensor)
+    return value.sum(0)
 
 
 def denoise(
@@ -118,8 +123,7 @@ def weighted(
     require_bidirectional(network)
     masked, weight, level = corruption
     canvas = x_0.masked_fill(masked, network.mask_id)
-    nats = cross_entropy(network, x_0, masked, canvas=canvas, level=level, reading=reading)
-    return nats * weight.to(nats.device, nats.dtype, non_blocking=True)
+    return cross_entropy(network, x_0, masked, weight=weight, canvas=canvas, level=level, reading=reading)
 
 
 def require_bidirectional(network: Network) -> None:

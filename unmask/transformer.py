@@ -17,10 +17,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from unmask import cpu
 from unmask.cache import Attend, Cache, attention
-from unmask.network import Reading, Then, read_out
-
-ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+from unmask.head import row_nats
+from unmask.network import Nats, Reading, Target, Then, read_out
 
 
 @dataclass(frozen=True)
@@ -224,6 +224,10 @@ class Transformer(nn.Module):
                 return logits
             return logits.index_fill(-1, torch.tensor([self.mask_id], device=logits.device), -torch.inf)
 
+        if isinstance(then, Nats) and isinstance(then.of, Target) and torch.is_grad_enabled():
+            banned = self.mask_id if self.mask_id < self.vocab else None
+            return row_nats(state, *self.head(), then.of.ids, then, banned)
+
         def recomputed(part: Tensor, which: slice) -> Reading:
             """`then` of the logits, which are not kept for the backward pass but computed again."""
             assert then is not None
@@ -342,9 +346,12 @@ class Attention(nn.Module):
         attend: Attend | None = None,
         at: Int[Tensor, " N"] | None = None,
     ) -> Float[Tensor, "B L D"] | Float[Tensor, "N D"]:
-        q, k, v = (
-            part.unflatten(-1, (-1, x.shape[-1] // self.heads)) for part in linear(x, self.qkv).split(self.split, -1)
-        )
+        qkv, width = linear(x, self.qkv), self.split[0] // self.heads
+        if attend is None and cpu.by_hand(qkv) and x.shape[1] ** 2 * self.split[0] <= cpu.LONGEST * self.split[1]:
+            groups = self.split[1] // width
+            y = cpu.Attention.apply(qkv, *rotary, self.heads, groups, self.causal)
+            return linear(chosen(y, at), self.project)
+        q, k, v = (part.unflatten(-1, (-1, width)) for part in qkv.split(self.split, -1))
         attend = attend or partial(attention, causal=self.causal)
         return linear(chosen(attend(rotate(q, rotary), rotate(k, rotary), v).flatten(2), at), self.project)
 
@@ -363,7 +370,10 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(config.mlp_width, config.width, bias=False)
 
     def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
-        gate, up = linear(x, self.gate_up).chunk(2, -1)
+        gate_up = linear(x, self.gate_up)
+        if cpu.by_hand(gate_up):
+            return linear(cpu.SwiGLU.apply(gate_up), self.down)
+        gate, up = gate_up.chunk(2, -1)
         return linear(F.silu(gate) * up, self.down)
 
 
@@ -380,8 +390,9 @@ class GELU(nn.Module):
 
 
 def linear(x: Float[Tensor, "*B D"], layer: nn.Linear) -> Float[Tensor, "*B E"]:
-    """layer(x); where no gradient is wanted by the faster `product`."""
-    return layer(x) if torch.is_grad_enabled() else product(x, layer.weight, layer.bias)
+    """layer(x), by the faster way of a CPU."""
+    way = cpu.linear if torch.is_grad_enabled() else product
+    return way(x, layer.weight, layer.bias)
 
 
 def product(
@@ -393,7 +404,7 @@ def product(
     8 rows 10 against 16, 1,024 rows 107 GFLOP/s against 237 (one thread of an EPYC 9005, 768 x 6144).
     """
     plain = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or weight.numel() < 1 << 18
-    if plain or weight.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32 or not ONEDNN:
+    if plain or weight.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32 or not cpu.ONEDNN:
         return F.linear(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
@@ -469,6 +480,8 @@ class RMSNorm(nn.Module):
         self.weight, self.eps = nn.Parameter(torch.empty(width)), eps
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        if cpu.by_hand(x):
+            return cpu.RMSNorm.apply(x, self.weight, self.eps)
         return F.rms_norm(_upcast(x), self.weight.shape, _upcast(self.weight), self.eps).to(x.dtype)
 
 

@@ -1,0 +1,112 @@
+"""Functions whose gradients are written by hand: each is its plain statement, in value and gradient."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unmask import cpu
+from unmask.cache import attention
+from unmask.objectives import AnyOrder, NextToken
+from unmask.transformer import Transformer, TransformerConfig, rotary_tables, rotate
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+
+def check(ours: Callable, plain: Callable, *inputs: Tensor) -> None:
+    """float64: value and gradients to rounding, and the gradient by finite differences."""
+    one, two = ours(*inputs), plain(*inputs)
+    torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
+    above = drawn(*two.shape, seed=9).detach()
+    pairs = zip(torch.autograd.grad(one, inputs, above), torch.autograd.grad(two, inputs, above), strict=True)
+    for mine, theirs in pairs:
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-11)
+    assert torch.autograd.gradcheck(ours, inputs, fast_mode=True)
+
+
+def test_swiglu():
+    check(cpu.SwiGLU.apply, lambda x: F.silu(x.chunk(2, -1)[0]) * x.chunk(2, -1)[1], drawn(2, 3, 10))
+
+
+def test_rms_norm():
+    check(
+        lambda x, w: cpu.RMSNorm.apply(x, w, 1e-3), lambda x, w: F.rms_norm(x, (6,), w, 1e-3), drawn(2, 3, 6), drawn(6)
+    )
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear(bias: bool):
+    inputs = (drawn(2, 3, 5), drawn(4, 5), *[drawn(4)] * bias)
+    check(lambda x, w, b=None: cpu._Linear.apply(x, w, b), F.linear, *inputs)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("groups", [4, 2, 1])
+@pytest.mark.parametrize("held", [1, 1 << 20])
+def test_attention(causal: bool, groups: int, held: int, monkeypatch):
+    """With rotary positions, grouped queries, some heads at a time."""
+    monkeypatch.setattr(cpu, "SCORES", held)
+    config = TransformerConfig(vocab=3, heads=4, width=24, kv_heads=groups)
+    cos, sin = (table.double() for table in rotary_tables(config, 5, torch.device("cpu")))
+
+    def plain(qkv: Tensor) -> Tensor:
+        kv = groups * 6
+        q, k, v = (part.unflatten(-1, (-1, 6)) for part in qkv.split([24, kv, kv], -1))
+        q, k = (rotate(part, (cos, sin)) for part in (q, k))
+        return attention(q, k, v, causal=causal).flatten(2)
+
+    ours = partial(lambda qkv: cpu.Attention.apply(qkv, cos, sin, 4, groups, causal))
+    check(ours, plain, drawn(2, 5, 24 + 12 * groups))
+
+
+def test_the_checks_see_a_planted_fault(monkeypatch):
+    """A rotation that is not undone in the backward pass."""
+    turn = cpu._turn
+    monkeypatch.setattr(cpu, "_turn", lambda x, cos, sin: turn(x, cos, sin.abs()))
+    with pytest.raises(AssertionError):
+        test_attention(False, 2, 1, monkeypatch)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("flavour", ["llama", "dit"])
+def test_a_network_trained_by_hand_is_the_network(precision: str, causal: bool, flavour: str, monkeypatch):
+    """Loss and gradients with and without this module, at a size at which all of it takes part; faults are seen."""
+    config = TransformerConfig(vocab=300, layers=2, heads=4, width=128, causal=causal, flavour=flavour)
+    network = Transformer(config, seed=1)
+    torch.nn.init.normal_(network.output.weight, std=0.1, generator=torch.Generator().manual_seed(2))
+    x_0 = torch.randint(300, (4, 64), generator=torch.Generator().manual_seed(3))
+    maskable = torch.arange(64).expand(4, -1) > 0
+    u = torch.linspace(0.1, 0.9, 4, dtype=torch.float64)
+
+    def found() -> tuple[Tensor, Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            objective = NextToken() if causal else AnyOrder()
+            loss = objective(network, x_0, maskable, u, torch.Generator().manual_seed(4)).sum() / maskable.sum()
+        gradient = torch.autograd.grad(loss, list(network.parameters()))
+        return loss.detach(), torch.cat([g.flatten() for g in gradient])
+
+    loss, gradient = found()
+    with monkeypatch.context() as patch:
+        patch.setattr(cpu, "by_hand", lambda x: False)
+        patch.setattr(cpu, "ONEDNN", False)
+        plain_loss, plain_gradient = found()
+    rough = precision == "bfloat16"
+    assert float((loss - plain_loss).abs() / plain_loss) < (1e-3 if rough else 1e-6)
+    assert float((gradient - plain_gradient).norm() / plain_gradient.norm()) < (2e-2 if rough else 1e-5)
+    monkeypatch.setattr("unmask.head.times", lambda x, y: 1.5 * (x @ y.t()))
+    assert float((found()[1] - plain_gradient).norm() / plain_gradient.norm()) > 2e-2
+
+
+def test_where_no_gradient_is_wanted_torchs_own_run(monkeypatch):
+    network = Transformer(TransformerConfig(vocab=30, layers=1, heads=2, width=16))
+    for name in ("SwiGLU", "RMSNorm", "Attention"):
+        monkeypatch.setattr(cpu, name, None)
+    with torch.no_grad():
+        network(torch.zeros(2, 4, dtype=torch.long), torch.arange(8))
