@@ -6,6 +6,7 @@ load("runs/tiny"), load("hf://GSAI-ML/LLaDA-8B-Base", dtype=torch.bfloat16), loa
 from unmask.checkpoint.hub import fetched
 from unmask.checkpoint.loading import load
 from unmask.checkpoint.model import Model, device_of
+from unmask.checkpoint.publishing import convert, push
 from unmask.checkpoint.runs import (
     CONFIG,
     MODEL,
@@ -25,11 +26,13 @@ __all__ = [
     "TOKENIZER",
     "Model",
     "assign",
+    "convert",
     "describe",
     "device_of",
     "fetched",
     "load",
     "network_config",
+    "push",
     "read_tensors",
     "write_tensors",
 ]
