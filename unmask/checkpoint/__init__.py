@@ -4,7 +4,7 @@ load("runs/tiny"), load("hf://GSAI-ML/LLaDA-8B-Base", dtype=torch.bfloat16), loa
 """
 
 from unmask.checkpoint.hub import fetched
-from unmask.checkpoint.loading import load
+from unmask.checkpoint.loading import Told, load
 from unmask.checkpoint.model import Model, device_of
 from unmask.checkpoint.publishing import convert, push
 from unmask.checkpoint.runs import (
@@ -25,6 +25,7 @@ __all__ = [
     "STATE",
     "TOKENIZER",
     "Model",
+    "Told",
     "assign",
     "convert",
     "describe",

@@ -37,6 +37,22 @@ class Found:
     folder: Path
 
 
+@dataclass(frozen=True)
+class Told:
+    """What a checkpoint does not say of itself, as options of a command."""
+
+    family: str | None = None
+    """Family of a bare file whose tensors do not tell: radd, sedd, mdlm, smdm, llada, llama or dream."""
+    config: Path | None = None
+    """JSON or YAML of the sizes that a bare file does not tell, in its family's words or ours."""
+    tokenizer: str | None = None
+    """A tokenizer where none comes with the checkpoint: a file, a folder, or hf://owner/repository."""
+
+    def load(self, path: str | Path, device: str, dtype: torch.dtype | None = None) -> Model:
+        told = {"family": self.family, "config": self.config, "tokenizer": self.tokenizer}
+        return load(path, **told, device=device, dtype=dtype)
+
+
 def load(
     path: str | Path,
     *,
@@ -75,7 +91,7 @@ def load(
         "source": re.sub("^hf:/(?!/)", "hf://", str(path)),
         "network": describe(sizes),
         "parameters": sizes.parameters(),
-        "requested": {"length": length} if (length := length_of(of, published)) else {},
+        "requested": {"length": length_of(of, published)},
     }
     return Model(network.eval().requires_grad_(False), text, row)
 

@@ -1,11 +1,12 @@
 """`unmask convert` and `unmask push`: checkpoints from one layout to another, and to the hub."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
-from unmask.checkpoint import convert, push
+from unmask.checkpoint import Told, convert, push
 from unmask.log import say
 
 
@@ -21,16 +22,10 @@ class Convert:
     """"unmask", "hf" (Hugging Face's own layout for causal models), radd, sedd, mdlm, smdm, llada, llama or dream."""
     out: Path
     """A new folder."""
-    family: str | None = None
-    """Of a bare file whose tensors do not tell."""
-    config: Path | None = None
-    """JSON or YAML of what a bare file does not tell, in its family's words or ours."""
-    tokenizer: str | None = None
-    """A tokenizer where none comes with the checkpoint."""
+    told: Annotated[Told, tyro.conf.OmitArgPrefixes] = field(default_factory=Told)
 
     def run(self) -> None:
-        given = {"family": self.family, "config": self.config, "tokenizer": self.tokenizer}
-        say(str(convert(self.checkpoint, self.out, self.to, **given)))
+        say(str(convert(self.checkpoint, self.out, self.to, **vars(self.told))))
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ RADD = Family(
     heads=DIT_HEADS,
     output_rows=1,
     buffers={"rotary_emb.inv_freq": _inverse_frequencies},
-    length="model.length",
+    length=("model.length", 1024),
     tokenizer=GPT2,
     url="https://github.com/ML-GSAI/RADD",
 )
@@ -124,7 +124,7 @@ SEDD = Family(
     heads=DIT_HEADS,
     output_rows=1,
     buffers={"rotary_emb.inv_freq": _inverse_frequencies},
-    length="model.length",
+    length=("model.length", 1024),
     tokenizer=GPT2,
     url="https://github.com/louaaron/Score-Entropy-Discrete-Diffusion",
 )
@@ -165,7 +165,7 @@ MDLM = Family(
         "time_conditioning": isinstance(c, ConditionedConfig) and c.timed,
         **_noise_of(c),
     },
-    length="model_length",
+    length=("model_length", 1024),
     kinds=("mdlm",),
     heads=DIT_HEADS,
     output_rows=1,
@@ -220,7 +220,7 @@ SMDM = Family(
     },
     constants=lambda c: {"name": "unmask", "padded_vocab_size": c.vocab, "norm_eps": 1e-5, "bias": False},
     heads={(layers, width): heads for layers, heads, width in SMDM_SIZES},
-    length="block_size",
+    length=("block_size", 2048),
     tokenizer=("TinyLlama/TinyLlama_v1.1", 32_000),
     url="https://github.com/ML-GSAI/SMDM",
 )
@@ -306,7 +306,7 @@ LLADA = Family(
         "include_qkv_bias": False,
     },
     kinds=("llada",),
-    length="max_sequence_length",
+    length=("max_sequence_length", 4096),
     heads={(32, 4096): 32},
     url="https://github.com/ML-GSAI/LLaDA",
 )
