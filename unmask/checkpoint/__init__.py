@@ -18,6 +18,7 @@ from unmask.checkpoint.runs import (
     read_tensors,
     write_tensors,
 )
+from unmask.checkpoint.starting import starting_from
 
 __all__ = [
     "CONFIG",
@@ -35,5 +36,6 @@ __all__ = [
     "network_config",
     "push",
     "read_tensors",
+    "starting_from",
     "write_tensors",
 ]
