@@ -261,11 +261,22 @@ def test_a_run_begins_from_anothers_weights_at_another_length(data, tmp_path):
     learnt, drawn = (read_metrics(tmp_path / name / "metrics.jsonl")[0]["loss"] for name in ("longer", "drawn"))
     assert learnt < drawn - 1
     wide = TransformerConfig(vocab=258, layers=1, heads=2, width=64)
-    with pytest.raises(ValueError, match="another network or tokenizer"):
+    with pytest.raises(ValueError, match="another network than this run's"):
         train(small(data, init=str(first), network=wide), tmp_path / "wide")
     assert not (tmp_path / "wide").exists()
     with pytest.raises(ValueError, match="no run folder"):
         train(small(data, init=str(tmp_path / "nowhere")), tmp_path / "none")
+
+
+def test_a_masked_model_begins_from_a_causal_one(data, tmp_path):
+    """Its first loss, on all its tokens, is below that of drawn weights: what was learnt is still there."""
+    causal = TransformerConfig(vocab=258, layers=1, heads=2, width=32, causal=True)
+    first = train(small(data, steps=60, network=causal, objective=NextToken()), tmp_path / "first")
+    opened = small(data, init=str(first), network=replace(causal, causal=False, shifted=True), steps=1)
+    train(opened, tmp_path / "opened")
+    train(replace(opened, init=None), tmp_path / "drawn")
+    learnt, drawn = (read_metrics(tmp_path / name / "metrics.jsonl")[0]["loss"] for name in ("opened", "drawn"))
+    assert learnt < drawn - 0.5
 
 
 def test_no_clipping_is_no_limit(data, tmp_path):

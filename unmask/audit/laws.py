@@ -49,6 +49,7 @@ class Predictions:
         self.network, self.draw = network, draw
         self.mask_id = network.mask_id
         self.on = cache(self._on)
+        self.mass = cache(self._mass)
         self.writings = cache(self._writings)
 
     def _on(self, canvas: Canvas) -> tuple[dict[int, list[float]], dict[int, list[float]]]:
@@ -58,6 +59,14 @@ class Predictions:
         logits = cast(Tensor, self.network(torch.tensor([canvas]), torch.tensor(at, dtype=torch.long), rows=rows))
         log_q, p = log_probabilities(logits).tolist(), self.draw.law(logits).tolist()
         return dict(zip(at, log_q, strict=True)), dict(zip(at, p, strict=True))
+
+    def _mass(self, canvas: Canvas) -> dict[int, float]:
+        """The sum of exp(logits) at each open position: 1 for a network that predicts laws."""
+        at = [i for i, token in enumerate(canvas) if token == self.mask_id]
+        if self.network.normalised:
+            return dict.fromkeys(at, 1.0)
+        logits = cast(Tensor, self.network(torch.tensor([canvas]), torch.tensor(at, dtype=torch.long)))
+        return dict(zip(at, logits.double().logsumexp(-1).exp().tolist(), strict=True))
 
     def _writings(self, canvas: Canvas, positions: Positions) -> tuple[tuple[float, Canvas], ...]:
         """Every way to write the positions, and its chance: the product of their predictions."""
@@ -245,6 +254,24 @@ class IndependentLaw:
         pairs = sum(float(((1 - q - a).clamp(min=0) ** open_ - empty * (1 - a) ** open_).sum()) for a in q)
         same = float(((1 - 2 * q).clamp(min=0) ** open_ - empty**2).sum())
         return float((1 - empty).sum()), float((empty * (1 - empty)).sum()) + pairs - same
+
+
+@dataclass(frozen=True)
+class RatedLaw:
+    """At step s an open position is revealed with chance min(1, hazards[s] Z), Z the sum of the network's exponentials
+    there; each step is an evaluation. The last reveals what is left.
+    """
+
+    hazards: tuple[float, ...]
+    counts = False  # an evaluation that writes nothing is one all the same
+
+    def moves(self, at: At) -> Iterator[Move]:
+        step = at.memory or 0
+        last = step == len(self.hazards) - 1
+        heads = {i: 1.0 if last else min(1.0, self.hazards[step] * at.predictions.mass(at.canvas)[i]) for i in at.open}
+        for chance, positions in coins(heads):
+            for p, canvas in at.writing(positions):
+                yield chance * p, canvas, step + 1
 
 
 Score = Callable[[Sequence[float], int], float]

@@ -22,6 +22,7 @@ from unmask.audit.laws import (
     Positions,
     RandomOrderLaw,
     RankedLaw,
+    RatedLaw,
     TokensOnly,
 )
 from unmask.corruption import Cosine, Schedule
@@ -40,6 +41,7 @@ from unmask.sampling import (
     Margin,
     Policy,
     RandomOrder,
+    Rated,
     Remasking,
     Speculative,
     Threshold,
@@ -68,6 +70,7 @@ EVERY: tuple[Policy, ...] = (
     Blocks(2, Confidence()),
     Remasking(3, cap=0.5),
     Blocks(2, Remasking(2, cap=0.4)),
+    Rated(Tweedie(3)),
     Speculative(drafts=2),
     Speculative(Blocks(3, LeftToRight()), 2),
 )
@@ -104,6 +107,9 @@ def stated_law(policy: Policy) -> Law | None:
             return RankedLaw(of_the_draw, lambda scores, turn, total: by_ratio(total, steps, eps)[turn])
         case Remasking():
             return remasking(policy)
+        case Rated(steps):
+            law = stated_law(steps)
+            return RatedLaw(law.hazards) if isinstance(law, IndependentLaw) else None
         case Speculative(inside):
             law = stated_law(inside)
             return None if law is None else TokensOnly(law)

@@ -4,8 +4,9 @@ load("runs/tiny"), load("hf://GSAI-ML/LLaDA-8B-Base", dtype=torch.bfloat16), loa
 """
 
 from unmask.checkpoint.hub import fetched
-from unmask.checkpoint.loading import load
+from unmask.checkpoint.loading import Told, load
 from unmask.checkpoint.model import Model, device_of
+from unmask.checkpoint.publishing import convert, push
 from unmask.checkpoint.runs import (
     CONFIG,
     MODEL,
@@ -17,6 +18,7 @@ from unmask.checkpoint.runs import (
     read_tensors,
     write_tensors,
 )
+from unmask.checkpoint.starting import starting_from
 
 __all__ = [
     "CONFIG",
@@ -24,12 +26,16 @@ __all__ = [
     "STATE",
     "TOKENIZER",
     "Model",
+    "Told",
     "assign",
+    "convert",
     "describe",
     "device_of",
     "fetched",
     "load",
     "network_config",
+    "push",
     "read_tensors",
+    "starting_from",
     "write_tensors",
 ]

@@ -11,13 +11,13 @@ import torch
 import yaml
 from torch import Tensor
 
-from unmask.checkpoint.hub import fetched
+from unmask.checkpoint.hub import PREFIX, fetched, parts_of
 from unmask.checkpoint.model import Later, Model, device_of
 from unmask.checkpoint.runs import CONFIG, MODEL, TOKENIZER, assign, describe, network_config
 from unmask.checkpoint.tensors import INDEX, Tensors, open_tensors
 from unmask.conditioned import ConditionedConfig
 from unmask.data import Tokenizer
-from unmask.families import Family, config_of, copied, family_of, network_of, to_ours
+from unmask.families import Family, config_of, copied, family_of, length_of, network_of, to_ours
 from unmask.files import Row, read_json
 from unmask.transformer import TransformerConfig
 
@@ -25,7 +25,6 @@ HYDRA = ".hydra/config.yaml"
 WEIGHTS = (MODEL, MODEL + INDEX, "pytorch_model.bin", "pytorch_model.bin" + INDEX, "checkpoints-meta/checkpoint.pth")
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 OURS = {each.name for kind in (TransformerConfig, ConditionedConfig) for each in fields(kind)}
-LENGTHS = ("length", "model_length", "max_sequence_length", "max_position_embeddings", "block_size")
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,22 @@ class Found:
     config: Row
     """What stands beside the weights: ours, the hub's, or hydra's; empty where nothing does."""
     folder: Path
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a checkpoint does not say of itself, as options of a command."""
+
+    family: str | None = None
+    """Family of a bare file whose tensors do not tell: radd, sedd, mdlm, smdm, llada, llama or dream."""
+    config: Path | None = None
+    """JSON or YAML of the sizes that a bare file does not tell, in its family's words or ours."""
+    tokenizer: str | None = None
+    """A tokenizer where none comes with the checkpoint: a file, a folder, or hf://owner/repository."""
+
+    def load(self, path: str | Path, device: str, dtype: torch.dtype | None = None) -> Model:
+        told = {"family": self.family, "config": self.config, "tokenizer": self.tokenizer}
+        return load(path, **told, device=device, dtype=dtype)
 
 
 def load(
@@ -76,7 +91,7 @@ def load(
         "source": re.sub("^hf:/(?!/)", "hf://", str(path)),
         "network": describe(sizes),
         "parameters": sizes.parameters(),
-        "requested": {"length": length} if (length := _length(published)) else {},
+        "requested": {"length": length_of(of, published)},
     }
     return Model(network.eval().requires_grad_(False), text, row)
 
@@ -142,17 +157,11 @@ def _settings(config: Mapping[str, object] | str | Path | None) -> Row:
     return read_settings(fetched(config)) if isinstance(config, str | Path) else dict(config)
 
 
-def _length(published: Row) -> int | None:
-    """The length it was trained at, where its configuration says."""
-    places = [published, published.get("model") if isinstance(published.get("model"), dict) else {}]
-    values = [place.get(name) for name in LENGTHS for place in places if place]
-    return next((value for value in values if isinstance(value, int)), None)
-
-
 def _tokenizer(found: Found, family: Family, vocab: int, given: str | Path | None) -> Tokenizer:
     """The one given, the one beside the weights, or the family's. Raises ValueError where there is none that fits."""
     if given is not None:
-        path = fetched(given)
+        bare = PREFIX.match(str(given)) and parts_of(str(given))[2] is None
+        path = fetched(f"{given}/{TOKENIZER}" if bare else given)  # a repository's weights are not wanted
     elif any((found.folder / name).is_file() for name in (TOKENIZER, "tokenizer.model")):
         path = found.folder
     elif family.tokenizer and family.tokenizer[1] == vocab:

@@ -42,6 +42,10 @@ COMMANDS = {
     "compare": Entry("evaluate.commands:Compare", "Differences between two result files, with their errors."),
     "experiment": Entry("cli.experiment:Experiment", "Rerun a claim of the papers: train, measure, conclude."),
     "audit": Entry("cli.audit:Audit", "Does a sampler follow the law that it states?", POLICY),
+    "convert": Entry(
+        "cli.checkpoints:Convert", "Write a checkpoint in a published layout, or a published one in ours."
+    ),
+    "push": Entry("cli.checkpoints:Push", "Upload a converted checkpoint to the hub."),
     "report": Entry("cli.report:Report", "One self-contained HTML page of runs, results and samples."),
 }
 

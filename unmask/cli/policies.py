@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Union, get_args
 
 import tyro
 
-from unmask.sampling import AdaptivePolicy, Blocks, Planned, Remasking, Speculative
+from unmask.sampling import AdaptivePolicy, Blocks, Planned, Rated, Remasking, Speculative
 
 if TYPE_CHECKING:
-    Chosen = Planned | AdaptivePolicy | Remasking | Blocks | Speculative
+    Chosen = Planned | AdaptivePolicy | Remasking | Rated | Blocks | Speculative
 else:
 
     def _with_its_law(policy):
@@ -16,5 +16,5 @@ else:
         text = f"{inspect.getdoc(policy)}\n\nSamples follow: {policy().exact_for}."
         return Annotated[policy, tyro.conf.subcommand(description=text)]
 
-    kinds = get_args(Planned | AdaptivePolicy | Remasking | Blocks | Speculative)
+    kinds = get_args(Planned | AdaptivePolicy | Remasking | Rated | Blocks | Speculative)
     Chosen = Union[tuple(map(_with_its_law, kinds))]  # noqa: UP007

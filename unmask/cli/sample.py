@@ -9,7 +9,7 @@ import tyro
 from torch import Tensor
 
 from unmask import grammar, ranks
-from unmask.checkpoint import Model, load
+from unmask.checkpoint import Model, Told
 from unmask.cli.policies import Chosen
 from unmask.evaluate import write
 from unmask.files import read_json, write_json
@@ -26,6 +26,7 @@ class Sample:
     """
 
     checkpoint: Path
+    """A run folder, a published file or folder, or hf://owner/repository[/file]."""
     policy: Annotated[Chosen | None, tyro.conf.OmitSubcommandPrefixes] = None
     """Where to write next; by default exact: a random order, one token at a time (left to right for a causal model)."""
     draw: Annotated[Draw, tyro.conf.OmitArgPrefixes] = field(default_factory=Draw)
@@ -56,6 +57,7 @@ class Sample:
     seed: int = 0
     batch: int = 16
     device: str = "auto"
+    told: Annotated[Told, tyro.conf.OmitArgPrefixes] = field(default_factory=Told)
     out: Path | None = None
     """Also write the samples, with when and how surely each token appeared, for `unmask report`."""
     json: bool = False
@@ -64,7 +66,7 @@ class Sample:
     def run(self) -> None:
         if self.count < 1 or self.length < 1:
             raise ValueError(f"count {self.count} and length {self.length} must be at least 1")
-        model = load(self.checkpoint, device=self.device)
+        model = self.told.load(self.checkpoint, self.device)
         text = self._text()
         first = model.canvas(text, seed=self.seed)
         constraint = self._constraint(model, first)

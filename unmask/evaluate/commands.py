@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from unmask import ranks
-from unmask.checkpoint import Model, load
+from unmask.checkpoint import Model, Told
 from unmask.evaluate.comparing import compare, read_rows
 from unmask.evaluate.corpora import CORPORA
 from unmask.evaluate.generation import caution, generation, mauve, quality, read_texts, reference_texts
@@ -58,6 +58,7 @@ class Perplexity:
     seed: int = 0
     batch: int = 64
     device: str = "auto"
+    told: Annotated[Told, tyro.conf.OmitArgPrefixes] = field(default_factory=Told)
     out: Path | None = None
     """Write the rows as a result file, for `unmask report` and `unmask compare`."""
     json: bool = False
@@ -68,7 +69,7 @@ class Perplexity:
             raise ValueError("say what to score: --data PATH or --corpora NAMES, one of them")
         if self.local is not None and self.local.is_file() and len(self.corpora) > 1:
             raise ValueError(f"--local {self.local} is one file: give a folder for {len(self.corpora)} corpora")
-        model = load(self.checkpoint, device=self.device)
+        model = self.told.load(self.checkpoint, self.device)
         name, rows = _name(model, self.checkpoint), []
         for what in self.corpora or (None,):
             held_out = self._held_out(model, what)
@@ -120,6 +121,7 @@ class Generation:
     batch: int = 16
     judge_batch: int = 4
     device: str = "auto"
+    told: Annotated[Told, tyro.conf.OmitArgPrefixes] = field(default_factory=Told)
     out: Path | None = None
     """Write the rows as a result file, for `unmask report` and `unmask compare`."""
     json: bool = False
@@ -151,7 +153,7 @@ class Generation:
     def _texts(self) -> tuple[list[str], Row]:
         if self.samples is not None:
             return read_texts(self.samples)
-        model = load(cast(Path, self.checkpoint), device=self.device)
+        model = self.told.load(cast(Path, self.checkpoint), self.device)
         length = self.length or model.config.get("requested", {}).get("length", 64)
         if self.count < 2 or length < 1:
             raise ValueError(f"count {self.count} must be at least 2 and length {length} at least 1")

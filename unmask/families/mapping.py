@@ -86,8 +86,10 @@ class Family:
     """Rows of the output layer beyond the vocabulary."""
     buffers: Mapping[str, Callable[[TransformerConfig], Tensor]] = field(default_factory=dict)
     """Tensors that follow from the configuration: ignored when read (they may be absent), written."""
+    length: tuple[str, int] = ("max_position_embeddings", 2048)
+    """Where their configuration has the longest text, and what it is where they do not say."""
     tokenizer: tuple[str, int] | None = None
-    """(repository on the hub, its tokens) of the tokenizer that all its networks share."""
+    """(repository on the hub, vocabulary of the network) of the tokenizer that all its networks share."""
     url: str = ""
 
     def ignores(self, name: str, config: Config) -> bool:
@@ -176,9 +178,18 @@ def config_of(family: Family, tensors: Mapping[str, Tensor], published: Row | No
         raise ValueError(f"{family.name}: its configuration does not describe a network ({error})") from None
 
 
-def published_config(family: Family, config: Config) -> Row:
-    """Their configuration of a network of ours: the inverse of `config_of`."""
+def length_of(family: Family, published: Row) -> int:
+    """The longest text that it was trained on."""
+    path, usual = family.length
+    value = _first(published, (path, "model.length"))
+    return value if isinstance(value, int) else usual
+
+
+def published_config(family: Family, config: Config, length: int | None = None) -> Row:
+    """Their configuration of a network of ours, trained on texts of `length`: the inverse of `config_of`."""
     row: Row = {}
+    if length is not None:
+        _put(row, family.length[0], length)
     for ours, paths in family.settings.items():
         value = {**asdict(config), **_spelt(config)}.get(ours)
         if value is not None:

@@ -48,16 +48,19 @@ RADD = Family(
     config={"flavour": "dit", "causal": False},
     fits=lambda c: (
         isinstance(c, TransformerConfig)
-        and (c.flavour, c.causal, c.groups, c.mlp_width, c.norm_eps, c.tied, c.mask, c.shifted, c.qkv_bias)
-        == ("dit", False, c.heads, 4 * c.width, 1e-5, False, c.vocab, False, False)
+        and (c.flavour, c.causal, c.groups, c.mlp_width, c.tied, c.mask, c.shifted, c.qkv_bias)
+        == ("dit", False, c.heads, 4 * c.width, False, c.vocab, False, False)
+        and (c.norm_eps, c.rotary_base, c.rotary_scaling, c.rotary_dtype) == (1e-5, 10_000, None, "float32")
     ),
-    requires="flavour dit, bidirectional, not tied, no grouped queries, an MLP 4 x width, norm_eps 1e-5, mask_id V",
+    requires="flavour dit, bidirectional, not tied, no grouped queries, an MLP 4 x width, norm_eps 1e-5, mask_id V, "
+    "rotary_base 10000 in float32",
     mark="blocks.0.norm1.bias",
     settings=DIT_SETTINGS,
     constants=lambda c: {"model.type": "ddit_wot", "model.mlp_type": "mlp", "noise.type": "loglinear"},
     heads=DIT_HEADS,
     output_rows=1,
     buffers={"rotary_emb.inv_freq": _inverse_frequencies},
+    length=("model.length", 1024),
     tokenizer=GPT2,
     url="https://github.com/ML-GSAI/RADD",
 )
@@ -121,6 +124,7 @@ SEDD = Family(
     heads=DIT_HEADS,
     output_rows=1,
     buffers={"rotary_emb.inv_freq": _inverse_frequencies},
+    length=("model.length", 1024),
     tokenizer=GPT2,
     url="https://github.com/louaaron/Score-Entropy-Discrete-Diffusion",
 )
@@ -159,7 +163,9 @@ MDLM = Family(
         "model_type": "mdlm",
         "vocab_size": c.vocab + 1,
         "time_conditioning": isinstance(c, ConditionedConfig) and c.timed,
+        **_noise_of(c),
     },
+    length=("model_length", 1024),
     kinds=("mdlm",),
     heads=DIT_HEADS,
     output_rows=1,
@@ -210,9 +216,11 @@ SMDM = Family(
         "kv_heads": ("n_query_groups",),
         "width": ("n_embd",),
         "mlp": ("intermediate_size",),
+        "rotary_dtype": ("unmask.rotary_dtype",),  # their code has no choice: said for ours alone
     },
     constants=lambda c: {"name": "unmask", "padded_vocab_size": c.vocab, "norm_eps": 1e-5, "bias": False},
     heads={(layers, width): heads for layers, heads, width in SMDM_SIZES},
+    length=("block_size", 2048),
     tokenizer=("TinyLlama/TinyLlama_v1.1", 32_000),
     url="https://github.com/ML-GSAI/SMDM",
 )
@@ -268,8 +276,8 @@ LLADA = Family(
     config={"flavour": "llama", "causal": False, "mask_id": 126_336, "rotary_base": 5e5},
     fits=lambda c: (
         isinstance(c, TransformerConfig)
-        and (c.flavour, c.causal, c.rotary_scaling, c.shifted, c.qkv_bias, c.mask < c.vocab)
-        == ("llama", False, None, False, False, True)
+        and (c.flavour, c.causal, c.rotary_scaling, c.rotary_dtype, c.shifted, c.qkv_bias, c.mask < c.vocab)
+        == ("llama", False, None, "float32", False, False, True)
     ),
     requires="flavour llama, bidirectional, a mask within the vocabulary, no biases, an unscaled rotary_base",
     mark="model.transformer.blocks.0.attn_out.weight",
@@ -298,6 +306,7 @@ LLADA = Family(
         "include_qkv_bias": False,
     },
     kinds=("llada",),
+    length=("max_sequence_length", 4096),
     heads={(32, 4096): 32},
     url="https://github.com/ML-GSAI/LLaDA",
 )
@@ -384,8 +393,10 @@ LLAMA = Family(
     "Llama",
     HF_LINES,
     config={"flavour": "llama", "causal": True, "norm_eps": 1e-6},
-    fits=lambda c: isinstance(c, TransformerConfig) and c.flavour == "llama" and c.causal,
-    requires="flavour llama and causal",
+    fits=lambda c: (
+        isinstance(c, TransformerConfig) and (c.flavour, c.causal, c.rotary_dtype) == ("llama", True, "float32")
+    ),
+    requires="flavour llama, causal, rotary tables in float32",
     mark="model.layers.0.self_attn.q_proj.weight",
     settings=HF_SETTINGS,
     more=_hugging_face,
@@ -400,9 +411,11 @@ DREAM = Family(
     config={"flavour": "llama", "causal": False, "shifted": True, "mask_id": 151_666, "norm_eps": 1e-6},
     fits=lambda c: (
         isinstance(c, TransformerConfig)
-        and (c.flavour, c.causal, c.shifted, c.mask < c.vocab) == ("llama", False, True, True)
+        and (c.flavour, c.causal, c.shifted, c.rotary_dtype, c.mask < c.vocab)
+        == ("llama", False, True, "float32", True)
     ),
-    requires="flavour llama, bidirectional, shifted, a mask within the vocabulary",
+    requires="flavour llama, bidirectional, shifted, a mask within the vocabulary, rotary tables in float32",
+    tokenizer=("Qwen/Qwen2.5-7B", 152_064),
     mark="model.layers.0.self_attn.q_proj.bias",
     settings=HF_SETTINGS | {"mask_id": ("mask_token_id",)},
     more=_hugging_face,

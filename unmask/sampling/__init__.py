@@ -40,6 +40,7 @@ from unmask.sampling.planned import (
     nfe_of,
     without_gaps,
 )
+from unmask.sampling.rated import Rated
 from unmask.sampling.remasking import Remasking
 from unmask.sampling.runner import Samples, Step, decode_nats, sample, stream
 from unmask.sampling.speculative import Speculative
@@ -64,6 +65,7 @@ __all__ = [
     "Planned",
     "Policy",
     "RandomOrder",
+    "Rated",
     "Remasking",
     "Samples",
     "Speculative",

@@ -42,10 +42,14 @@ class Tweedie:
     def exact_for(self) -> str:
         return f"tau-leaping with {self.steps} steps, which tends to the random-order law as steps grow"
 
-    def plan(self, open_: Bool[Tensor, "B L"], u: Float[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+    def hazards(self) -> Float[Tensor, " T"]:
+        """Probability that a position which is masked at a step is revealed in it."""
         t, s = grid(self.steps)
         alpha_t, alpha_s = self.schedule.alpha(t), self.schedule.alpha(s)
-        return _by_hazard((alpha_s - alpha_t) / (1 - alpha_t), open_, u)
+        return (alpha_s - alpha_t) / (1 - alpha_t)
+
+    def plan(self, open_: Bool[Tensor, "B L"], u: Float[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+        return _by_hazard(self.hazards(), open_, u)
 
 
 @dataclass(frozen=True)
@@ -65,9 +69,13 @@ class Euler:
     def exact_for(self) -> str:
         return f"Euler tau-leaping with {self.steps} steps, which tends to the random-order law as steps grow"
 
-    def plan(self, open_: Bool[Tensor, "B L"], u: Float[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+    def hazards(self) -> Float[Tensor, " T"]:
+        """As Tweedie's; above 1 where a step is too large."""
         t, s = grid(self.steps)
-        return _by_hazard((t - s) * self.schedule.rate(t) / (1 - self.schedule.alpha(t)), open_, u)
+        return (t - s) * self.schedule.rate(t) / (1 - self.schedule.alpha(t))
+
+    def plan(self, open_: Bool[Tensor, "B L"], u: Float[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+        return _by_hazard(self.hazards(), open_, u)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from unmask.sampling.canvas import behind_end
 from unmask.sampling.constraints import Constraint, offer
 from unmask.sampling.drawing import Draw
 from unmask.sampling.planned import Policy, RandomOrder, draw_plan
+from unmask.sampling.rated import Rated, toss
 from unmask.sampling.remasking import Remasking
 from unmask.sampling.speculative import Guesses, Speculative, speculate
 
@@ -120,6 +121,8 @@ def stream(
         raise ValueError("an end token may write into a constraint's span from before it: leave out one of the two")
     if constraint is not None and isinstance(policy, Speculative):
         raise ValueError("Speculative guesses tokens one by one, a constraint ties them: use its inside policy alone")
+    if isinstance(policy, Rated) and (end is not None or constraint is not None):
+        raise ValueError("Rated reveals by the network's own rates: leave out the end token and the constraint")
     work = [_prepare(network, canvases, index, policy, seed, numbers, constraint) for index in _same_length(canvases)]
     return _stream(network, work, policy, pick, batch)
 
@@ -158,6 +161,8 @@ def decode_nats(
     order depends on the tokens drawn: the text does not tell which other tokens were drawn on the way.
     """
     policy = policy.inside if isinstance(policy, Speculative) else policy
+    if isinstance(policy, Rated):
+        raise ValueError("Rated has no likelihood in closed form: take the bound of its network, `log_likelihood`")
     chooser = _chooser(policy)
     if _revising(policy) is not None or (chooser is not None and chooser.looks_at_draws):
         raise ValueError(
@@ -296,6 +301,8 @@ def _run(network: Network, work: _Work, policy: Policy, pick: Pick, batch: int, 
             return
         if isinstance(policy, Speculative):
             step, guesses = _judge(network, work, row, guesses, policy, pick, call)
+        elif isinstance(policy, Rated):
+            step = _tossed(network, work, row, policy, pick, call)
         else:
             once = chooser is None and revising is None
             step = _advance(network, work, row, asked, chooser, pick, call, once=once)
@@ -407,6 +414,15 @@ def _judge(
         following = following.at((rank >= 0) & (rank < rank.amax(-1, keepdim=True)))
     guesses.token[row] = following.token
     return step, Guesses(guesses.token, following.law)
+
+
+def _tossed(network: Network, work: _Work, row: Int[Tensor, " R"], policy: Rated, pick: Pick, call: int) -> Step:
+    """One call at each row's own step: coins are tossed by what the network says."""
+    step, draw = work.turn[row], cast(Draw, pick.draw)
+    when, what = (_by_turn(work, row, step, purpose) for purpose in (PLAN, TOKEN))
+    written = toss(network, work.tokens[row], policy, step, when, what, draw=draw, rows=work.index[row])
+    work.rows[row] += 1
+    return _write(work, row, None, call, *written)
 
 
 def _rank(work: _Work, row: Int[Tensor, " R"]) -> Int[Tensor, "R L"]:

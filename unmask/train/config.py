@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from unmask.checkpoint import CONFIG, describe, device_of, load
+from unmask.checkpoint import CONFIG, describe, device_of, load, starting_from
 from unmask.corruption import stratified
 from unmask.data import Tokenizer, load_manifest
 from unmask.files import Row, read_json, write_json
@@ -28,7 +28,8 @@ class TrainConfig:
     data: str
     """Folder written by `unmask prepare`."""
     init: str | None = None
-    """Run folder whose weights to begin from, with the same network and tokenizer; by default they are drawn."""
+    """Checkpoint whose weights to begin from, with the same tokenizer and sizes; by default they are drawn. One that
+    is causal is opened where this network is not (best with `network.shifted`)."""
     objective: Objective = field(default_factory=AnyOrder)
     name: str = "run"
     length: int = 128
@@ -86,12 +87,13 @@ class TrainConfig:
         """The weights to begin from, where `init` names a run. Raises ValueError where they do not fit."""
         if self.init is None:
             return None
-        donor = load(self.init)
-        if donor.network.config != self.network or donor.tokenizer.inner.to_str() != tokenizer.inner.to_str():
-            raise ValueError(
-                f"init {self.init}: another network or tokenizer than this run's: take its sizes and its data's"
-            )
-        return donor.network.state_dict()
+        donor = load(self.init, dtype=torch.float32)
+        if donor.tokenizer.inner.to_str() != tokenizer.inner.to_str():
+            raise ValueError(f"init {self.init}: another tokenizer than this run's: prepare the data with its own")
+        try:
+            return starting_from(donor, self.network)
+        except ValueError as error:
+            raise ValueError(f"init {self.init}: {error}") from None
 
     def cost(self) -> Row:
         """Tokens and training FLOPs of the whole run: 6ND as the papers count, and the true count beside it.

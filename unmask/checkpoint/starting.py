@@ -1,0 +1,35 @@
+"""Weights to begin training from: another run's, or those of a causal network whose attention is opened."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from unmask.checkpoint.model import Model
+from unmask.transformer import TransformerConfig
+
+
+def starting_from(donor: Model, network: TransformerConfig) -> dict[str, Tensor]:
+    """The state_dict that a network of this configuration begins with.
+
+    A masked diffusion model may begin as a causal one of its sizes (DiffuLLaMA, arXiv 2410.17891): every position
+    sees all others, and the mask gets an embedding, the mean of all tokens', so that it says nothing yet. The causal
+    network predicts each token from the state one to its left; `shifted` keeps it so, and without it the network has
+    to learn to predict in place. Raises ValueError for a donor of other sizes.
+    """
+    theirs = donor.network.config
+    opened = isinstance(theirs, TransformerConfig) and theirs.causal and not network.causal
+    if opened:
+        theirs = replace(theirs, causal=False, shifted=network.shifted, mask_id=network.mask_id)
+    if not isinstance(theirs, TransformerConfig) or _sizes(theirs) != _sizes(network):
+        raise ValueError("another network than this run's: take its sizes")
+    state = dict(donor.network.state_dict())
+    rows = state["embedding.weight"]
+    if len(rows) < network.embedding_rows:
+        state["embedding.weight"] = torch.cat([rows, rows.mean(0, keepdim=True)])
+    return state
+
+
+def _sizes(config: TransformerConfig) -> TransformerConfig:
+    """With defaults written out, and without what weights do not depend on."""
+    return replace(config, kv_heads=config.groups, mlp=config.mlp_width, mask_id=config.mask, dropout=0.0)

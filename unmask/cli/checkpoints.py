@@ -1,0 +1,40 @@
+"""`unmask convert` and `unmask push`: checkpoints from one layout to another, and to the hub."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from unmask.checkpoint import Told, convert, push
+from unmask.log import say
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Write a checkpoint in another layout, with its tokenizer and a model card: `unmask convert runs/tiny --to hf
+    --out tiny-hf`. A published one becomes a run folder of ours by `--to unmask`.
+    """
+
+    checkpoint: tyro.conf.Positional[str]
+    """A run folder, a published file or folder, or hf://owner/repository[/file]."""
+    to: str
+    """"unmask", "hf" (Hugging Face's own layout for causal models), radd, sedd, mdlm, smdm, llada, llama or dream."""
+    out: Path
+    """A new folder."""
+    told: Annotated[Told, tyro.conf.OmitArgPrefixes] = field(default_factory=Told)
+
+    def run(self) -> None:
+        say(str(convert(self.checkpoint, self.out, self.to, **vars(self.told))))
+
+
+@dataclass(frozen=True)
+class Push:
+    """Upload a folder written by `unmask convert` to the hub: `unmask push tiny-hf --repository you/tiny`."""
+
+    folder: tyro.conf.Positional[Path]
+    repository: str
+    private: bool = False
+
+    def run(self) -> None:
+        say(push(self.folder, self.repository, private=self.private))
