@@ -147,7 +147,9 @@ def run(variant: Variant, rate: float, seed: int, setting: Setting, data: str) -
         costs.setdefault(here, cost(here))
         spent, step, tokens = spent + costs[here] + extra, step + 1, tokens + int(maskable.sum())
         if step % 50 == 0:
-            print(f"  step {step}, {done:.0%}, {float(loss.detach()):.3f}, {time.monotonic() - start:.0f} s", flush=True)
+            print(
+                f"  step {step}, {done:.0%}, {float(loss.detach()):.3f}, {time.monotonic() - start:.0f} s", flush=True
+            )
     held_out = Blocks(load_split(Path(data), "validation"), length, tokenizer.begin)
     x_0, maskable, documents = held_out.take(batch_indices(len(held_out), 256, seed=0, step=0))
     network.eval()
