@@ -18,8 +18,7 @@ def starting_from(donor: Model, network: TransformerConfig) -> dict[str, Tensor]
     to learn to predict in place. Raises ValueError for a donor of other sizes.
     """
     theirs = donor.network.config
-    opened = isinstance(theirs, TransformerConfig) and theirs.causal and not network.causal
-    if opened:
+    if isinstance(theirs, TransformerConfig) and theirs.causal and not network.causal:
         theirs = replace(theirs, causal=False, shifted=network.shifted, mask_id=network.mask_id)
     if not isinstance(theirs, TransformerConfig) or _sizes(theirs) != _sizes(network):
         raise ValueError("another network than this run's: take its sizes")
