@@ -190,7 +190,8 @@ def test_a_killed_process_ends_the_job_which_goes_on(data, tmp_path):
     os.kill(victim, signal.SIGKILL)
     _, err = process.communicate(timeout=300)
     assert process.returncode != 0
-    assert "another process of the job is gone" in err, err
+    # either the other process finds the first one gone, or torchrun ends it before that and says what was killed
+    assert "another process of the job is gone" in err or "Signal 9 (SIGKILL)" in err, err
     saved = int(checkpoints.checkpoints(run)[0].name)
     again = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert again.returncode == 0, again.stderr
