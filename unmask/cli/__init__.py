@@ -47,9 +47,9 @@ COMMANDS = {
     "compare": Entry("cli.compare:Compare", "Differences between two runs or two result files, with their errors."),
     "audit": Entry("cli.audit:Audit", "Does a sampler follow the law that it states?", POLICY),
     "convert": Entry(
-        "cli.checkpoints:Convert", "Write a checkpoint in a published layout, or a published one in ours."
+        "cli.checkpoints:Convert", "Write a checkpoint in another layout, with its tokenizer and a model card."
     ),
-    "push": Entry("cli.checkpoints:Push", "Upload a converted checkpoint to the hub."),
+    "push": Entry("cli.checkpoints:Push", "Upload a folder written by `unmask convert` to the hub."),
     "report": Entry("cli.report:Report", "One self-contained HTML page of runs, results and samples."),
 }
 

@@ -12,8 +12,9 @@ from unmask.log import say
 
 @dataclass(frozen=True)
 class Convert:
-    """Write a checkpoint in another layout, with its tokenizer and a model card: `unmask convert runs/tiny --to hf
-    --out tiny-hf`. A published one becomes a run folder of ours by `--to unmask`.
+    """Write a checkpoint in another layout, with its tokenizer and a model card.
+
+    `unmask convert runs/tiny --to hf --out tiny-hf`. A published one becomes a run folder of ours by `--to unmask`.
     """
 
     checkpoint: tyro.conf.Positional[str]
@@ -30,7 +31,9 @@ class Convert:
 
 @dataclass(frozen=True)
 class Push:
-    """Upload a folder written by `unmask convert` to the hub: `unmask push tiny-hf --repository you/tiny`."""
+    """Upload a folder written by `unmask convert` to the hub.
+
+    `unmask push tiny-hf --repository you/tiny`."""
 
     folder: tyro.conf.Positional[Path]
     repository: str
