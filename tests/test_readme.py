@@ -1,4 +1,4 @@
-"""The commands and programs of the README and of the pages run, in order, on a small text, models small."""
+"""The commands and programs of the README and the pages on sampling and data run, in order, on a small text."""
 
 import os
 import re

@@ -2,7 +2,8 @@
 
 from unmask.data.batches import Blocks, batch_indices, batch_length, mixture_indices
 from unmask.data.making import byte_tokenizer, character_tokenizer, train_bpe
-from unmask.data.preparing import Plan, estimate, prepare
+from unmask.data.planning import Plan, estimate
+from unmask.data.preparing import prepare
 from unmask.data.sources import Document, documents
 from unmask.data.splits import Split, load_manifest, load_split
 from unmask.data.tokenizer import Tokenizer
