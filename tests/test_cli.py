@@ -374,7 +374,7 @@ def test_help_comes_without_torch():
 def test_summaries_begin_the_help():
     """The overview says what each command's own help says first."""
     for entry in COMMANDS.values():
-        assert (entry.load().__doc__ or "").startswith(entry.summary)
+        assert (entry.load([]).__doc__ or "").startswith(entry.summary)
 
 
 def test_public_names_are_found_where_they_are():

@@ -317,7 +317,7 @@ def test_vocabulary_must_be_the_tokenizers(data, tmp_path):
 def test_ctrl_c_saves_and_the_same_command_goes_on(data, tmp_path):
     """SIGINT: state saved at a whole step, exit code 130, no traceback; the command again finishes the run."""
     command = [sys.executable, "-m", "unmask", "train", "tiny", "--data", str(data), "--out", str(tmp_path / "run")]
-    size = ["--vocab", "258", "--layers", "1", "--heads", "2", "--width", "32", "--length", "32", "--batch", "8"]
+    size = ["--layers", "1", "--heads", "2", "--width", "32", "--length", "32", "--batch", "8"]
     command += [*size, "--precision", "float32", "--device", "cpu", "--validate-every", "1000"]
     process = subprocess.Popen([*command, "--steps", "400"], stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "run" / "metrics.jsonl"

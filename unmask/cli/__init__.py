@@ -20,21 +20,23 @@ class Entry:
     """Where a command lives, and what it is for in one line."""
 
     home: str
-    """module:class, below `unmask`."""
+    """module:class below `unmask`, or a function that makes the class for the words."""
     summary: str
     flags: tuple[str, ...] = ()
     """Options that may stand before a subcommand: `--policy tweedie` reads better than `tweedie`."""
 
-    def load(self) -> type:
+    def load(self, words: Sequence[str]) -> type:
         module, _, name = self.home.partition(":")
-        return getattr(import_module(f"unmask.{module}"), name)
+        found = getattr(import_module(f"unmask.{module}"), name)
+        return found if isinstance(found, type) else found(words)
 
 
 POLICY = ("--policy",)
 COMMANDS = {
     "demo": Entry("cli.demo:Demo", "From nothing to a first result: train, measure, sample, report."),
     "prepare": Entry("cli.prepare:Prepare", "Turn text into tokens, once; interrupted, the same command goes on."),
-    "train": Entry("cli.train:Train", "Train a recipe."),
+    "train": Entry("cli.train:command", "Train a recipe."),
+    "recipes": Entry("cli.recipes:Recipes", "The recipes, and what each would cost here."),
     "watch": Entry("cli.watch:Watch", "Follow runs: loss, speed, time left, last validation and samples."),
     "sample": Entry("cli.sample:Sample", "Write text: free, after a prompt, or into the blanks of a template.", POLICY),
     "evaluate": Entry(
@@ -90,7 +92,8 @@ def _run(name: str, words: list[str]) -> None:
     entry = COMMANDS.get(name)
     if entry is None:
         raise ValueError(f"unmask has no command {name!r}{nearest(name, COMMANDS)}")
-    parse(entry.load(), f"unmask {name}", _plain(words, entry.flags)).run()
+    words = _plain(words, entry.flags)
+    parse(entry.load(words), f"unmask {name}", words).run()
 
 
 def _plain(words: list[str], flags: tuple[str, ...]) -> list[str]:

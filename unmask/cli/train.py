@@ -1,49 +1,94 @@
 """`unmask train`."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from unmask import ranks
+from unmask.cli.parsing import nearest
 from unmask.log import console
 from unmask.recipes import RECIPES, on_its_data
 from unmask.train import TrainConfig, train
+from unmask.train.budget import steps_for
 
-if TYPE_CHECKING:
-    Recipe = TrainConfig
-else:
-    Recipe = tyro.extras.subcommand_type_from_defaults(
-        {name: recipe() for name, recipe in RECIPES.items()},
-        {name: recipe.__doc__ for name, recipe in RECIPES.items()},
+SHOWN = ("tiny", "tiny-ar", "radd-small", "radd-medium", "smdm-113", "ar-113")
+BUDGETS = ("--steps", "--tokens", "--flops", "--true-flops", "--minutes")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What else `unmask train` is told. Of steps, tokens, FLOPs, true FLOPs and minutes at most one is given."""
+
+    out: Path | None = None
+    """Run folder (default runs/NAME)."""
+    tokens: float | None = None
+    """Train for so many tokens, instead of --steps."""
+    flops: float | None = None
+    """... for so many FLOPs as the papers count them: 6ND, N without embedding and output layer."""
+    true_flops: float | None = None
+    """... for so many FLOPs with attention, and the output layer where it runs."""
+    dry_run: bool = False
+    """Say what it would cost, and stop."""
+
+
+def command(words: Sequence[str]) -> type:
+    """The dataclass of `unmask train` with the recipe that the words name, or with one of each kind.
+
+    Raises ValueError for words that name none, for two budgets, and for what does not belong to a recipe's options.
+    """
+    if words and not words[0].startswith("-") and words[0] not in RECIPES:
+        raise ValueError(f"unmask train has no recipe {words[0]!r}{nearest(words[0], RECIPES)} (see unmask recipes)")
+    flags = [word.partition("=")[0].replace("_", "-") for word in words]
+    if len(given := [flag for flag in BUDGETS if flag in flags]) > 1:
+        raise ValueError(f"{' and '.join(given)}: a run has one budget; give one of {', '.join(BUDGETS)}")
+    if "--vocab" in flags:
+        raise ValueError("--vocab: the vocabulary is that of the data; choose it by `unmask prepare --tokenizer`")
+    if {"--causal", "--no-causal"} & set(flags):
+        raise ValueError("--causal: the causal twin of a recipe is one of its own: tiny-ar, ar-113")
+    names = dict.fromkeys([*SHOWN, *(word for word in words if word in RECIPES)])
+    recipe = tyro.extras.subcommand_type_from_defaults(
+        {name: RECIPES[name]() for name in names}, {name: text_of(name) for name in names}
     )
+    kind = Annotated[recipe, tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes]
+    options = Annotated[Options, tyro.conf.OmitArgPrefixes]
+    fields: list[Any] = [("recipe", kind), ("options", options, field(default_factory=Options))]
+    return make_dataclass("Train", fields, bases=(Train,), frozen=True, namespace={"__doc__": Train.__doc__})
+
+
+def text_of(name: str) -> str:
+    """The docstring of a recipe."""
+    recipe: Any = RECIPES[name]
+    return getattr(recipe, "func", recipe).__doc__
 
 
 @dataclass(frozen=True)
 class Train:
-    """Train a recipe.
+    """Train a recipe; `unmask recipes` lists all.
 
     `unmask train tiny`, and any field of it can be overridden: `unmask train tiny --batch 64 --steps 5000`, or its
     objective: `unmask train tiny lambda-dce`. Ctrl-C saves; the same command goes on from there.
     """
 
-    recipe: Annotated[Recipe, tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes]
-    out: Path | None = None
-    """Run folder (default runs/NAME)."""
-    dry_run: bool = False
-    """Say what it would cost, and stop."""
+    recipe: TrainConfig
+    options: Options
 
     def run(self) -> None:
         ranks.agreed(lambda: on_its_data(self.recipe) and None)  # one process prepares what is missing
+        options = self.options
         config = on_its_data(self.recipe)
-        out = self.out or Path("runs") / config.name
+        budget = {"tokens": options.tokens, "flops": options.flops, "true_flops": options.true_flops}
+        if any(value is not None for value in budget.values()):
+            config = replace(config, steps=steps_for(config, **budget))
+        out = options.out or Path("runs") / config.name
         cost, size = config.cost(), config.network.parameters()
         console.print(
-            f"{size['non_embedding']:,} non-embedding parameters, {cost['tokens']:,} tokens, "
+            f"{size['non_embedding']:,} non-embedding parameters, {config.steps:,} steps, {cost['tokens']:,} tokens, "
             f"6ND = {cost['flops_6nd']:.2e} FLOPs, true count {cost['flops_true']:.2e}"
         )
-        if self.dry_run:
+        if options.dry_run:
             return
         train(config, out)
         console.print(f"next: unmask sample --checkpoint {out}")

@@ -2,6 +2,7 @@
 
 import platform
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -43,6 +44,8 @@ class TrainConfig:
     accumulate: int = 1
     """Parts a step is computed in, to save memory."""
     steps: int = 1000
+    minutes: float | None = None
+    """Stop after so many minutes of the run, saved; the learning rate still follows `steps`."""
     optimiser: Optimiser = field(default_factory=Optimiser)
     ema: float = 0.0
     """Decay of the average of the weights that is kept and used; 0 keeps none. Warmed up as min(decay, (1+n)/(10+n)).
@@ -78,6 +81,8 @@ class TrainConfig:
             raise ValueError(f"batch {self.batch} must be a multiple of accumulate {self.accumulate}")
         if isinstance(self.objective, NextToken) != self.network.causal:
             raise ValueError("a causal network trains with NextToken, a bidirectional one with a denoising objective")
+        if self.minutes is not None and not self.minutes > 0:
+            raise ValueError(f"minutes {self.minutes} must be above 0")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema {self.ema} must be in [0, 1)")
         if not 0 <= self.short_batches <= 1:
@@ -108,6 +113,7 @@ class TrainConfig:
         return {"tokens": tokens, "flops_6nd": 6.0 * size["non_embedding"] * tokens, "flops_true": true}
 
 
+@cache
 def expected_level(objective: Objective, length: int) -> float:
     """Mean share of the maskable positions that the output layer runs on in training."""
     if isinstance(objective, NextToken):

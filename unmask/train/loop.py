@@ -35,6 +35,8 @@ from unmask.train.precision import Later, autocast
 from unmask.train.state import State, Weights
 from unmask.wrappers import Apart
 
+OVERTIME = 1 << 16  # beside the numbers of signals
+
 
 def train(config: TrainConfig, out: Path) -> Path:
     """Train, or go on with, the run in folder `out`; returns it. Ctrl-C or SIGTERM end it after the step it is in,
@@ -73,11 +75,13 @@ def _train(run: "_Run", out: Path) -> Path:
                 if saves:
                     run.save()
                 report(run.step, config.steps, f"{run.loss:.3f} nats/token")
-                stopped = ranks.largest(signum())
+                stopped = ranks.largest(signum() or run.overtime())
             run.save()
     finally:
         run.close()
-    if run.step < config.steps:
+    if stopped == OVERTIME:
+        console.print(f"{config.minutes:g} minutes are over after step {run.step}; the same command goes on from there")
+    elif run.step < config.steps:
         console.print(f"stopped after step {run.step}; the same command goes on from there")
         raise KeyboardInterrupt if stopped == signal.SIGINT else SystemExit(128 + stopped)
     return out
@@ -132,6 +136,11 @@ class _Run:
         self.before = self.metrics.rows[-1]["seconds"] if self.metrics and self.metrics.rows else 0.0
         self.start = time.monotonic()
         self.cost = {name: value / config.steps for name, value in config.cost().items()}
+
+    def overtime(self) -> int:
+        """OVERTIME when the minutes of this call are over, else 0."""
+        minutes = self.config.minutes
+        return OVERTIME if minutes is not None and time.monotonic() - self.start > 60 * minutes else 0
 
     def advance(self) -> None:
         """One optimiser step."""

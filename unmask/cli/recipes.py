@@ -1,0 +1,74 @@
+"""`unmask recipes`."""
+
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from unmask.checkpoint import device_of
+from unmask.files import Row
+from unmask.log import console, say
+from unmask.recipes import RECIPES
+from unmask.train.budget import measured_rate, memory
+from unmask.train.precision import best_precision
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """What each recipe is and would cost here, before anything starts.
+
+    The time is its true FLOPs over a rate that a few steps of a small network reach on this machine, in two seconds.
+    """
+
+    device: str = "auto"
+    json: bool = False
+    """Print records for machines."""
+
+    def run(self) -> None:
+        device = torch.device(device_of(self.device))
+        precision = best_precision(device)
+        rate = measured_rate(device, precision)
+        records = [row(name, rate) for name in RECIPES]
+        if self.json:
+            for record in records:
+                say(record)
+            return
+        title = f"{device}, {precision}: {rate / 1e9:,.0f} GFLOP/s measured in a small network's steps"
+        names = ("recipe", "parameters", "N", "tokens", "6ND", "true FLOPs", "memory", "time here")
+        table = Table(*names, title=title, title_justify="left")
+        for record in records:
+            table.add_row(
+                record["recipe"],
+                f"{record['parameters'] / 1e6:,.1f} M",
+                f"{record['non_embedding'] / 1e6:,.1f} M",
+                f"{record['tokens'] / 1e9:,.3f} G",
+                f"{record['flops_6nd']:.1e}",
+                f"{record['flops_true']:.1e}",
+                f"{(record['memory_state'] + record['memory_activations']) / 2**30:,.1f} GiB",
+                duration(record["seconds"]),
+            )
+        Console(width=max(110, Console().width)).print(table)
+        console.print("memory: weights, gradients, moments, average and one part of a step's activations, in float32")
+
+
+def row(name: str, rate: float) -> Row:
+    """One recipe's sizes, cost, memory in bytes and seconds at `rate` FLOPs a second."""
+    config = RECIPES[name]()
+    size, cost = config.network.parameters(), config.cost()
+    return {
+        "recipe": name,
+        "parameters": size["total"],
+        "non_embedding": size["non_embedding"],
+        **cost,
+        **{f"memory_{kind}": value for kind, value in memory(config).items()},
+        "seconds": cost["flops_true"] / rate,
+    }
+
+
+def duration(seconds: float) -> str:
+    """In the largest unit of which there is one."""
+    for unit, size in (("years", 365.25 * 86400), ("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:.0f} seconds"
