@@ -18,9 +18,11 @@ def starting_from(donor: Model, network: TransformerConfig) -> dict[str, Tensor]
     to learn to predict in place. Raises ValueError for a donor of other sizes.
     """
     theirs = donor.network.config
-    if isinstance(theirs, TransformerConfig) and theirs.causal and not network.causal:
+    if not isinstance(theirs, TransformerConfig):
+        raise ValueError("a network that is told the level begins no other")
+    if theirs.causal and not network.causal:
         theirs = replace(theirs, causal=False, shifted=network.shifted, mask_id=network.mask_id)
-    if not isinstance(theirs, TransformerConfig) or _sizes(theirs) != _sizes(network):
+    if _sizes(theirs) != _sizes(network):
         raise ValueError("another network than this run's: take its sizes")
     state = dict(donor.network.state_dict())
     rows = state["embedding.weight"]
