@@ -166,3 +166,29 @@ def test_bad_options_are_named():
             Remasking(**bad)
     with pytest.raises(ValueError, match="end token"):
         sample(JointTable(3, 3), torch.tensor([FREE]), Remasking(4), end=0)
+
+
+def test_a_record_tells_what_was_erased(tmp_path):
+    """Replaying a record's history, writing by writing and erasure by erasure, ends in its text."""
+    from test_cli import make_run
+
+    from unmask.checkpoint import load
+    from unmask.evaluate import write
+
+    model = load(make_run(tmp_path / "run"))
+    records = write(model, ["ab{{12}}c", "{{12}}"], Remasking(8, cap=0.6), batch=2, seed=4)
+    for record in records:
+        held: list = [None] * len(record["pieces"])
+        when, erasures = [-1] * len(held), 0
+        for step, position, piece, confidence in record["history"]:
+            assert not record["given"][position]
+            assert step >= when[position]
+            assert (piece is None) == (confidence == 0.0)
+            erasures += piece is None
+            held[position], when[position] = piece, step
+        assert erasures > 0
+        final = [piece for piece, given in zip(held, record["given"], strict=True) if not given]
+        assert None not in final
+        assert [at for at in when if at >= 0] == [at for at in record["step"] if at >= 0]
+        assert max(when) + 1 == record["nfe"]
+    assert "history" not in write(model, ["{{6}}"], Remasking(8, cap=0.0))[0]

@@ -35,11 +35,12 @@ COMMANDS = {
     "demo": Entry("cli.demo:Demo", "From nothing to a first result: train, measure, sample, report."),
     "prepare": Entry("cli.prepare:Prepare", "Turn text into tokens, once."),
     "train": Entry("cli.train:Train", "Train a recipe."),
+    "watch": Entry("cli.watch:Watch", "Follow runs: loss, speed, time left, last validation and samples."),
     "sample": Entry("cli.sample:Sample", "Write text: free, after a prompt, or into the blanks of a template.", POLICY),
     "evaluate": Entry(
         "evaluate.commands:Evaluate", "Measure a model: perplexity, generated texts, tasks.", (*POLICY, "--order")
     ),
-    "compare": Entry("evaluate.commands:Compare", "Differences between two result files, with their errors."),
+    "compare": Entry("cli.compare:Compare", "Differences between two runs or two result files, with their errors."),
     "experiment": Entry("cli.experiment:Experiment", "Rerun a claim of the papers: train, measure, conclude."),
     "audit": Entry("cli.audit:Audit", "Does a sampler follow the law that it states?", POLICY),
     "convert": Entry(

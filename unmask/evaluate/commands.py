@@ -1,17 +1,13 @@
 """`unmask evaluate` and `unmask compare`: their options, and rows printed and written."""
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from unmask import ranks
 from unmask.checkpoint import Model, Told
-from unmask.evaluate.comparing import compare, read_rows
 from unmask.evaluate.corpora import CORPORA
 from unmask.evaluate.generation import caution, generation, mauve, quality, read_texts, reference_texts
 from unmask.evaluate.heldout import HeldOut, benchmark, running_text
@@ -178,31 +174,6 @@ class Evaluate:
         self.what.run()
 
 
-@dataclass(frozen=True)
-class Compare:
-    """Differences between two result files, with their errors.
-
-    `unmask compare A.json B.json`
-    """
-
-    first: tyro.conf.Positional[Path]
-    second: tyro.conf.Positional[Path]
-    out: Path | None = None
-    """Write the differences as a result file, for `unmask report`."""
-    json: bool = False
-    """Print rows for machines."""
-
-    def run(self) -> None:
-        rows = compare(read_rows(self.first), read_rows(self.second))
-        if self.out is not None and ranks.rank() == 0:
-            write_json(self.out, {"rows": rows})
-        if self.json:
-            for row in rows:
-                say(row)
-        else:
-            Console(width=None if sys.stdout.isatty() else 200).print(_table(rows))
-
-
 def _name(model: Model, folder: Path) -> str:
     return str(model.config.get("name", folder.name))
 
@@ -218,12 +189,3 @@ def _line(row: Row) -> str:
     line += f", distinct-2 {row['distinct_2']:.3f}"
     line += f", NFE {row['nfe']:.1f}, {row['seconds_per_text']:.2f} s a text" if "nfe" in row else ""
     return line + (f"\n[{row['caution']}]" if row.get("caution", "none") != "none" else "")
-
-
-def _table(rows: list[Row]) -> Table:
-    table = Table("first − second", "of", "difference", "± all", "± maskings", "sigmas", "paired by", "note")
-    for row in rows:
-        numbers = (f"{row[key]:.{digits}f}" for key, digits in (("stderr", 4), ("stderr_mc", 4), ("sigmas", 1)))
-        names, of = f"{row['first']} − {row['second']}", f"{row['corpus']}: {row['protocol']}"
-        table.add_row(names, of, f"{row['difference']:+.4f} {row['unit']}", *numbers, row["paired"], row["note"])
-    return table

@@ -58,11 +58,13 @@ def write(
         network = Guided(network, conditions, guidance)
     end = model.tokenizer.end if until_end else None
     watched = 0.0
+    told: list[list[Event]] = [[] for _ in mine]
 
     def watch(step: Step) -> None:
         """The reader's time is not the sampler's."""
         nonlocal watched
         begun = time.perf_counter()
+        _tell(told, step)
         if on_step is not None:
             on_step(step)
         watched += time.perf_counter() - begun
@@ -100,7 +102,32 @@ def write(
             "given": (samples.reveal[i] < 0).tolist(),
             "step": samples.reveal[i].tolist(),
             "confidence": samples.confidence[i].tolist(),
+            **_history(model, told[i]),
         }
         for i, number in enumerate(mine)
     ]
     return ranks.gathered(records, len(texts))
+
+
+Event = tuple[int, int, int, float]
+"""(evaluation of its sequence, position, token or the mask, confidence)."""
+
+
+def _tell(told: list[list[Event]], step: Step) -> None:
+    """Add what a call changed to the events of its sequences; a sequence's evaluations are counted from 0."""
+    turns: dict[int, int] = {}
+    columns = (step.sequence, step.position, step.token, step.confidence)
+    for i, *change in zip(*(column.tolist() for column in columns), strict=True):
+        if i not in turns:
+            turns[i] = told[i][-1][0] + 1 if told[i] else 0
+        told[i].append((turns[i], *change))
+
+
+def _history(model: Model, events: list[Event]) -> Row:
+    """Every writing and erasure of a text in which something was written twice: [step, position, piece, confidence],
+    the piece null where a token was erased.
+    """
+    if len({position for _, position, _, _ in events}) == len(events):
+        return {}
+    pieces = {token: model.tokenizer.pieces([token])[0] for _, _, token, _ in events if token != model.mask_id}
+    return {"history": [[turn, position, pieces.get(token), sure] for turn, position, token, sure in events]}

@@ -16,7 +16,7 @@ from unmask.experiments.running import Cell, Finding, Scale, Table
 from unmask.experiments.setting import SETTINGS, Setting
 from unmask.files import Row
 from unmask.objectives import AnyOrder, NextToken
-from unmask.report.figures import COLOURS, MARKERS
+from unmask.report.drawing import COLOURS, MARKERS
 from unmask.sampling import Blocks, Confidence, Euler, Policy, RandomOrder, Tweedie, sample
 
 JUDGE, HELD_OUT = "judge", "held-out text"

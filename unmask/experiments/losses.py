@@ -19,7 +19,7 @@ from unmask.experiments.running import Cell, Finding, Scale, Table
 from unmask.experiments.setting import SETTINGS, Setting
 from unmask.files import Row
 from unmask.objectives import AnyOrder, Denoising, LambdaDCE, NextToken, TimeDCE, TimeDSE
-from unmask.report.figures import COLOURS
+from unmask.report.drawing import COLOURS
 from unmask.train import TrainConfig
 
 # On the log-linear schedule t is λ, and the first three would be one computation: other schedules tell them apart.

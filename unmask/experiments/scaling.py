@@ -21,7 +21,7 @@ from unmask.experiments.fitting import Law, gap, interval, law, line, parabola, 
 from unmask.experiments.running import Cell, Finding, Held, Scale, Table
 from unmask.files import Row
 from unmask.objectives import AnyOrder, NextToken
-from unmask.report.figures import COLOURS, MARKERS
+from unmask.report.drawing import COLOURS, MARKERS
 from unmask.train import Optimiser, TrainConfig
 from unmask.transformer import TransformerConfig
 

@@ -17,7 +17,7 @@ from unmask.experiments.setting import SETTINGS
 from unmask.files import Row, atomic
 from unmask.likelihood import log_likelihood
 from unmask.objectives import AnyOrder, NextToken
-from unmask.report.figures import COLOURS
+from unmask.report.drawing import COLOURS
 
 KINDS = {"MDM": AnyOrder(0.5), "ARM": NextToken()}
 WITHIN = "trained period"

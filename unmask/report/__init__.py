@@ -6,7 +6,6 @@ alone, so equal files give an equal page. It asks the network for nothing and it
 
 import base64
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -16,10 +15,11 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from unmask.files import atomic
-from unmask.report import figures, tables
-from unmask.report.figures import svg
+from unmask.report import figures, results, tables
+from unmask.report.drawing import svg
 from unmask.report.read import Findings, clean, find
 from unmask.report.replay import prepare
+from unmask.report.units import drawable
 
 __all__ = ["replay_html", "replay_page", "report", "svg"]
 
@@ -51,18 +51,28 @@ def replay_page(sample: Mapping[str, Any]) -> str:
 
 def _content(found: Findings) -> dict[str, Any]:
     """What page.html shows, section by section; an empty one is left out there."""
-    perplexity = tables.perplexities([row for row in found.rows if row["experiment"] == "perplexity"])
-    judged = [row for row in found.rows if row["experiment"] == "generation"]
+    kinds = {kind: [row for row in found.rows if row["experiment"] == kind] for kind in KNOWN}
+    perplexity = tables.perplexities(kinds["perplexity"])
     others: dict[str, list] = {}
     for row in found.rows:
-        if row["experiment"] not in ("perplexity", "generation"):
+        if row["experiment"] not in KNOWN:
             others.setdefault(str(row["experiment"]), []).append(row)
     losses = [figures.loss_figure(found.runs, against) for against in ("flops", "tokens")]
+    asked, askers = results.tasks_figures(kinds["tasks"])
     return {
         "replays": [prepare(sample) for sample in found.samples],
-        "dots": [(tables.title(*key), _dots(key, group)) for key, group in perplexity.items()],
+        "dots": [(*tables.heading(*key), _dots(key, group)) for key, group in perplexity.items()],
         "perplexity": tables.perplexity_table(perplexity) if perplexity else None,
-        "generation": tables.generation_table(judged) if judged else None,
+        "generation": results.generation_table(kinds["generation"]) if kinds["generation"] else None,
+        "written": [
+            (what, list(map(Markup, drawn)), legend)
+            for what, drawn, legend in results.generation_figures(kinds["generation"])
+        ],
+        "tasks": results.tasks_table(kinds["tasks"]) if kinds["tasks"] else None,
+        "asked": [(metric, Markup(figure)) for metric, figure in asked],
+        "askers": askers,
+        "comparisons": results.comparison_table(kinds["comparison"]) if kinds["comparison"] else None,
+        "differences": [(unit, Markup(figure)) for unit, figure in results.comparison_figures(kinds["comparison"])],
         "losses": [Markup(loss) for loss in losses if loss],
         "legend": figures.keys([run for run in found.runs if run.train or run.validation]),
         "bins": figures.BINS,
@@ -72,8 +82,11 @@ def _content(found: Findings) -> dict[str, Any]:
     }
 
 
+KNOWN = ("perplexity", "generation", "tasks", "comparison")
+
+
 def _dots(key: tuple[str, ...], group: Sequence[Mapping[str, Any]]) -> Markup | None:
-    shown = [entry for entry in group if math.isfinite(entry["perplexity"])]
+    shown = [entry for entry in group if drawable(entry["perplexity"]) is not None]
     return Markup(figures.perplexity_figure(shown, tables.title(*key))) if shown else None
 
 

@@ -1,37 +1,19 @@
-"""Figures as inline SVG: text in the page's own font and colour, data in Okabe-Ito colours."""
+"""What the page draws: losses, perplexities, texts against their cost, tasks, differences."""
 
-import io
-import math
-import re
-import warnings
-import xml.etree.ElementTree as ET
-import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import MaxNLocator
 
+from unmask.report.drawing import COLOURS, INK, PAPER, SIZE, log_axis, panel, shorten, style, svg
 from unmask.report.read import Run
-from unmask.report.units import count, finite, power
+from unmask.report.units import count, drawable, power
 
-# Okabe and Ito (2008), https://jfly.uni-koeln.de/color/, less black and yellow, which vanish on a dark or a light page
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = ("o", "s", "^", "D", "v", "P")
-GLYPHS = ("●", "■", "▲", "◆", "▼", "✚")  # the same marks as text, for the legend in the page
-INK, PAPER = "#010203", "#fdfcfb"  # stand-ins, replaced in the SVG by the page's text and background colour
-SIZE = (5.0, 3.3)  # inches of 72 px: drawn small, so that its text stays readable at the width of a phone
 KINDS = {"exact": ("o", COLOURS[1]), "upper bound": ("<", COLOURS[0])}  # of a perplexity: marker and colour
-BINS = 120  # of the smoothed training curve
-
-
-def style(i: int) -> tuple[str, str, str]:
-    """Colour, marker and the marker's glyph of the i-th run: 36 distinct pairs."""
-    j = (i + i // len(COLOURS)) % len(MARKERS)
-    return COLOURS[i % len(COLOURS)], MARKERS[j], GLYPHS[j]
+BINS = 60  # of the smoothed training curve
 
 
 def loss_figure(runs: Sequence[Run], against: str) -> str | None:
@@ -39,15 +21,15 @@ def loss_figure(runs: Sequence[Run], against: str) -> str | None:
 
     The first hundredth of each run is left out of the view: it would flatten all the rest.
     """
-    figure, axes = _axes(SIZE)
+    figure, axes = panel(SIZE)
     seen: list[tuple[float, float]] = []
     drawn = 0
     for i, run in enumerate(runs):
         colour, marker, _ = style(i)
         x, y = smooth(*_columns(run.train, against, "loss"))
-        axes.plot(x, y, color=colour, linewidth=0.9, alpha=0.75)
-        points = [row for row in run.validation if (finite(row.get(against)) or 0) > 0]
-        points = [row for row in points if finite(row["nats_per_token"]) is not None]
+        axes.plot(x, y, color=colour, linewidth=1.0, alpha=0.6)
+        points = [row for row in run.validation if (drawable(row.get(against)) or 0) > 0]
+        points = [row for row in points if drawable(row["nats_per_token"]) is not None]
         _validation(axes, points, against, colour, marker)
         every = [*zip(x, y, strict=True), *((row[against], row["nats_per_token"]) for row in points)]
         seen += [point for point in every if point[0] >= max(every)[0] / 100]
@@ -65,14 +47,14 @@ def _view(axes: Axes, seen: Sequence[tuple[float, float]], say: Callable[[float]
     """The axes' limits around the points `seen`; x is logarithmic, its labels said by `say`."""
     (left, right), (low, high) = ((min(column), max(column)) for column in zip(*seen, strict=True))
     pad = 0.06 * (high - low) or 0.1
-    _log_axis(axes, say, right / left)
+    log_axis(axes.xaxis, say, right / left)
     axes.set_xlim(left / 1.1, right * 1.15)
     axes.set_ylim(low - pad, high + pad)
 
 
 def _columns(rows: Sequence[dict[str, Any]], *keys: str) -> tuple[list[float], ...]:
     """The columns `keys` of the rows in which all of them are finite."""
-    kept = [values for row in rows if None not in (values := [finite(row.get(key)) for key in keys])]
+    kept = [values for row in rows if None not in (values := [drawable(row.get(key)) for key in keys])]
     return tuple(list(column) for column in zip(*kept, strict=True)) if kept else tuple([] for _ in keys)
 
 
@@ -98,7 +80,7 @@ def _validation(axes: Axes, points: Sequence[dict], against: str, colour: str, m
             axes.errorbar(
                 [row[against] for row in chosen],
                 [row["nats_per_token"] for row in chosen],
-                yerr=[abs(finite(row.get("stderr")) or 0.0) for row in chosen],
+                yerr=[abs(drawable(row.get("stderr")) or 0.0) for row in chosen],
                 color=colour,
                 marker=marker,
                 markersize=4.5,
@@ -110,117 +92,101 @@ def _validation(axes: Axes, points: Sequence[dict], against: str, colour: str, m
             )
 
 
+@dataclass(frozen=True)
+class Dot:
+    """A number on a line of its own, with two errors."""
+
+    label: str
+    text: str
+    """The number in words, at the right."""
+    x: float
+    thin: float | None
+    """Thin bar with caps."""
+    thick: float | None = None
+    """Thick bar below it."""
+    colour: str = INK
+    marker: str = "D"
+    filled: bool = False
+
+
 def perplexity_figure(entries: Sequence[Mapping[str, Any]], label: str) -> str:
     """Dots of one corpus and protocol: `entries` hold label, text, perplexity, stderr_mc, stderr_data, bound.
 
-    Thin bar with caps: the error of the texts; thick bar below it: of the maskings. Filled dot: exact; open arrow: the
-    truth is there or to its left; open diamond: not stated.
+    Filled dot: exact; open arrow: the truth is there or to its left; open diamond: not stated.
     """
-    figure, axes = _axes((SIZE[0], 0.75 + 0.38 * len(entries)))
+    dots = []
+    for entry in entries:
+        marker, colour = KINDS.get(str(entry["bound"]), ("D", INK))
+        errors = entry["stderr_data"], entry["stderr_mc"]
+        look = {"colour": colour, "marker": marker, "filled": marker == "o"}
+        dots.append(Dot(entry["label"], entry["text"], entry["perplexity"], *errors, **look))
+    spoken = "; ".join(f"{dot.label} {dot.text.replace('≤', 'at most')}" for dot in dots)
+    return dots_figure(dots, "perplexity (per token)", f"Perplexity per token, {label}: {spoken}")
+
+
+def dots_figure(dots: Sequence[Dot], unit: str, spoken: str, *, zero: bool = False) -> str:
+    """A line a dot, its errors, and the number at the right; `zero` draws a line there."""
+    figure, axes = panel((SIZE[0], 0.75 + 0.38 * len(dots)))
     across = axes.get_yaxis_transform()
-    for y, entry in enumerate(entries):
-        x, (marker, colour) = entry["perplexity"], KINDS.get(str(entry["bound"]), ("D", INK))
-        for error, at, width, cap in (("stderr_mc", y + 0.27, 4, 0), ("stderr_data", y, 1.1, 3)):
-            if entry[error]:
-                axes.errorbar(x, at, xerr=entry[error], color=colour, elinewidth=width, capsize=cap, fmt="none")
-        face = colour if marker == "o" else PAPER
-        axes.plot(x, y, marker=marker, markersize=6, color=colour, markerfacecolor=face, zorder=5)
-        axes.text(1.02, y, entry["text"], transform=across, va="center", fontsize=10.5, color=INK)
-    axes.set_yticks(range(len(entries)), [_label(entry["label"]) for entry in entries])
+    if zero:
+        axes.axvline(0, color=INK, alpha=0.55, linewidth=0.9, linestyle=(0, (4, 3)))
+    for y, dot in enumerate(dots):
+        for error, at, width, cap in ((dot.thick, y + 0.27, 4, 0), (dot.thin, y, 1.1, 3)):
+            if drawable(error):
+                axes.errorbar(
+                    dot.x, at, xerr=abs(error or 0.0), color=dot.colour, elinewidth=width, capsize=cap, fmt="none"
+                )
+        face = dot.colour if dot.filled else PAPER
+        axes.plot(dot.x, y, marker=dot.marker, markersize=6, color=dot.colour, markerfacecolor=face, zorder=5)
+        axes.text(1.02, y, dot.text, transform=across, va="center", fontsize=10.5, color=INK, parse_math=False)
+    labels = [shorten(dot.label) for dot in dots]
+    axes.set_yticks(range(len(dots)), ["" if i and labels[i - 1] == each else each for i, each in enumerate(labels)])
     for tick in axes.get_yticklabels():
         tick.set_parse_math(False)  # a "$" in a name is a dollar
-    axes.set_ylim(len(entries) - 0.4, -0.5)
+    axes.set_ylim(len(dots) - 0.4, -0.5)
     axes.margins(x=0.08)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.set_xlabel("perplexity (per token)")
-    spoken = "; ".join(f"{entry['label']} {entry['text'].replace('≤', 'at most')}" for entry in entries)
-    return svg(figure, f"Perplexity per token, {label}: {spoken}")
+    x = [dot.x for dot in dots]
+    if not zero and min(x) > 0 and max(x) > 8 * min(x):
+        log_axis(axes.xaxis, count, max(x) / min(x))
+    axes.set_xlabel(unit, parse_math=False)
+    return svg(figure, spoken)
 
 
-def _label(text: str, width: int = 30) -> str:
-    text = " ".join(text.split()) or "–"
-    return text if len(text) <= width else f"{text[: width - 9]}…{text[-8:]}"
+@dataclass(frozen=True)
+class Series:
+    """Points (NFE, value, error) of one way of writing, in the i-th look."""
+
+    name: str
+    i: int
+    points: list[tuple[float, float, float]]
 
 
-def _axes(size: tuple[float, float]) -> tuple[Figure, Axes]:
-    """A figure of one panel, drawn in ink on nothing."""
-    figure = Figure(figsize=size, layout="constrained")
-    figure.patch.set_visible(False)
-    axes = figure.add_subplot()
-    axes.patch.set_visible(False)
-    axes.grid(color=INK, alpha=0.14, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=INK, labelsize=10.5, width=0.6, length=3)
-    axes.tick_params(which="minor", width=0.4, length=2, color=INK)
-    for name, spine in axes.spines.items():
-        spine.set_visible(name in ("left", "bottom"))
-        spine.set(color=INK, alpha=0.5, linewidth=0.6)
-    axes.xaxis.label.set(color=INK, fontsize=11)
-    axes.yaxis.label.set(color=INK, fontsize=11)
-    return figure, axes
-
-
-def _log_axis(axes: Axes, say: Callable[[float], str], ratio: float) -> None:
-    """A logarithmic x axis, with about four labels whatever the ratio of its ends."""
-    decades = math.log10(max(ratio, 1.001))
-    subs = (1.0,) if decades >= 2.2 else (1.0, 3.0) if decades >= 1.2 else (1.0, 2.0, 5.0)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=max(3, 6 if decades >= 2.2 else 99)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: say(x).removeprefix("1.00 × ").replace(".00 ×", " ×")))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    if decades < 0.4:
-        axes.xaxis.set_major_locator(MaxNLocator(3))
-        axes.xaxis.set_minor_locator(NullLocator())
-
-
-def svg(figure: Figure, label: str) -> str:
-    """`figure` as an <svg> for use inside HTML: no fixed size, no foreign ids, ink = currentColor, `label` read aloud.
-
-    Colours INK and PAPER become the page's text and background. Equal figures give equal text.
-    """
-    buffer = io.BytesIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "unmask"}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # measured as a box here; the browser has it
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=False, facecolor="none", metadata=nothing)
-    root = ET.fromstring(buffer.getvalue())
-    _tidy(root)
-    for attribute in ("width", "height", "version"):
-        root.attrib.pop(attribute, None)
-    root.attrib |= {"xmlns": "http://www.w3.org/2000/svg", "role": "img", "aria-label": label}
-    _distinct(root)
-    return ET.tostring(root, encoding="unicode")
-
-
-def _tidy(element: ET.Element) -> None:
-    """Plain tag names and hrefs; no metadata, no style sheet (it would leak into the page), the page's colours."""
-    element.tag = element.tag.rpartition("}")[2]
-    element.attrib = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
-    if look := element.get("style"):
-        look = re.sub(r"font: [^;]*?([\d.]+px)[^;]*", r"font-size: \1", look)
-        element.set("style", look.replace(INK, "currentColor").replace(PAPER, "var(--paper, #fff)"))
-    for child in list(element):
-        _tidy(child)
-        if child.tag in ("metadata", "style") or (child.tag == "defs" and not len(child)):
-            element.remove(child)
-
-
-def _distinct(root: ET.Element) -> None:
-    """Ids that nothing points at dropped, the others made the figure's own by a digest of its text."""
-    mark = f"f{zlib.crc32(ET.tostring(root)):08x}"
-    pointer = re.compile(r"^#(.+)$|url\(#([^)]+)\)")
-    elements = list(root.iter())
-    looks = [value for element in elements for key, value in element.attrib.items() if key != "aria-label"]
-    used = {match[1] or match[2] for value in looks for match in pointer.finditer(value)}
-    for element in elements:
-        name = element.attrib.pop("id", None)
-        for key in ("href", "clip-path", "style"):
-            if key in element.attrib:
-                element.set(key, re.sub(r"^#|(?<=url\()#", f"#{mark}-", element.attrib[key]))
-        if name in used:
-            element.set("id", f"{mark}-{name}")
+def cost_figure(series: Sequence[Series], lines: Sequence[tuple[str, float, float]], unit: str, *, log: bool) -> str:
+    """A value of written texts against their cost; `lines` (name, value, error) are people's texts, which cost none."""
+    figure, axes = panel(SIZE)
+    for each in series:
+        colour, marker, _ = style(each.i)
+        x, y, error = zip(*sorted(each.points), strict=True)
+        axes.plot(x, y, color=colour, linewidth=1.0, alpha=0.7)
+        look = {"color": colour, "marker": marker, "markersize": 5, "linestyle": "none"}
+        axes.errorbar(x, y, yerr=error, **look, elinewidth=1.1, capsize=2.5)
+    for _, value, error in lines:
+        axes.axhline(value, color=INK, linewidth=1, linestyle=(0, (5, 3)))
+        axes.axhspan(value - error, value + error, color=INK, alpha=0.12, linewidth=0)
+    x = [point[0] for each in series for point in each.points]
+    y = [point[1] for each in series for point in each.points] + [value for _, value, _ in lines]
+    log_axis(axes.xaxis, count, max(x) / min(x))
+    axes.set_xlim(min(x) / 1.25, max(x) * 1.25)
+    if log and min(y) > 0:
+        log_axis(axes.yaxis, count, max(y) / min(y))
+        axes.set_ylim(min(y) / 1.2, max(y) * 1.2)
+    axes.set_xlabel("network evaluations a text (NFE)")
+    axes.set_ylabel(unit)
+    names = ", ".join([each.name for each in series] + [f"{name} {value:.3g}" for name, value, _ in lines])
+    return svg(figure, f"{unit} against network evaluations a text: {names}")
 
 
 def keys(runs: Sequence[Run]) -> list[tuple[str, str, str]]:

@@ -11,6 +11,7 @@ from unmask.log import read_metrics
 from unmask.report.units import finite, number
 
 NAMES = ("config.json", "metrics.jsonl", "result.json", "samples.json")
+LARGEST = 1 << 28  # bytes of a JSON file that is looked into for results
 PERPLEXITY = ("perplexity", "nats", "tokens", "bits_per_byte", "stderr_mc", "stderr_data", "seconds")
 GENERATION = (
     "generative_perplexity",
@@ -64,7 +65,7 @@ def find(paths: Sequence[Path]) -> Findings:
             configs[file.parent] = clean(_read(read_json, file))
         else:
             more_rows, more_samples = _results(file)
-            rows += more_rows
+            rows += [row for row in more_rows if not (row.get("yardstick") and row in rows)]  # measured once a model
             samples += more_samples
     if not (configs or metrics or rows or samples):
         given = ", ".join(map(str, paths)) or "no path"
@@ -77,11 +78,25 @@ def _files(path: Path) -> Iterator[Path]:
     if path.is_file():
         yield path
     elif path.is_dir():
-        for file in sorted(file for name in NAMES for file in path.rglob(name)):
-            if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts):
+        found = {*path.rglob("*.json"), *path.rglob("metrics.jsonl")}
+        rank = {name: i for i, name in enumerate(NAMES)}
+        for file in sorted(found, key=lambda file: (rank.get(file.name, len(NAMES)), file)):
+            hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
+            if file.is_file() and not hidden and (file.name in NAMES or _holds_results(file)):
                 yield file
     else:
         raise ValueError(f"{path}: no such file or folder")
+
+
+def _holds_results(file: Path) -> bool:
+    """Whether a file that has a name of its own is a result file; a folder may hold any other JSON."""
+    try:
+        if file.stat().st_size > LARGEST:
+            return False
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and any(isinstance(content.get(key), list) for key in ("rows", "samples"))
 
 
 def _runs(configs: dict[Path, Row], metrics: dict[Path, tuple[list, list]]) -> list[Run]:

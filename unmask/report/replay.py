@@ -1,5 +1,6 @@
-"""The replay of an unmasking: which token appeared when, and how sure the network was of it."""
+"""The replay of an unmasking: which token appeared when, how sure the network was of it, and what was erased."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,8 @@ class Token:
     confidence: float
     colour: str
     ink: str  # black or white, whichever reads better on the colour
+    past: str = ""  # what stood here before, as JSON: [frame, text or null where erased, title, colour, ink, certainty]
+    told: str = ""  # the same in words
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Replay:
     tokens: list[Token]
     steps: list[int]  # the distinct steps that revealed something, in order
     gradient: str
+    erased: int = 0  # tokens that were written and erased again
 
 
 def prepare(sample: Mapping[str, Any]) -> Replay:
@@ -55,14 +59,61 @@ def prepare(sample: Mapping[str, Any]) -> Replay:
     confidence = _column(sample, where, "confidence", _is_share, "numbers from 0 to 1", n)
     if any(s < 0 and not g for s, g in zip(step, given, strict=True)):
         raise ValueError(f"{where}: 'step' is negative at a token that was not given")
-    steps = sorted({s for s, g in zip(step, given, strict=True) if not g})
+    history = _past(sample, where, given, step)
+    steps = sorted({s for s, g in zip(step, given, strict=True) if not g} | {s for past in history for s, *_ in past})
     frames = {s: i + 1 for i, s in enumerate(steps)}
+    colours = {s: _colour(frame, len(steps)) for s, frame in frames.items()}
     tokens = [
-        Token(piece, g, 0 if g else frames[s], s, float(c), *(("", "") if g else _colour(frames[s], len(steps))))
-        for piece, g, s, c in zip(pieces, given, step, confidence, strict=True)
+        Token(
+            piece,
+            g,
+            0 if g else frames[s],
+            s,
+            float(c),
+            *(("", "") if g else colours[s]),
+            *_told(past, frames, colours),
+        )
+        for piece, g, s, c, past in zip(pieces, given, step, confidence, history, strict=True)
     ]
+    erased = sum(text is not None for past in history for _, text, _ in past)
     gradient = ", ".join(to_hex(SCALE(i / 8)) for i in range(9))
-    return Replay(_text(sample.get("title")) or "sample", text, _facts(sample), tokens, steps, gradient)
+    return Replay(_text(sample.get("title")) or "sample", text, _facts(sample), tokens, steps, gradient, erased)
+
+
+Past = list[tuple[int, str | None, float]]
+"""(step, text or None where it was erased, confidence) of each change of a position but its last."""
+
+
+def _past(sample: Mapping, where: str, given: Sequence[bool], step: Sequence[int]) -> list[Past]:
+    """What each position held before it was written for good, from the sample's `history`."""
+    past: list[Past] = [[] for _ in given]
+    for event in _column(sample, where, "history", _is_event, "[step, position, text or null, number from 0 to 1]"):
+        at, position, text, confidence = event
+        if position >= len(given) or given[position]:
+            raise ValueError(f"{where}: 'history' changes position {position}, which is given or not there")
+        if at < step[position]:
+            past[position].append((at, text, float(confidence)))
+    return [sorted(changes, key=lambda change: change[0]) for changes in past]
+
+
+def _is_event(value: Any) -> bool:
+    if not (isinstance(value, list) and len(value) == 4):
+        return False
+    step, position, text, confidence = value
+    counts = all(_is_int(count) and count >= 0 for count in (step, position))
+    return counts and (text is None or isinstance(text, str)) and _is_share(confidence)
+
+
+def _told(past: Past, frames: Mapping[int, int], colours: Mapping[int, tuple[str, str]]) -> tuple[str, str]:
+    """A position's past for the script, and in words."""
+    if not past:
+        return "", ""
+    events, words = [], []
+    for step, text, sure in past:
+        said = f"step {step}, probability {sure:.3g}"
+        events.append([frames[step], text, f"{said}; later erased", *colours[step], f"{100 * sure:.0f}%"])
+        words.append(f"erased at step {step}" if text is None else f"“{text}” at {said}")
+    return json.dumps(events, ensure_ascii=False), "before: " + "; ".join(words)
 
 
 def _is_int(value: Any) -> bool:

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from unmask.report.read import Run
@@ -18,6 +18,8 @@ class Table:
 
     columns: list[tuple[str, bool]]
     groups: list[tuple[str, list[list[str]]]]
+    notes: list[tuple[str, str]] = field(default_factory=list)
+    """How each row was measured: (label, words)."""
 
 
 LIKE = ("corpus", "split", "protocol", "tokenizer")  # what rows must share for their perplexities to compare
@@ -37,7 +39,7 @@ def perplexities(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, ...], lis
             for key in ("stderr_mc", "stderr_data")
         }
         entry = {"row": row, "perplexity": math.nan if value is None else value, "bound": row.get("bound"), **errors}
-        groups.setdefault(tuple(_say(row.get(key)) for key in LIKE), []).append(entry)
+        groups.setdefault(tuple(say(row.get(key)) for key in LIKE), []).append(entry)
     for entries in groups.values():
         entries.sort(key=lambda entry: (math.isnan(entry["perplexity"]), entry["perplexity"]))
         for entry, label in zip(entries, _labels([entry["row"] for entry in entries]), strict=True):
@@ -47,13 +49,13 @@ def perplexities(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, ...], lis
 
 def _labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Each row's model, followed by what tells rows of the same model apart."""
-    labels = [_say(row.get("model")) for row in rows]
+    labels = [say(row.get("model")) for row in rows]
     for key in ("estimator", "draws", "precision", "seed"):
         for label in {label for label in labels if labels.count(label) > 1}:
             same = [i for i, other in enumerate(labels) if other == label]
-            if len({_say(rows[i].get(key)) for i in same}) > 1:
+            if len({say(rows[i].get(key)) for i in same}) > 1:
                 for i in same:
-                    value = _say(rows[i].get(key))
+                    value = say(rows[i].get(key))
                     labels[i] += f", {value}" if key in ("estimator", "precision") else f", {key} {value}"
     return labels
 
@@ -65,17 +67,30 @@ def title(*like: str) -> str:
     return ", ".join(part for part, value in zip(parts, like, strict=True) if value != MISSING) or MISSING
 
 
+def heading(*like: str) -> tuple[str, str]:
+    """`title` in two lines: what was scored, and how."""
+    corpus, split, protocol, tokenizer = like
+    return title(corpus, split, MISSING, MISSING), title(MISSING, MISSING, protocol, tokenizer)
+
+
 def perplexity_table(groups: Mapping[tuple[str, ...], Sequence[Mapping[str, Any]]]) -> Table:
-    """All perplexities: the value, its two errors apart, what kind of number it is, and how it was measured."""
+    """All perplexities: the value, its two errors apart, what kind of number it is; the notes say how measured."""
     columns = [("model", False), ("perplexity", True), ("± maskings", True), ("± texts", True)]
-    columns += [("bits per byte", True), ("kind", False), ("tokens", True), ("measured by", False)]
-    return Table(columns, [(title(*key), [_perplexity_row(entry) for entry in group]) for key, group in groups.items()])
+    columns += [("bits per byte", True), ("tokens", True), ("kind", False)]
+    rows = [(title(*key), [_perplexity_row(entry) for entry in group]) for key, group in groups.items()]
+    measured = [(entry["label"], entry["row"]) for group in groups.values() for entry in group]
+    return Table(columns, rows, notes(measured, SHOWN))
 
 
 def _perplexity_row(entry: Mapping[str, Any]) -> list[str]:
     row, bound = entry["row"], entry["bound"]
-    values = [_say(row.get("model")), *_perplexity(entry)]
-    return [*values, plain(row.get("bits_per_byte")), _say(bound), plain(row.get("tokens")), _measured(row)]
+    return [
+        say(row.get("model")),
+        *_perplexity(entry),
+        plain(row.get("bits_per_byte")),
+        plain(row.get("tokens")),
+        say(bound),
+    ]
 
 
 def _perplexity(entry: Mapping[str, Any]) -> list[str]:
@@ -84,57 +99,32 @@ def _perplexity(entry: Mapping[str, Any]) -> list[str]:
     return [BOUNDS.get(str(entry["bound"]), "") + value, *errors]
 
 
-SHOWN = ("experiment", "model", *LIKE, "perplexity", "nats", "tokens", "bits_per_byte", "values")
-SHOWN += ("bytes", "characters", "words", "yardstick")
-SHOWN += ("stderr_mc", "stderr_data", "bound", "estimator", "precision", "seconds")
+SHOWN = ("model", *LIKE, "perplexity", "nats", "tokens", "bits_per_byte", "bytes", "characters", "words")
+SHOWN += ("stderr_mc", "stderr_data", "bound")
+HIDDEN = ("experiment", "values", "yardstick")  # of every kind of row
 
 
-def _measured(row: Mapping[str, Any]) -> str:
-    """How a row was measured, keys unknown here included."""
-    parts = [_say(row[key]) for key in ("estimator", "precision") if row.get(key) is not None]
-    parts += [f"{_name(key)} {_say(value, key)}" for key, value in row.items() if key not in SHOWN]
-    parts += [duration(row["seconds"])] if row.get("seconds") is not None else []
-    return ", ".join(parts) or MISSING
+def notes(rows: Sequence[tuple[str, Mapping[str, Any]]], shown: Sequence[str]) -> list[tuple[str, str]]:
+    """What the rows say beyond the keys `shown`: first what they all share, then each row's own."""
+    said = [(label, _words(row, shown)) for label, row in rows]
+    common = {key: text for key, text in said[0][1].items() if all(more.get(key) == text for _, more in said)}
+    if len(said) < 2:
+        common = {}
+    own = [(label, ", ".join(text for key, text in words.items() if key not in common)) for label, words in said]
+    found = [("all", ", ".join(common.values())), *own]
+    return [(label, text) for label, text in dict.fromkeys(found) if text]
 
 
-def generation_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """What a judge says of texts, never without their entropy, and what a sceptic says of the row."""
-    columns = [("texts of", False), ("generative perplexity", True), ("± texts", True), ("entropy, nats", True)]
-    columns += [("± texts", True), ("distinct 2-grams", True), ("repeated 4-grams", True), ("bits per byte", True)]
-    columns += [("NFE", True), ("time a text", True), ("caution", False), ("made by", False)]
-    groups: dict[str, list[list[str]]] = {}
-    for row in rows:
-        heading = f"judge {_say(row.get('judge'))}, {_say(row.get('length'))} tokens a text"
-        groups.setdefault(heading, []).append(_generation_row(row))
-    return Table(columns, list(groups.items()))
-
-
-JUDGED = ("experiment", "model", "judge", "length", "generative_perplexity", "stderr", "entropy", "entropy_stderr")
-JUDGED += (
-    "distinct_2",
-    "repetition_4",
-    "bits_per_byte",
-    "nfe",
-    "seconds_per_text",
-    "caution",
-    "values",
-    "nats",
-    "yardstick",
-)
-
-
-def _generation_row(row: Mapping[str, Any]) -> list[str]:
-    return [
-        _say(row.get("model")),
-        *with_error(row.get("generative_perplexity"), row.get("stderr")),
-        *with_error(row.get("entropy"), row.get("entropy_stderr")),
-        *(plain(row.get(key), 3) for key in ("distinct_2", "repetition_4")),
-        plain(row.get("bits_per_byte")),
-        plain(row.get("nfe")),
-        duration(row.get("seconds_per_text")),
-        _say(row.get("caution")),
-        ", ".join(f"{_name(key)} {_say(value, key)}" for key, value in row.items() if key not in JUDGED) or MISSING,
-    ]
+def _words(row: Mapping[str, Any], shown: Sequence[str]) -> dict[str, str]:
+    """Each key of a row that is not shown elsewhere, keys unknown here included, in words."""
+    bare = {"estimator", "policy"}  # what says itself
+    words = {}
+    for key, value in row.items():
+        if key in shown or key in HIDDEN or value is None:
+            continue
+        text = duration(value) if key.startswith("seconds") and number(value) is not None else say(value, key)
+        words[key] = text if key in bare else f"{name(key)} {text}"
+    return words
 
 
 def runs_table(runs: Sequence[Run]) -> Table:
@@ -160,7 +150,7 @@ def _run_row(run: Run) -> list[str]:
     tokens = last.get("tokens") if finite(last.get("tokens")) is not None else _get(run.config, "budget", "tokens")
     return [
         run.name,
-        _say(_get(run.config, "training", "objective")),
+        say(_get(run.config, "training", "objective")),
         count(_get(run.config, "parameters", "total")),
         count(_get(run.config, "parameters", "non_embedding")),
         " of ".join(steps) or MISSING,
@@ -185,8 +175,8 @@ def generic(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Any rows: one column a key, in order of first appearance; `values`, those of single texts, are for files."""
     keys = list(dict.fromkeys(key for row in rows for key in row if key not in ("experiment", "values")))
     numeric = [all(number(row[key]) is not None for row in rows if row.get(key) is not None) for key in keys]
-    cells = [[_say(row.get(key), key) for key in keys] for row in rows]
-    return Table([(_name(key), is_number) for key, is_number in zip(keys, numeric, strict=True)], [("", cells)])
+    cells = [[say(row.get(key), key) for key in keys] for row in rows]
+    return Table([(name(key), is_number) for key, is_number in zip(keys, numeric, strict=True)], [("", cells)])
 
 
 def settings(config: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -210,11 +200,11 @@ def _get(config: Mapping[str, Any], *path: str) -> Any:
     return found
 
 
-def _name(key: str) -> str:
+def name(key: str) -> str:
     return key.replace("_", " ")
 
 
-def _say(value: Any, key: str = "") -> str:
+def say(value: Any, key: str = "") -> str:
     if value is None:
         return MISSING
     if isinstance(value, str):

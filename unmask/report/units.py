@@ -22,6 +22,12 @@ def finite(value: Any) -> float | None:
     return found if found is not None and math.isfinite(found) else None
 
 
+def drawable(value: Any) -> float | None:
+    """`value` as a number that an axis can hold, None where it is none."""
+    found = finite(value)
+    return found if found is not None and abs(found) < 1e100 else None
+
+
 def plain(value: Any, digits: int = 4) -> str:
     """A number to `digits` significant digits: 12,345 for integers, 0.00123, 1.2e+18 far from one."""
     found = number(value)

@@ -1,0 +1,116 @@
+"""Figures as inline SVG: text in the page's own font and colour, data in Okabe-Ito colours."""
+
+import io
+import math
+import re
+import warnings
+import xml.etree.ElementTree as ET
+import zlib
+from collections.abc import Callable
+from typing import cast
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+# Okabe and Ito (2008), https://jfly.uni-koeln.de/color/, less black and yellow, which vanish on a dark or a light page
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+GLYPHS = ("●", "■", "▲", "◆", "▼", "✚")  # the same marks as text, for the legend in the page
+INK, PAPER = "#010203", "#fdfcfb"  # stand-ins, replaced in the SVG by the page's text and background colour
+SIZE = (5.0, 3.3)  # inches of 72 px: drawn small, so that its text stays readable at the width of a phone
+
+
+def style(i: int) -> tuple[str, str, str]:
+    """Colour, marker and the marker's glyph of the i-th run: 36 distinct pairs."""
+    j = (i + i // len(COLOURS)) % len(MARKERS)
+    return COLOURS[i % len(COLOURS)], MARKERS[j], GLYPHS[j]
+
+
+def shorten(text: str, width: int = 30) -> str:
+    text = " ".join(text.split()) or "–"
+    return text if len(text) <= width else f"{text[: width - 9]}…{text[-8:]}"
+
+
+def panel(size: tuple[float, float]) -> tuple[Figure, Axes]:
+    """A figure of one panel, drawn in ink on nothing."""
+    figure = Figure(figsize=size, layout="constrained")
+    figure.patch.set_visible(False)
+    axes = figure.add_subplot()
+    axes.patch.set_visible(False)
+    axes.grid(color=INK, alpha=0.14, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=INK, labelsize=10.5, width=0.6, length=3)
+    axes.tick_params(which="minor", width=0.4, length=2, color=INK)
+    for name, spine in axes.spines.items():
+        spine.set_visible(name in ("left", "bottom"))
+        spine.set(color=INK, alpha=0.5, linewidth=0.6)
+    axes.xaxis.label.set(color=INK, fontsize=11)
+    axes.yaxis.label.set(color=INK, fontsize=11)
+    return figure, axes
+
+
+def log_axis(axis: Axis, say: Callable[[float], str], ratio: float) -> None:
+    """A logarithmic axis with about four labels, unless the ratio of its ends is beyond all measure."""
+    decades = math.log10(max(ratio, 1.001))
+    if decades > 12:
+        return
+    subs = (1.0,) if decades >= 2.2 else (1.0, 3.0) if decades >= 1.2 else (1.0, 2.0, 5.0)
+    axes = cast(Axes, axis.axes)
+    axes.set_xscale("log") if axis is axes.xaxis else axes.set_yscale("log")
+    axis.set_major_locator(LogLocator(subs=subs, numticks=max(3, 6 if decades >= 2.2 else 99)))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: say(x).removeprefix("1.00 × ").replace(".00 ×", " ×")))
+    axis.set_minor_formatter(NullFormatter())
+    if decades < 0.4:
+        axis.set_major_locator(MaxNLocator(3))
+        axis.set_minor_locator(NullLocator())
+
+
+def svg(figure: Figure, label: str) -> str:
+    """`figure` as an <svg> for use inside HTML: no fixed size, no foreign ids, ink = currentColor, `label` read aloud.
+
+    Colours INK and PAPER become the page's text and background. Equal figures give equal text.
+    """
+    buffer = io.BytesIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "unmask"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # measured as a box here; the browser has it
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=False, facecolor="none", metadata=nothing)
+    root = ET.fromstring(buffer.getvalue())
+    _tidy(root)
+    for attribute in ("width", "height", "version"):
+        root.attrib.pop(attribute, None)
+    root.attrib |= {"xmlns": "http://www.w3.org/2000/svg", "role": "img", "aria-label": label}
+    _distinct(root)
+    return ET.tostring(root, encoding="unicode")
+
+
+def _tidy(element: ET.Element) -> None:
+    """Plain tag names and hrefs; no metadata, no style sheet (it would leak into the page), the page's colours."""
+    element.tag = element.tag.rpartition("}")[2]
+    element.attrib = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
+    if look := element.get("style"):
+        look = re.sub(r"font: [^;]*?([\d.]+px)[^;]*", r"font-size: \1", look)
+        element.set("style", look.replace(INK, "currentColor").replace(PAPER, "var(--paper, #fff)"))
+    for child in list(element):
+        _tidy(child)
+        if child.tag in ("metadata", "style") or (child.tag == "defs" and not len(child)):
+            element.remove(child)
+
+
+def _distinct(root: ET.Element) -> None:
+    """Ids that nothing points at dropped, the others made the figure's own by a digest of its text."""
+    mark = f"f{zlib.crc32(ET.tostring(root)):08x}"
+    pointer = re.compile(r"^#(.+)$|url\(#([^)]+)\)")
+    elements = list(root.iter())
+    looks = [value for element in elements for key, value in element.attrib.items() if key != "aria-label"]
+    used = {match[1] or match[2] for value in looks for match in pointer.finditer(value)}
+    for element in elements:
+        name = element.attrib.pop("id", None)
+        for key in ("href", "clip-path", "style"):
+            if key in element.attrib:
+                element.set(key, re.sub(r"^#|(?<=url\()#", f"#{mark}-", element.attrib[key]))
+        if name in used:
+            element.set("id", f"{mark}-{name}")
