@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import torch
+import torch._dynamo  # which the first step of an optimiser imports: once here, not in every life
 from settings import prepared_words, small
 
 from unmask.checkpoint import read_tensors
@@ -77,7 +78,7 @@ def main() -> None:
             now = int(found[0].name) if found else 0
             assert now >= steps, f"step {now} after {steps}: a checkpoint was lost"
             # lives long enough to get on, short enough not to come to the end
-            longest = min(8.0, longest * 1.3) if now == steps else max(0.2, longest * 0.9)
+            longest = min(30.0, longest * 1.3) if now == steps else max(0.2, longest * 0.9)
             steps = now
         print(
             f"{kills} kills, {saves} amid a save, at step {steps} of {config.steps}, {time.monotonic() - begun:.0f} s"

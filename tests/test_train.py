@@ -279,6 +279,22 @@ def test_a_masked_model_begins_from_a_causal_one(data, tmp_path):
     assert learnt < drawn - 0.5
 
 
+def test_recomputed_blocks_change_nothing(data, tmp_path):
+    """Activation checkpointing: the same numbers bit for bit, dropout included."""
+    for again in (False, True):
+        train(small(data, steps=3, layers=2, recompute=again), tmp_path / str(again))
+    assert same(tmp_path / "False", tmp_path / "True")
+
+
+@pytest.mark.slow
+def test_compiled_blocks_change_only_rounding(data, tmp_path):
+    """torch.compile on every block, and a run that goes on without it."""
+    for compiled in (False, True):
+        train(small(data, steps=6, layers=2, dropout=0.0, compile=compiled), tmp_path / str(compiled))
+    plain, compiled = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("False", "True"))
+    assert [row["loss"] for row in compiled[:6]] == pytest.approx([row["loss"] for row in plain[:6]], rel=1e-4)
+
+
 def test_no_clipping_is_no_limit(data, tmp_path):
     """clip 0 trains as a limit that is never reached does."""
     for clip in (0.0, 1e9):

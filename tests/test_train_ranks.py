@@ -42,6 +42,9 @@ def runs(tmp_path_factory) -> tuple[Path, list]:
     jobs[0]["work"] += [
         ["stopped_training", str(folder / f"cut-{i}"), 4, {**cut, "accumulate": 2}] for i in ("4", "1", "ddp")
     ]
+    narrow = {"steps": 4, "precision": "bfloat16", "recompute": True, "save_every": 4, "layers": 2, "data": str(data)}
+    train(small(**{**narrow, "data": data, "accumulate": 4}), folder / "narrow-1")
+    jobs[0]["work"].append(["training", str(folder / "narrow-2"), {**narrow, "accumulate": 2, "parallel": "fsdp"}])
     jobs[1]["work"] += [
         ["training", str(folder / "cut-4"), {**cut, "accumulate": 1}],
         ["training", str(folder / "cut-ddp"), {**cut, "accumulate": 1, "parallel": "ddp"}],
@@ -90,6 +93,14 @@ def test_a_sharded_run_goes_on_in_another_number_of_processes(runs, how):
     left, right = (load(at).network.state_dict() for at in (folder / "one", run))
     for name in left:
         assert torch.allclose(left[name], right[name], atol=2e-4), name
+
+
+def test_bfloat16_and_recomputation_when_sharded(runs):
+    """Weights that travel in bfloat16 give the losses of one process under autocast, to bfloat16's rounding."""
+    folder, _ = runs
+    one, many = (rows(folder / f"narrow-{world}", "train") for world in (1, 2))
+    assert [row["loss"] for row in many] == pytest.approx([row["loss"] for row in one], rel=2e-3)
+    assert [row["grad_norm"] for row in many] == pytest.approx([row["grad_norm"] for row in one], rel=2e-2)
 
 
 def test_a_sharded_checkpoint_holds_no_pickle(runs):

@@ -92,7 +92,8 @@ def hush() -> None:
 def complain(error: BaseException) -> None:
     """What went wrong, in one line. A hushed process waits: where all have the same to say, it is ended meanwhile."""
     if console.quiet:
-        time.sleep(3)
+        if not isinstance(error, ConnectionError):  # of processes that lost another, none may have long to live
+            time.sleep(3)
         console.quiet = False
     console.print(f"[bold red]error:[/] {escape(' '.join(str(error).split()))}", soft_wrap=True)
 

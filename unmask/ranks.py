@@ -8,7 +8,6 @@ free.
 
 import json
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -58,7 +57,6 @@ def lost() -> Iterator[None]:
         said = str(error).lower()
         if world() < 2 or not (isinstance(error, dist.DistError) or "gloo" in said or "nccl" in said):
             raise
-        time.sleep(1)  # the process that knows more speaks first
         raise ConnectionError(
             f"rank {rank()}: another process of the job is gone (killed, out of memory, or stopped by an error of its "
             "own): all stop; the same command goes on from the last checkpoint, with as many processes as there are"
