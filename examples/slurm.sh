@@ -11,7 +11,7 @@
 #SBATCH --open-mode=append
 set -euo pipefail
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-# exec: the signal reaches torchrun, which passes it on; each process saves and ends
+# exec: the signal reaches torchrun, which passes it on; each process saves and ends, within the 30 s that it waits
 srun bash -c 'exec torchrun \
     --nnodes "$SLURM_NNODES" --node-rank "$SLURM_NODEID" --nproc-per-node 8 \
     --rdzv-id "$SLURM_JOB_ID" --rdzv-backend c10d --rdzv-endpoint "$0:29500" --max-restarts 3 \

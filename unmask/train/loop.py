@@ -265,7 +265,7 @@ class _Run:
             told.write(row)
 
 
-DRAWS = 8
+DRAWS = 8  # at as many rows, 2 maskings of 4 times the sequences err 4 times as much (benchmarks/validation.py)
 
 
 def _prepare(config: TrainConfig, out: Path, tokenizer: Tokenizer) -> None:
