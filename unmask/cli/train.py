@@ -68,7 +68,7 @@ def text_of(name: str) -> str:
 class Train:
     """Train a recipe.
 
-    `unmask recipes` lists all. `unmask train tiny`, and any field of it can be overridden: `unmask train tiny --batch 64 --steps 5000`, or its
+    `unmask recipes` lists all. Any field can be overridden: `unmask train tiny --batch 64 --steps 5000`, or the
     objective: `unmask train tiny lambda-dce`. Ctrl-C saves; the same command goes on from there.
     """
 
