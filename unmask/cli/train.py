@@ -40,7 +40,7 @@ def command(words: Sequence[str]) -> type:
     Raises ValueError for words that name none, for two budgets, and for what does not belong to a recipe's options.
     """
     if words and not words[0].startswith("-") and words[0] not in RECIPES:
-        raise ValueError(f"unmask train has no recipe {words[0]!r}{nearest(words[0], RECIPES)} (see unmask recipes)")
+        raise ValueError(f"unmask train does not know {words[0]!r}{nearest(words[0], RECIPES)} (see unmask recipes)")
     flags = [word.partition("=")[0].replace("_", "-") for word in words]
     if len(given := [flag for flag in BUDGETS if flag in flags]) > 1:
         raise ValueError(f"{' and '.join(given)}: a run has one budget; give one of {', '.join(BUDGETS)}")
@@ -66,9 +66,9 @@ def text_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class Train:
-    """Train a recipe; `unmask recipes` lists all.
+    """Train a recipe.
 
-    `unmask train tiny`, and any field of it can be overridden: `unmask train tiny --batch 64 --steps 5000`, or its
+    `unmask recipes` lists all. Any field can be overridden: `unmask train tiny --batch 64 --steps 5000`, or the
     objective: `unmask train tiny lambda-dce`. Ctrl-C saves; the same command goes on from there.
     """
 
