@@ -4,7 +4,8 @@
     python benchmarks/preparing.py --large 5000 --limit 3000
 
 The baseline is `encode_batch_fast` on all cores over the same text, read into memory beforehand in pieces of 64 KB,
-its tokens not even looked at. Repetitions are interleaved; the ratio is of the best times. With --large, a file of so
+its tokens not even looked at. Repetitions are interleaved; the ratio is of the best times, of the clock
+and, where other work disturbs it, of the processor. With --large, a file of so
 many megabytes is made, prepared in a process whose address space is limited, and its peak memory is told.
 """
 
@@ -42,11 +43,11 @@ def text_of(size: int) -> Iterator[str]:
             return
 
 
-def timed(work: Callable[[], object]) -> float:
-    """Seconds of one call."""
-    start = time.perf_counter()
+def timed(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds of one call, and those of all cores together."""
+    start, spent = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - spent
 
 
 def throughput(folder: Path, tokenizer: str, megabytes: int, repeat: int) -> None:
@@ -67,12 +68,13 @@ def throughput(folder: Path, tokenizer: str, megabytes: int, repeat: int) -> Non
     def ours() -> None:
         prepare(str(source), folder / f"out{next(numbers)}", tokenizer=tokenizer)
 
-    times = [(timed(alone), timed(ours)) for _ in range(repeat)]
-    base, mine = (min(column) for column in zip(*times, strict=True))
+    pairs = [(timed(alone), timed(ours)) for _ in range(repeat)]
+    (base, least), (mine, most) = (map(min, zip(*column, strict=True)) for column in zip(*pairs, strict=True))
     size = source.stat().st_size / 1e6
     print(
         f"{tokenizer}: {size:.0f} MB, tokenizers alone {size / base:.1f} MB/s, prepare {size / mine:.1f} MB/s: "
-        f"{mine / base:.2f}x (each pair: {', '.join(f'{b / a:.2f}' for a, b in times)})",
+        f"{mine / base:.2f}x (each pair: {', '.join(f'{b / a:.2f}' for (a, _), (b, _) in pairs)}); "
+        f"processor time {most / least:.2f}x",
         flush=True,
     )
 
@@ -95,7 +97,7 @@ def taking(folder: Path) -> None:
         optimiser.step()
         optimiser.zero_grad()
 
-    pairs = [(timed(lambda s=s: batch(s)), timed(lambda s=s: work(s))) for s in range(12)][2:]
+    pairs = [(timed(lambda s=s: batch(s))[0], timed(lambda s=s: work(s))[0]) for s in range(12)][2:]
     take, step = (sorted(column)[len(pairs) // 2] for column in zip(*pairs, strict=True))
     print(f"a batch of 64 x 64: taken in {1e3 * take:.2f} ms, a tiny step {1e3 * step:.1f} ms: {take / step:.1%}")
 
@@ -109,7 +111,7 @@ def large(folder: Path, megabytes: int, limit: int, tokenizer: str) -> None:
             file.write(part)
     print(f"{source.stat().st_size / 1e9:.2f} GB made", flush=True)
     command = [sys.executable, __file__, "--child", str(source), str(folder / "out"), "--tokenizer", tokenizer]
-    seconds = timed(lambda: subprocess.run([*command, "--limit", str(limit)], check=True))
+    seconds, _ = timed(lambda: subprocess.run([*command, "--limit", str(limit)], check=True))
     print(f"prepared in {seconds:.0f} s, {source.stat().st_size / 1e6 / seconds:.1f} MB/s", flush=True)
 
 
