@@ -5,6 +5,7 @@ as one line, exit code 2, no traceback. Ctrl-C ends with exit code 130.
 """
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ COMMANDS = {
     ),
     "push": Entry("cli.checkpoints:Push", "Upload a folder written by `unmask convert` to the hub."),
     "report": Entry("cli.report:Report", "One self-contained HTML page of runs, results and samples."),
+    "completion": Entry("cli.completion:Completion", "Print a shell's completion of all of this."),
 }
 
 ABOUT = "Masked diffusion language models: train, sample, and measure a likelihood one can trust."
@@ -74,6 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         complain(error)
         raise SystemExit(2) from None
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or re.search(r"not enough memory|out of memory", str(error))):
+            raise
+        complain(MemoryError("not enough memory: take a smaller --batch, --length or --count"))
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 
@@ -85,7 +92,14 @@ def overview() -> str:
     return "\n".join(["usage: unmask COMMAND [options]", "", ABOUT, "", *lines, "", FOOTER])
 
 
-FOOTER = "`unmask COMMAND --help` documents a command; `unmask --version` says which this is."
+FOOTER = """`unmask COMMAND --help` documents a command and its options; `unmask --version` says which this is.
+Errors are one line and exit code 2; Ctrl-C ends with 130; `audit` and `experiment` may end with 1.
+
+Environment:
+  NO_COLOR              plain text on a terminal too
+  OMP_NUM_THREADS       processor threads that torch may take
+  CUDA_VISIBLE_DEVICES  which GPUs --device auto may take
+  HF_HOME, HF_TOKEN, HF_HUB_OFFLINE   the hub's cache, your token, and whether to ask it at all"""
 
 
 def _run(name: str, words: list[str]) -> None:
