@@ -37,7 +37,7 @@ COMMANDS = {
     "demo": Entry("cli.demo:Demo", "From nothing to a first result: train, measure, sample, report."),
     "prepare": Entry("cli.prepare:Prepare", "Turn text into tokens, once; interrupted, the same command goes on."),
     "train": Entry("cli.train:command", "Train a recipe."),
-    "recipes": Entry("cli.recipes:Recipes", "The recipes, and what each would cost here."),
+    "recipes": Entry("cli.recipes:Recipes", "What each recipe is and would cost here, before anything starts."),
     "watch": Entry("cli.watch:Watch", "Follow runs: loss, speed, time left, last validation and samples."),
     "sample": Entry("cli.sample:Sample", "Write text: free, after a prompt, or into the blanks of a template.", POLICY),
     "evaluate": Entry(
