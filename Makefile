@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # knows has one; TORCH="torch==2.9.1" (any pip arguments) overrides.
 TORCH ?=
 
-.PHONY: demo test test-slow test-large test-kill format bench clean
+.PHONY: demo fuzz test test-slow test-large test-kill format bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m unmask demo
@@ -27,6 +27,10 @@ test-large: $(VENV)/.installed-dev  # 5 GB of text within 3 GB of address space:
 # Kills a run at random moments, saves included: a few minutes.
 test-kill: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python tests/kill.py --kills 150
+
+# every fuzz test at length: files, canvases and options made of anything
+fuzz: $(VENV)/.installed-dev
+	UNMASK_EXAMPLES=500 $(BIN)/python -m pytest tests/test_fuzz_files.py tests/test_fuzz_sampling.py
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

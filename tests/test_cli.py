@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from unmask.checkpoint import CONFIG, MODEL, describe, write_tensors
-from unmask.cli import COMMANDS, main
+from unmask.cli import COMMANDS, main, overview
 from unmask.data import byte_tokenizer, prepare
 from unmask.files import write_json
 from unmask.transformer import Transformer, TransformerConfig
@@ -374,7 +374,7 @@ def test_help_comes_without_torch():
 def test_summaries_begin_the_help():
     """The overview says what each command's own help says first."""
     for entry in COMMANDS.values():
-        assert (entry.load([]).__doc__ or "").startswith(entry.summary)
+        assert (entry.load([]).__doc__ or "").startswith(entry.summary.rstrip("."))
 
 
 def test_public_names_are_found_where_they_are():
@@ -384,3 +384,48 @@ def test_public_names_are_found_where_they_are():
         assert getattr(unmask, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         unmask.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_commands_and_options(capsys, shell):
+    with pytest.raises(SystemExit) as caught:
+        main(["completion", shell])
+    assert not caught.value.code
+    script = capsys.readouterr().out
+    for word in ("watch", "tweedie", "until-end"):
+        assert word in script
+
+
+def test_every_environment_variable_is_documented():
+    page = (Path(__file__).parent.parent / "docs/cli.md").read_text(encoding="utf-8")
+    for name in re.findall(r"^  ([A-Z_, ]+?)  ", overview(), flags=re.M):
+        for variable in name.split(", "):
+            assert f"`{variable}`" in page
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--length", "99999999999"], "more than 1,048,576 tokens"),
+        (["--template", "{{1..99999999999}}"], "more than 1,048,576 tokens"),
+        (["--count", "1000000000"], "count 1000000000 must be 1 to 1,000,000"),
+    ],
+)
+def test_wishes_beyond_memory(capsys, checkpoint, words, message):
+    assert message in fails(capsys, "sample", "--checkpoint", checkpoint, *words)
+
+
+@pytest.mark.parametrize(("key", "value"), [("layers", 10**12), ("width", 2 * 10**9), ("vocab", 10**12)])
+def test_a_config_that_claims_the_earth(capsys, tmp_path, key, value):
+    """Sizes are compared with what the weights hold before anything is made."""
+    folder = make_run(tmp_path / "run")
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    config["network"][key] = value
+    write_json(folder / CONFIG, config)
+    assert "run" in fails(capsys, "sample", "--checkpoint", folder)
+
+
+def test_deeply_nested_json(capsys, tmp_path):
+    folder = make_run(tmp_path / "run")
+    (folder / CONFIG).write_text("[" * 200_000, encoding="utf-8")
+    assert "not JSON" in fails(capsys, "sample", "--checkpoint", folder)

@@ -97,8 +97,13 @@ def load(
 
 
 def _run(found: Found, tokenizer: str | Path | None, device: str, dtype: torch.dtype | None) -> Model:
-    network = network_of(network_config(found.config, found.folder / CONFIG))
-    tensors = open_tensors(found.weights)
+    config, tensors = network_config(found.config, found.folder / CONFIG), open_tensors(found.weights)
+    if config.layers > len(tensors):  # before so many are made
+        raise ValueError(f"{found.weights}: {len(tensors)} tensors, but {CONFIG} speaks of {config.layers:,} layers")
+    try:
+        network = network_of(config)
+    except (RuntimeError, OverflowError) as error:
+        raise ValueError(f"{found.folder / CONFIG}: no such network can be made ({error})") from None
     with _named(found.weights):
         settle = _settling(tensors, device, dtype)
         assign(network, tensors.shapes, found.weights)

@@ -5,6 +5,7 @@ as one line, exit code 2, no traceback. Ctrl-C ends with exit code 130.
 """
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ COMMANDS = {
     "demo": Entry("cli.demo:Demo", "From nothing to a first result: train, measure, sample, report."),
     "prepare": Entry("cli.prepare:Prepare", "Turn text into tokens, once; interrupted, the same command goes on."),
     "train": Entry("cli.train:command", "Train a recipe."),
-    "recipes": Entry("cli.recipes:Recipes", "The recipes, and what each would cost here."),
+    "recipes": Entry("cli.recipes:Recipes", "What each recipe is and would cost here, before anything starts."),
     "watch": Entry("cli.watch:Watch", "Follow runs: loss, speed, time left, last validation and samples."),
     "sample": Entry("cli.sample:Sample", "Write text: free, after a prompt, or into the blanks of a template.", POLICY),
     "evaluate": Entry(
@@ -53,6 +54,7 @@ COMMANDS = {
     ),
     "push": Entry("cli.checkpoints:Push", "Upload a folder written by `unmask convert` to the hub."),
     "report": Entry("cli.report:Report", "One self-contained HTML page of runs, results and samples."),
+    "completion": Entry("cli.completion:Completion", "Print a shell's completion of all of this."),
 }
 
 ABOUT = "Masked diffusion language models: train, sample, and measure a likelihood one can trust."
@@ -74,6 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         complain(error)
         raise SystemExit(2) from None
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or re.search(r"not enough memory|out of memory", str(error))):
+            raise
+        complain(MemoryError("not enough memory: take a smaller --batch, --length or --count"))
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 
@@ -85,7 +92,14 @@ def overview() -> str:
     return "\n".join(["usage: unmask COMMAND [options]", "", ABOUT, "", *lines, "", FOOTER])
 
 
-FOOTER = "`unmask COMMAND --help` documents a command; `unmask --version` says which this is."
+FOOTER = """`unmask COMMAND --help` documents a command and its options; `unmask --version` says which this is.
+Errors are one line and exit code 2; Ctrl-C ends with 130; `audit` and `experiment` may end with 1.
+
+Environment:
+  NO_COLOR              plain text on a terminal too
+  OMP_NUM_THREADS       processor threads that torch may take
+  CUDA_VISIBLE_DEVICES  which GPUs --device auto may take
+  HF_HOME, HF_TOKEN, HF_HUB_OFFLINE   the hub's cache, your token, and whether to ask it at all"""
 
 
 def _run(name: str, words: list[str]) -> None:

@@ -17,6 +17,8 @@ from unmask.log import console, say
 from unmask.report.console import unmasking
 from unmask.sampling import Constraint, Draw
 
+MOST = 1_000_000  # samples that are held at once
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -64,8 +66,8 @@ class Sample:
     """Print records for machines."""
 
     def run(self) -> None:
-        if self.count < 1 or self.length < 1:
-            raise ValueError(f"count {self.count} and length {self.length} must be at least 1")
+        if not (1 <= self.count <= MOST and self.length >= 1):
+            raise ValueError(f"count {self.count} must be 1 to {MOST:,}, length {self.length} at least 1")
         model = self.told.load(self.checkpoint, self.device)
         text = self._text()
         first = model.canvas(text, seed=self.seed)

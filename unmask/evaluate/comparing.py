@@ -37,7 +37,34 @@ def read_rows(path: Path) -> list[Row]:
         for key in (*KEYS[row["experiment"]], *NUMBERS[row["experiment"]]):
             if row.get(key) is None:
                 raise ValueError(f"{path}: its row of {row.get('model')} has no {key!r}: measure it again")
+        _check(path, row)
     return found
+
+
+def _check(path: Path, row: Row) -> None:
+    """What is computed with is a number, what was scored a text. Raises ValueError, naming what is not."""
+    where = f"{path}: its row of {row.get('model')}"
+    for key in (*NUMBERS[row["experiment"]], "stderr_mc", "stderr_data"):
+        value = row.get(key)
+        if value is not None and not _number(value):
+            raise ValueError(f"{where} has {key} {value!r:.40}: not a number")
+    if row["experiment"] == "perplexity" and not min(row[key] for key in NUMBERS["perplexity"]) > 0:
+        raise ValueError(f"{where}: {', '.join(NUMBERS['perplexity'])} must be positive")
+    if (values := row.get("values")) is not None and not _columns(values):
+        raise ValueError(f"{where} has 'values' that are no columns of one length")
+
+
+def _number(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e100  # type: ignore[arg-type]
+
+
+def _columns(values: object) -> bool:
+    """Whether values hold lists of numbers of one length, or nothing that pairing would read."""
+    if not isinstance(values, dict) or "nats" not in values:
+        return isinstance(values, dict)
+    columns = [values.get(key) for key in ("nats", "tokens", "documents")]
+    lists = [column for column in columns if isinstance(column, list) and all(map(_number, column))]
+    return len(lists) == 3 and len(set(map(len, lists))) == 1 and sum(values["tokens"]) > 0
 
 
 def compare(first: Sequence[Row], second: Sequence[Row]) -> list[Row]:

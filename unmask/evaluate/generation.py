@@ -19,7 +19,7 @@ from unmask.evaluate.heldout import texts_of
 from unmask.evaluate.judge import Judge, judge_texts
 from unmask.evaluate.protocols import spans
 from unmask.evaluate.writing import write
-from unmask.files import Row, read_json
+from unmask.files import Row, finite, read_json
 from unmask.sampling import Draw, Policy
 
 CERTAIN = 3.0  # standard errors that a row must lie below its reference to be warned of
@@ -64,8 +64,9 @@ def read_texts(path: Path) -> tuple[list[str], Row]:
         raise ValueError(f"{path}: texts of several policies, {', '.join(sorted(policies))}: judge one at a time")
     first = records[0]
     said = {"model": path.stem, "policy": first.get("policy"), "law": first.get("exact_for")}
-    said |= {"length": len(first["pieces"]) if "pieces" in first else None, "seed": first.get("seed")}
-    if all("nfe" in record and "seconds" in record for record in records):
+    pieces = first.get("pieces")
+    said |= {"length": len(pieces) if isinstance(pieces, list) else None, "seed": first.get("seed")}
+    if all(finite(record.get(key)) is not None for record in records for key in ("nfe", "seconds")):
         said["nfe"] = statistics.fmean(record["nfe"] for record in records)
         said["seconds_per_text"] = first["seconds"] / len(records)
     return [str(record["text"]) for record in records], said

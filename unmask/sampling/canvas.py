@@ -9,6 +9,7 @@ from torch import Tensor
 
 from unmask.draws import LENGTH, keyed_uniforms
 
+LONGEST = 1 << 20  # open tokens of a canvas: a typing error rather than a wish
 BLANK = re.compile(r"\{\{\s*(\d+)\s*(?:\.\.\s*(\d+)\s*)?\}\}")
 
 
@@ -30,6 +31,8 @@ def template(
     rest = BLANK.sub("", text)
     if "{{" in rest or "}}" in rest:
         raise ValueError(f"{text!r}: a blank is {{{{8}}}} for eight tokens or {{{{2..12}}}} for two to twelve")
+    if sum(int(blank[2] or blank[1]) for blank in BLANK.finditer(text)) > LONGEST:
+        raise ValueError(f"the blanks ask for more than {LONGEST:,} tokens: write less at once")
     lengths = keyed_uniforms(seed, [sequence], (len(BLANK.findall(text)),), LENGTH)[0].tolist()
     for blank, u in zip(BLANK.finditer(text), lengths, strict=True):
         least, most = int(blank[1]), int(blank[2] or blank[1])
