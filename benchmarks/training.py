@@ -11,11 +11,11 @@ memory is that of a process of its own. `--where` prints a profile: where the ti
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -142,10 +142,16 @@ def needed(vocab: int, batch: int) -> float:
 def memory(vocab: int, precision: Precision, trainer: str, batch: int) -> float:
     """Bytes by which this process grows in two steps."""
     step = stepper(vocab, precision, trainer, batch)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = held()
     step()
     step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024.0
+    return held() - before
+
+
+def held() -> float:
+    """Most bytes this process has held in memory. (getrusage's ru_maxrss begins with that of the parent process.)"""
+    status = Path("/proc/self/status").read_text()
+    return 1024.0 * int(status.partition("VmHWM:")[2].split()[0])
 
 
 def where(vocab: int, precision: Precision) -> None:
