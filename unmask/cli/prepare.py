@@ -1,18 +1,36 @@
 """`unmask prepare`."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from unmask.data import Plan, estimate, load_split, prepare
+import tyro
+
+from unmask.data import Plan, estimate, load_manifest, load_split, prepare, prepare_pairs
+from unmask.data.pairs import Reading
 from unmask.log import console, progress
+
+
+@dataclass(frozen=True)
+class OfPairs:
+    """Fine-tuning sets (`--pairs`)."""
+
+    held_out: str | None = None
+    """A source to validate on, instead of a share of the rows."""
+    reading: Annotated[Reading, tyro.conf.OmitArgPrefixes] = dataclasses.field(default_factory=Reading)
+    template: str | None = None
+    """A file with a Jinja chat template; by default the one beside the tokenizer, or a plain one."""
+    malformed: float = 0.01
+    """Share of the rows that may be left out because they cannot be used."""
 
 
 @dataclass(frozen=True)
 class Prepare:
     """Turn text into tokens, once; interrupted, the same command goes on.
 
-    `unmask prepare --source my_texts/ --out data/mine`
+    `unmask prepare --source my_texts/ --out data/mine`, or prompts with their answers:
+    `unmask prepare --pairs --source gsm8k/train.jsonl --held-out gsm8k/test.jsonl --out data/gsm8k`
     """
 
     source: tuple[str, ...]
@@ -37,7 +55,14 @@ class Prepare:
     dry_run: bool = False
     """Say what would be made, judged by the beginning of each source, and stop."""
 
+    pairs: bool = False
+    """The sources hold prompts with answers, chats or texts to infill: .jsonl, .json, .parquet, .txt, .tsv, hf://NAME or
+    "addition"; docs/finetuning.md has the layouts."""
+    of_pairs: Annotated[OfPairs, tyro.conf.OmitArgPrefixes] = dataclasses.field(default_factory=OfPairs)
+
     def run(self) -> None:
+        if self.pairs:
+            return self._pairs()
         options = {
             "tokenizer": self.tokenizer,
             "validation": self.validation,
@@ -61,3 +86,24 @@ class Prepare:
         for name in ("train", "validation"):
             split = load_split(folder, name)
             console.print(f"{folder}: {len(split.tokens):,} {name} tokens in {len(split.names):,} documents")
+
+    def _pairs(self) -> None:
+        how = self.of_pairs
+        with progress("reading") as bar:
+            prepared = prepare_pairs(
+                self.source,
+                self.out,
+                tokenizer=self.tokenizer,
+                validation=self.validation,
+                held_out=how.held_out,
+                reading=how.reading,
+                template=how.template,
+                allowed=how.malformed,
+                progress=lambda rows: bar(rows, rows + 1, "rows"),
+            )
+        for bad in prepared.malformed[:10]:
+            console.print(f"left out: {bad}", markup=False)
+        console.print(f"{len(prepared.malformed)} of {prepared.rows:,} rows left out")
+        for name, count in load_manifest(prepared.folder)["splits"].items():
+            answers, tokens = f"{count['answers']:,} tokens of answers", f"{count['tokens']:,}"
+            console.print(f"{prepared.folder}: {count['documents']:,} {name} examples, {answers} among {tokens}")

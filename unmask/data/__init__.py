@@ -2,6 +2,7 @@
 
 from unmask.data.batches import Blocks, batch_indices, batch_length, mixture_indices
 from unmask.data.making import byte_tokenizer, character_tokenizer, train_bpe
+from unmask.data.pairs import Pairs, prepare_pairs, sequences
 from unmask.data.planning import Plan, estimate
 from unmask.data.preparing import prepare
 from unmask.data.sources import Document, documents
@@ -11,6 +12,7 @@ from unmask.data.tokenizer import Tokenizer
 __all__ = [
     "Blocks",
     "Document",
+    "Pairs",
     "Plan",
     "Split",
     "Tokenizer",
@@ -24,5 +26,7 @@ __all__ = [
     "load_split",
     "mixture_indices",
     "prepare",
+    "prepare_pairs",
+    "sequences",
     "train_bpe",
 ]

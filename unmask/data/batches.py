@@ -43,6 +43,8 @@ class Blocks:
     def __len__(self) -> int:
         return int(self.counts.sum())
 
+    apart = False  # attention may leave a document, `segments` are for a run that forbids it
+
     @cached_property
     def counts(self) -> Int[np.ndarray, " sources"]:
         """Blocks of each source."""

@@ -41,6 +41,11 @@ class TrainConfig:
     """Share of the steps whose sequences are cut to a length drawn from 1..length (SMDM: 0.01)."""
     documents_apart: bool = False
     """Attention stays within a document; by default it sees all that share a sequence."""
+    packed: bool = False
+    """Of pairs: as many examples in a sequence as fit, kept apart, each with one end token; by default one, its answer
+    followed by end tokens to the end of the sequence."""
+    drop_prompt: float = 0.0
+    """Of pairs: the share of examples whose prompt is hidden, which standard guidance needs (SMDM: 0.1)."""
     accumulate: int = 1
     """Parts a step is computed in, to save memory."""
     steps: int = 1000
@@ -85,6 +90,8 @@ class TrainConfig:
             raise ValueError(f"minutes {self.minutes} must be above 0")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema {self.ema} must be in [0, 1)")
+        if not 0 <= self.drop_prompt < 1:
+            raise ValueError(f"drop_prompt {self.drop_prompt} is a share of the examples: give 0 to less than 1")
         if not 0 <= self.short_batches <= 1:
             raise ValueError(f"short_batches {self.short_batches} is a share of the steps: give 0 to 1")
 
@@ -126,7 +133,7 @@ def expected_level(objective: Objective, length: int) -> float:
 # fmt: off
 IDENTITY = (
     "network", "objective", "length", "batch", "steps", "optimiser", "ema", "seed", "corpus", "init",
-    "short_batches", "documents_apart",
+    "short_batches", "documents_apart", "packed", "drop_prompt",
 )
 # fmt: on
 """What makes a run the run it is; the rest may change when it goes on."""

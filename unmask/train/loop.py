@@ -21,9 +21,9 @@ from torch import Tensor
 from unmask import ranks
 from unmask.checkpoint import CONFIG, TOKENIZER
 from unmask.corruption import stratified
-from unmask.data import Blocks, Tokenizer, batch_indices, batch_length, load_split
+from unmask.data import Pairs, Tokenizer, batch_indices, batch_length, sequences
 from unmask.draws import keyed_generator
-from unmask.files import read_json
+from unmask.files import Row, read_json
 from unmask.likelihood import Estimate, log_likelihood
 from unmask.log import Metrics, Tracker, console, progress
 from unmask.train import checkpoints
@@ -123,9 +123,14 @@ class _Run:
         ranks.agreed(lambda: _prepare(config, out, tokenizer))
         self.out, self.config = out, settle(config, out)
         self.device = torch.device(self.config.device)
-        begin = tokenizer.begin
-        self.train = Blocks(load_split(Path(config.data), "train"), config.length, begin)
-        self.held_out = Blocks(load_split(Path(config.data), "validation"), config.length, begin)
+        how: Row = {"length": config.length, "packed": config.packed, "causal": config.network.causal}
+        how |= {"begin": tokenizer.begin, "end": tokenizer.end}
+        self.train, self.held_out = (sequences(config.data, name, **how) for name in ("train", "validation"))
+        if isinstance(self.train, Pairs) and self.train.left_out:
+            console.print(f"{self.train.left_out:,} examples are longer than {config.length} tokens and left out")
+        if config.drop_prompt and not isinstance(self.train, Pairs):
+            raise ValueError(f"{config.data} holds running text, without prompts to drop: leave out --drop-prompt")
+        self.absent = tokenizer.begin if config.network.causal else config.network.mask
         self.state = State(self.config, self.device, initial)
         self.step = self.saved = self.state.restore(checkpoints.checkpoints(out)[0]) if begun else 0
         self.measured: tuple[int, float] | None = None
@@ -142,6 +147,10 @@ class _Run:
         minutes = self.config.minutes
         return OVERTIME if minutes is not None and time.monotonic() - self.start > 60 * minutes else 0
 
+    @property
+    def apart(self) -> bool:
+        return self.config.documents_apart or self.train.apart
+
     def advance(self) -> None:
         """One optimiser step."""
         config, step, state = self.config, self.step, self.state
@@ -150,10 +159,13 @@ class _Run:
         indices = self.train.batch(config.batch, seed=config.seed, step=step)[mine]
         width = 1 + batch_length(config.length, config.short_batches, seed=config.seed, step=step)
         x_0, maskable = (part[:, :width] for part in self.train.take(indices)[:2])
-        segments = self.train.segments(indices)[:, :width] if config.documents_apart else None
+        segments = self.train.segments(indices)[:, :width] if self.apart else None
+        if isinstance(self.train, Pairs) and config.drop_prompt:
+            drop = {"share": config.drop_prompt, "absent": self.absent, "seed": config.seed, "step": step}
+            x_0 = self.train.without_prompts(x_0, maskable, indices, **drop)
         u = stratified(config.batch, torch.rand((), generator=generator, dtype=torch.float64))[mine]
         noise = torch.rand((config.batch, width), generator=generator, dtype=torch.float64)[mine]
-        (tokens,) = ranks.total(int(maskable.sum()))
+        tokens = max(1, *ranks.total(int(maskable.sum())))  # a short batch may hold prompts alone
         rate = config.optimiser.at(step, config.steps)
         for group in state.optimiser.param_groups:
             group["lr"] = rate
@@ -213,7 +225,7 @@ class _Run:
         x_0, maskable, documents = self.held_out.take(chosen)
         network = self.state.average or self.state.network
         network.eval()
-        segments = self.held_out.segments(chosen) if self.config.documents_apart else None
+        segments = self.held_out.segments(chosen) if self.apart else None
 
         def score(rows: Tensor) -> Estimate:
             options = {"sequences": rows.tolist(), "documents": documents[rows]}

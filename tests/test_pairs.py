@@ -1,0 +1,442 @@
+"""Fine-tuning sets: layouts, templates, what is malformed, and that the loss sees answers and nothing else."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from unmask.checkpoint import load
+from unmask.data import Tokenizer, byte_tokenizer, prepare_pairs, sequences
+from unmask.data.pairs import (
+    Blanks,
+    Chat,
+    Malformed,
+    Pairs,
+    PairSet,
+    Plain,
+    Reading,
+    Template,
+    encode,
+    load_pairs,
+    load_template,
+    prompt_ids,
+    rows_of,
+)
+from unmask.data.pairs.encoding import UNIFORMS, blanked
+from unmask.objectives import AnyOrder, LambdaDCE, NextToken, TimeDCE
+from unmask.train import Optimiser, TrainConfig, train
+from unmask.transformer import Transformer, TransformerConfig
+from unmask.wrappers import Apart
+
+BYTES = byte_tokenizer()
+ROWS = [{"prompt": f"{a}+{b}=", "response": str(a + b)} for a in range(12) for b in range(12)]
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def jsonl(path: Path, rows: list) -> str:
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def sums(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("sums")
+    return prepare_pairs(jsonl(folder / "sums.jsonl", ROWS), folder / "data", tokenizer="characters").folder
+
+
+def plain_set(examples: list[tuple[str, str]]) -> PairSet:
+    encoded = [encode(Plain(*each), BYTES, Template(), np.zeros(UNIFORMS)) for each in examples]
+    lengths = np.array([len(each.ids) for each in encoded])
+    ids, answer = (np.concatenate([getattr(each, name) for each in encoded]) for name in ("ids", "answer"))
+    return PairSet(ids, answer, np.cumsum(lengths) - lengths, lengths)
+
+
+def pairs(examples: list[tuple[str, str]], length: int, packed: bool = False, causal: bool = False) -> Pairs:
+    return Pairs(plain_set(examples), length, BYTES.begin, BYTES.end, packed, causal)
+
+
+def network(causal: bool = False) -> Transformer:
+    made = Transformer(TransformerConfig(vocab=258, layers=2, heads=2, width=32, causal=causal), seed=1)
+    return made.double()
+
+
+# what a row says
+
+
+@pytest.mark.parametrize(
+    ("row", "example"),
+    [
+        ({"prompt": "Who is", "completion": " Ann."}, Plain("Who is", " Ann.")),
+        ({"prompt": "1+1=", "response": "2"}, Plain("1+1=", "2")),
+        ({"instruction": "Add", "input": "1, 2", "output": "3"}, Chat((("user", "Add\n\n1, 2"), ("assistant", "3")))),
+        ({"instruction": "Hi", "input": "", "output": "Ho"}, Chat((("user", "Hi"), ("assistant", "Ho")))),
+        ({"instruction": "Hi", "response": "Ho"}, Chat((("user", "Hi"), ("assistant", "Ho")))),
+        ({"question": "Q?", "answer": "A."}, Chat((("user", "Q?"), ("assistant", "A.")))),
+        ({"question": " Q? ", "answer": "1+1=<<1+1=2>>2\n#### 2"}, Plain("Q?\n", "1+1=<<1+1=2>>2\n#### 2")),
+        ({"prompt": "Q?", "response": "<<1+1=2>> #### 2"}, Plain("Q?\n", "<<1+1=2>>\n#### 2")),
+        ({"text": "a b c d"}, Blanks("a b c d")),
+        (
+            {
+                "messages": [
+                    {"role": "system", "content": "S"},
+                    *({"role": r, "content": r} for r in ("user", "assistant")),
+                ]
+            },
+            Chat((("system", "S"), ("user", "user"), ("assistant", "assistant"))),
+        ),
+        (
+            {
+                "conversations": [
+                    {"from": who, "value": str(i)} for i, who in enumerate(("gpt", "human", "gpt", "human"))
+                ]
+            },
+            Chat((("user", "1"), ("assistant", "2"))),
+        ),
+    ],
+)
+def test_every_published_layout_is_read(row, example):
+    assert Reading()(row) == [example]
+
+
+def test_a_reasoned_answer_in_two_passes_and_a_chat_of_one_turn():
+    two = Reading(passes=2)({"question": "Q?", "answer": "so\n#### 1,000"})
+    assert [(each.prompt, each.answer) for each in two] == [("Q?\n", "so"), ("Q?\nso\n####", " 1,000")]
+    turns = [{"from": who, "value": f"{who} {i}"} for i in range(3) for who in ("human", "gpt")]
+    (chat,) = Reading(turns=1)({"conversations": turns})
+    assert chat.messages == (("user", "human 0"), ("assistant", "gpt 0"))
+
+
+def test_a_heading_is_no_answer_of_a_chain():
+    answer = "#### Plan\n\nDo this, then that."
+    assert Reading()({"prompt": "How?", "response": answer}) == [Plain("How?", answer)]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "a"}, "no known layout"),
+        ({"prompt": "a", "response": 3}, "'response' is a int, no text"),
+        ({"prompt": "a", "response": "  "}, "'response' is empty"),
+        ({"prompt": "a", "response": "\ud800"}, "surrogate"),
+        ({"messages": "hello"}, "no list of messages"),
+        ({"messages": [{"role": "user", "content": "a"}]}, "no answer"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "a message from 'tool'"),
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}, "take turns"),
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}]}, "not the first"),
+    ],
+)
+def test_what_a_malformed_row_lacks_is_said(row, reason):
+    with pytest.raises(ValueError, match=reason):
+        Reading()(row)
+
+
+def test_malformed_rows_are_counted_with_their_lines_and_stop_above_a_share(tmp_path):
+    bad = ["{", "[1]", {"prompt": "x"}, ""]
+    source = jsonl(tmp_path / "a.jsonl", [*ROWS[:50], *bad, *ROWS[50:97]])
+    prepared = prepare_pairs(source, tmp_path / "out", tokenizer="bytes", allowed=0.03)
+    assert prepared.rows == 100
+    assert [str(each).split(":")[0] for each in prepared.malformed] == [f"a.jsonl, line {n}" for n in (51, 52, 53)]
+    with pytest.raises(ValueError, match=r"3 of 100 rows .* share of 0.02 .*line 51: not JSON; .*line 52: a list, no"):
+        prepare_pairs(source, tmp_path / "other", tokenizer="bytes", allowed=0.02)
+    assert not (tmp_path / "other").exists()
+
+
+def test_rows_of_every_kind_of_file(tmp_path):
+    rows = [{"prompt": "a", "response": "b"}, {"prompt": "c", "response": "d"}]
+    pyarrow = pytest.importorskip("pyarrow")
+    pyarrow.parquet = pytest.importorskip("pyarrow.parquet")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    (tmp_path / "a.txt").write_text("a||b\n\nc||d\n")
+    (tmp_path / "a.tsv").write_text("a\tb\r\nc\td")
+    sources = [str(tmp_path / f"a.{kind}") for kind in ("parquet", "json", "txt", "tsv")]
+    assert [[row for _, row in rows_of(source)] for source in sources] == [rows] * 4
+    assert [place for place, _ in rows_of(sources[2])] == ["a.txt, line 1", "a.txt, line 3"]
+    (tmp_path / "b.json").write_text('[1, {"text": "x"}]')
+    first, second = (row for _, row in rows_of(str(tmp_path / "b.json")))
+    assert isinstance(first, Malformed)
+    assert second == {"text": "x"}
+    with pytest.raises(ValueError, match="no such file"):
+        list(rows_of("nowhere.jsonl"))
+
+
+# templates
+
+
+@pytest.mark.parametrize("source", [Template().source, CHATML])
+def test_templates_round_trip(source):
+    """Pieces join to the text; answers are what the assistant says; asking gives what stands before the answer."""
+    messages = (
+        ("system", "Be kind."),
+        ("user", "{{ 1 }}"),
+        ("assistant", "One <|im_end|>"),
+        ("user", "b"),
+        ("assistant", "B"),
+    )
+    template = Template(source, "", "<|end|>", ("<|im_start|>", "<|im_end|>", "<|end|>"))
+    pieces = template(messages)
+    text = "".join(piece.text for piece in pieces)
+    assert all(content in text for _, content in messages)
+    close = "<|im_end|>" if source == CHATML else "<|end|>"
+    answers = "".join(piece.text for piece in pieces if piece.answer)
+    assert answers.split() == f"One <|im_end|>{close} B{close}".split() or answers == f"One <|im_end|>{close}B{close}"
+    asked = "".join(piece.text for piece in template(messages[:2], ask=True))
+    before = "".join(piece.text for piece in pieces[: [piece.answer for piece in pieces].index(True)])
+    assert asked == before
+    assert not any(piece.special for piece in pieces if piece.text in dict(messages).values())
+
+
+def test_special_tokens_are_the_templates_alone():
+    """What a user writes stays text even where it spells a special token."""
+    template = Template(Template().source, "", "<|end|>", ("<|end|>",))
+    ids = encode(Chat((("user", "<|end|>"), ("assistant", "no"))), BYTES, template, np.zeros(UNIFORMS))
+    assert ids.ids.tolist().count(BYTES.end) == 1
+    assert BYTES.decode(ids.ids) == "User: <|end|>\nAssistant: no"
+    assert BYTES.decode(ids.ids[ids.answer]) == " no"
+    assert ids.ids[-1] == BYTES.end
+    assert ids.answer[-1]
+
+
+def test_a_broken_template_is_refused():
+    with pytest.raises(ValueError, match="no Jinja"):
+        Template("{% for %}")((("user", "a"),))
+    with pytest.raises(ValueError, match="leaves out"):
+        Template("{{ messages[0].content }}")((("user", "a"), ("assistant", "b")))
+    with pytest.raises(ValueError, match="refuses: only users"):
+        Template("{{ raise_exception('only users') }}")((("user", "a"),))
+
+
+def test_the_prompt_of_an_example_is_what_a_model_is_asked_with():
+    template = Template(Template().source, "", "<|end|>", ("<|end|>",))
+    for example in (Plain("1+1=", "2"), Chat((("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")))):
+        encoded = encode(example, BYTES, template, np.zeros(UNIFORMS))
+        asked = prompt_ids(example, BYTES, template)
+        assert encoded.ids[: len(asked)].tolist() == asked
+        assert encoded.answer[len(asked) :].all()
+
+
+# batches
+
+
+def test_only_answers_are_maskable_and_end_tokens_fill_the_block():
+    x_0, maskable, _ = pairs([("ab", "cd"), ("e", "f")], 7).take([0, 1])
+    end, begin = BYTES.end, BYTES.begin
+    a, b, c, d, e, f = b"abcdef"
+    assert x_0.tolist() == [[begin, a, b, c, d, end, end, end], [begin, e, f, *[end] * 5]]
+    assert maskable.tolist() == [[False] * 3 + [True] * 5, [False] * 2 + [True] * 6]
+
+
+def test_packed_examples_stand_behind_begin_tokens_of_their_own():
+    x_0, maskable, _ = (packed := pairs([("ab", "cd"), ("e", "f"), ("g", "h")], 10, packed=True)).take([0, 1])
+    end, begin = BYTES.end, BYTES.begin
+    a, b, c, d, e, f, g, h = b"abcdefgh"
+    assert x_0.tolist() == [[begin, a, b, c, d, end, begin, e, f, end, end], [begin, g, h, *[end] * 8]]
+    assert maskable[0].tolist() == [False] * 3 + [True] * 3 + [False] * 2 + [True] * 2 + [False]
+    assert maskable[1].tolist() == [False] * 2 + [True] * 2 + [False] * 7
+    assert packed.segments([0, 1]).tolist() == [[0] * 6 + [1] * 4 + [-1], [2] * 4 + [-1] * 7]
+
+
+def test_every_example_is_in_one_row_and_long_ones_are_left_out():
+    examples = [("x" * (i % 9), "y" * (1 + i % 5)) for i in range(50)]
+    for packed in (False, True):
+        made = pairs(examples, 10, packed)
+        kept = [i for row in made.rows for i in row.tolist()]
+        assert kept == [i for i, (p, a) in enumerate(examples) if len(p + a) + 1 <= 10]
+        assert made.left_out == 50 - len(kept) > 0
+    assert len(pairs(examples, 30, True)) < len(pairs(examples, 30)) / 2
+    with pytest.raises(ValueError, match="the longest has 13"):
+        _ = pairs([("x" * 10, "ab")], 12)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_packing_changes_no_loss(causal):
+    """The likelihood of packed examples, kept apart, is the sum of theirs alone; without `Apart` it is another."""
+    examples = [("ab", "cd"), ("e", "fgh"), ("", "i")]
+    net, u = network(causal), torch.ones(1, dtype=torch.float64) * (1 - 1e-9)  # all that is maskable is masked
+    objective = NextToken() if causal else AnyOrder()
+
+    def nats(made: Pairs, row: int) -> float:
+        x_0, maskable, _ = made.take([row])
+        reader = Apart(net, made.segments([row])) if made.apart else net
+        value = objective(reader, x_0, maskable, u, torch.Generator())
+        # any-order weighs the masked positions by n/k = 1 here
+        return float(value.detach())
+
+    alone = sum(nats(pairs([example], len("".join(example)) + 1), 0) for example in examples)
+    packed = pairs(examples, 20, True, causal)
+    assert len(packed) == 1
+    assert nats(packed, 0) == pytest.approx(alone, rel=1e-5)
+    x_0, maskable, _ = packed.take([0])
+    assert float(objective(net, x_0, maskable, u, torch.Generator()).detach()) != pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("objective", [AnyOrder(), LambdaDCE(), TimeDCE(), NextToken()])
+def test_the_loss_sees_only_answers(objective, packed):
+    """No token that only prompts hold is ever a target. Planted fault: with the prompt maskable, it is."""
+    causal = isinstance(objective, NextToken)
+    made = pairs([("ab", "cd"), ("ba", "dc")], 12, packed)
+    index = list(range(len(made)))
+    x_0, maskable, _ = made.take(index)
+
+    def targets(maskable: torch.Tensor) -> torch.Tensor:
+        net, scored = network(causal), torch.zeros(258, dtype=torch.bool)
+
+        class Spy:
+            vocab, mask_id, normalised = net.vocab, net.mask_id, True
+            causal = net.causal
+
+            def __call__(self, tokens, at, *, then=None, rows=None, level=None):
+                assert not bool((x_0.flatten()[at] == BYTES.begin).any())
+                scored[x_0.flatten()[at]] = True
+                return net(tokens, at, then=then, rows=rows, level=level)
+
+        for seed in range(20):
+            u = torch.rand(len(x_0), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+            objective(Spy(), x_0, maskable, u, torch.Generator().manual_seed(seed))
+        return scored
+
+    prompt, answer = [ord(c) for c in "ab"], [ord(c) for c in "cd"]
+    seen = targets(maskable)
+    assert not seen[prompt].any()
+    assert seen[answer].all()
+    fault = maskable | (x_0 < 256)
+    assert targets(fault)[prompt].all()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_no_gradient_reaches_the_prompts_targets(causal):
+    """d loss / d logits is zero at every position of the prompt, and nowhere in the answer."""
+    made = pairs([("ab", "cd")], 8)
+    x_0, maskable, _ = made.take([0])
+    net = network(causal)
+    full = torch.arange(x_0.numel())[1:]
+    out = net(x_0.masked_fill(maskable, net.mask_id) if not causal else x_0, full)
+    out.retain_grad()
+    nats = -(out.log_softmax(-1).gather(-1, x_0.flatten()[full][:, None]).squeeze(-1) * maskable.flatten()[full]).sum()
+    nats.backward()
+    rows = out.grad.abs().sum(-1)
+    assert bool((rows[~maskable.flatten()[full]] == 0).all())
+    assert bool((rows[maskable.flatten()[full]] > 0).all())
+    objective = NextToken() if causal else AnyOrder()
+    u = torch.tensor([1 - 1e-9], dtype=torch.float64)
+    loss = objective(net, x_0, maskable, u, torch.Generator())
+    assert float(loss.detach()) == pytest.approx(float(nats.detach()), rel=1e-5)
+
+
+def test_dropped_prompts_hide_what_is_given_and_nothing_else():
+    count, options = 400, {"share": 0.25, "absent": 258, "seed": 3, "step": 5}
+    made = pairs([("ab", "cd"), ("e", "fg")] * count, 12, packed=True)
+    rows = list(range(count))
+    x_0, maskable, _ = made.take(rows)
+    hidden = made.without_prompts(x_0, maskable, rows, **options)
+    assert torch.equal(hidden[maskable], x_0[maskable])
+    assert bool((hidden[:, [0, 6]] == BYTES.begin).all())
+    assert bool((hidden[:, 10:] == BYTES.end).all())
+    first, second = (hidden[:, 1:3] == 258), hidden[:, 7] == 258
+    assert bool((first[:, 0] == first[:, 1]).all())
+    for share in (first[:, 0].double().mean(), second.double().mean()):
+        assert abs(float(share) - 0.25) < 4 * (0.25 * 0.75 / count) ** 0.5
+    assert bool((first[:, 0] != second).any())  # examples of a row are drawn apart
+    part = made.without_prompts(x_0[100:], maskable[100:], rows[100:], **options)
+    assert torch.equal(part, hidden[100:])  # whichever process has them
+    one = pairs([("ab", "cd")], 8)
+    x_0, maskable, _ = one.take([0])
+    hidden = one.without_prompts(x_0, maskable, [0], **{**options, "share": 1.0})
+    assert hidden[0, :4].tolist() == [BYTES.begin, 258, 258, ord("c")]
+
+
+def test_blanks_keep_the_text_and_close_with_end_tokens():
+    ids, rng = np.arange(40), np.random.default_rng(0)
+    answered = []
+    for _ in range(300):
+        made = blanked(ids, 257, rng.random(UNIFORMS))
+        assert made.ids[made.ids != 257].tolist() == ids.tolist()
+        assert made.answer[made.ids == 257].all()
+        inside = np.diff(np.flatnonzero(np.diff(np.concatenate([[0], made.answer, [0]]))).reshape(-1, 2))[:, 0]
+        assert 1 <= len(inside) <= 3
+        answered.append(made.answer[made.ids != 257].mean())
+    assert 0.1 < np.mean(answered) < 0.6
+
+
+# on disk, and through the one trainer
+
+
+def test_a_question_stands_on_one_side_only(sums, tmp_path):
+    rows = [{"question": f"Q{i}?", "answer": f"because {i}\n#### {i}"} for i in range(40)]
+    source = jsonl(tmp_path / "q.jsonl", rows)
+    folder = prepare_pairs(source, tmp_path / "d", tokenizer="bytes", validation=0.3, reading=Reading(passes=2)).folder
+    tokenizer, asked = Tokenizer.load(folder), {}
+    for split in ("train", "validation"):
+        made = load_pairs(folder, split)
+        texts = [tokenizer.decode(made.ids[s : s + n]) for s, n in zip(made.starts, made.lengths, strict=True)]
+        asked[split] = {text.split("?")[0] for text in texts}
+        assert len(texts) == 2 * len(asked[split])
+    assert not asked["train"] & asked["validation"]
+    assert len(asked["train"] | asked["validation"]) == 40
+    assert 4 <= len(asked["validation"]) <= 20
+    assert load_template(folder, tokenizer).source == Template().source
+
+
+def test_the_same_request_is_answered_again_and_another_is_refused(sums, tmp_path):
+    source = jsonl(tmp_path / "a.jsonl", ROWS)
+    options = {"tokenizer": "characters", "held_out": jsonl(tmp_path / "b.jsonl", ROWS[:7])}
+    folder = prepare_pairs(source, tmp_path / "d", **options).folder
+    assert len(load_pairs(folder, "validation").lengths) == 7
+    before = (folder / "manifest.json").stat().st_mtime_ns
+    prepare_pairs(source, folder, **options)
+    assert (folder / "manifest.json").stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match="holds something else"):
+        prepare_pairs(source, folder, tokenizer="bytes")
+    with pytest.raises(ValueError, match="no tokenizer 'words'"):
+        prepare_pairs(source, tmp_path / "e", tokenizer="words")
+
+
+def config(data: Path, causal: bool = False, **changes) -> TrainConfig:
+    vocab = Tokenizer.load(data).vocab
+    made = TrainConfig(
+        network=TransformerConfig(vocab=vocab, layers=1, heads=2, width=32, causal=causal),
+        data=str(data),
+        objective=NextToken() if causal else AnyOrder(),
+        length=24,
+        batch=16,
+        steps=30,
+        optimiser=Optimiser(rate=1e-2, warmup=5),
+        precision="float32",
+        device="cpu",
+        validate_every=30,
+        save_every=30,
+    )
+    return replace(made, **changes)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("changes", [{}, {"packed": True}, {"drop_prompt": 0.2}])
+def test_the_one_trainer_learns_from_the_same_files(sums, tmp_path, causal, changes):
+    run = train(config(sums, causal, **changes), tmp_path / "run")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if row["kind"] == "train"]
+    assert losses[-1] < 0.8 * losses[0]
+    assert next(row for row in rows if row["kind"] == "validation")["nats_per_token"] < losses[0]
+    assert load(run).causal == causal
+
+
+def test_a_pretrained_run_is_fine_tuned(sums, tmp_path):
+    first = train(config(sums, steps=5), tmp_path / "first")
+    second = train(
+        config(sums, steps=1, init=str(first), optimiser=Optimiser(rate=1e-9, warmup=0)), tmp_path / "second"
+    )
+    a, b = (load(run).network.state_dict() for run in (first, second))
+    assert all(torch.allclose(a[name], b[name], atol=1e-6) for name in a)
+
+
+def test_running_text_cannot_be_packed_as_pairs_and_blocks_stay(sums, tmp_path):
+    assert isinstance(sequences(sums, "train", length=12, begin=0, end=1), Pairs)
+    with pytest.raises(ValueError, match="drop_prompt"):
+        config(sums, drop_prompt=1.0)

@@ -1,0 +1,34 @@
+"""Fine-tuning sets: prompts with answers, chats, questions with chains of thought, texts with blanks.
+
+One idea carries all: a batch is (x_0, maskable, documents) as in pretraining, and only answers are maskable. So the one
+trainer trains on it, an MDM and an ARM from the same files.
+"""
+
+from unmask.data.pairs.batches import Pairs, sequences
+from unmask.data.pairs.encoding import Encoded, encode, prompt_ids
+from unmask.data.pairs.layouts import Blanks, Chat, Plain, Reading
+from unmask.data.pairs.preparing import PairSet, Prepared, is_pairs, load_pairs, load_template, prepare_pairs
+from unmask.data.pairs.rows import Malformed, rows_of
+from unmask.data.pairs.templates import Piece, Template
+
+__all__ = [
+    "Blanks",
+    "Chat",
+    "Encoded",
+    "Malformed",
+    "PairSet",
+    "Pairs",
+    "Piece",
+    "Plain",
+    "Prepared",
+    "Reading",
+    "Template",
+    "encode",
+    "is_pairs",
+    "load_pairs",
+    "load_template",
+    "prepare_pairs",
+    "prompt_ids",
+    "rows_of",
+    "sequences",
+]

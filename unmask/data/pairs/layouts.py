@@ -1,0 +1,165 @@
+"""What a row says: published layouts of fine-tuning sets, turned into one.
+
+An example is either plain text, given and answered in turn, or a chat, which a template writes out (templates.py).
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from unmask.files import Row
+
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
+         "bing": "assistant", "bard": "assistant", "model": "assistant", "system": "system"}  # fmt: skip
+ANSWER = re.compile(r"(.*?)\s*####\s*(\S+)\s*", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A given text and its answer, written one after the other as they are."""
+
+    prompt: str
+    answer: str
+    question: str = ""
+    """What several examples of one question share, where that is not the prompt."""
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Messages (role, content), role system, user or assistant; what the assistant says is learnt."""
+
+    messages: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Blanks:
+    """A text of which random spans are the answer, drawn by its number (see `blanked`)."""
+
+    text: str
+
+
+Example = Plain | Chat | Blanks
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How rows are read."""
+
+    passes: int = 1
+    """GSM8K: 1 learns question -> chain #### answer; 2 learns question -> chain and question, chain -> answer, as
+    SMDM's recipe decodes in two passes."""
+    turns: int | None = None
+    """Only so many of a chat's answers are kept (SMDM fine-tunes on ShareGPT's first turn: 1)."""
+
+    def __post_init__(self) -> None:
+        if self.passes not in (1, 2) or (self.turns is not None and self.turns < 1):
+            raise ValueError(f"{self}: passes are 1 or 2, turns at least 1")
+
+    def __call__(self, row: Row) -> list[Example]:
+        """The examples of a row. Raises ValueError, saying why, for one that has no known layout or lacks an answer."""
+        for keys, read in LAYOUTS:
+            if row.keys() >= set(keys):
+                return read(row, self)
+        known = "; ".join(", ".join(keys) for keys, _ in LAYOUTS)
+        raise ValueError(f"has {', '.join(map(str, row)) or 'nothing'}, no known layout ({known})")
+
+
+def _plain(prompt: str, answer: str) -> Callable[[Row, Reading], list[Example]]:
+    def read(row: Row, reading: Reading) -> list[Example]:
+        given, answered = _string(row, prompt), _string(row, answer)
+        if found := ANSWER.fullmatch(answered):
+            return reasoned(given, *found.groups(), passes=reading.passes)
+        return [Plain(given, answered)]
+
+    return read
+
+
+def reasoned(question: str, chain: str, answer: str, *, passes: int) -> list[Example]:
+    """GSM8K's question and `chain #### answer`, in the examples of one pass or of two."""
+    question, chain = asked(question), chain.strip()
+    if passes == 1:
+        return [Plain(question, f"{chain}\n#### {answer}")]
+    return [Plain(question, chain, question), Plain(second_pass(question, chain), f" {answer}", question)]
+
+
+def asked(question: str) -> str:
+    """How a question of GSM8K is written before its chain."""
+    return f"{question.strip()}\n"
+
+
+def second_pass(question: str, chain: str) -> str:
+    """What the second pass is given: the question as `asked`, and the chain."""
+    return f"{question}{chain.strip()}\n####"
+
+
+def _question(row: Row, reading: Reading) -> list[Example]:
+    question, answer = _string(row, "question"), _string(row, "answer")
+    if found := ANSWER.fullmatch(answer):
+        return reasoned(question, *found.groups(), passes=reading.passes)
+    return _chat([("user", question), ("assistant", answer)], reading)
+
+
+def _alpaca(output: str) -> Callable[[Row, Reading], list[Example]]:
+    def read(row: Row, reading: Reading) -> list[Example]:
+        more = _string(row, "input", empty=True) if row.get("input") is not None else ""
+        user = "\n\n".join(part for part in (_string(row, "instruction"), more.strip()) if part)
+        return _chat([("user", user), ("assistant", _string(row, output))], reading)
+
+    return read
+
+
+def _messages(key: str, role: str, content: str) -> Callable[[Row, Reading], list[Example]]:
+    def read(row: Row, reading: Reading) -> list[Example]:
+        turns = row[key]
+        if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+            raise ValueError(f"{key!r} is no list of messages")
+        messages = []
+        for turn in turns:
+            who = ROLES.get(str(turn.get(role)))
+            if who is None:
+                raise ValueError(f"a message from {turn.get(role)!r}: known are {', '.join(ROLES)}")
+            messages.append((who, _string(turn, content)))
+        return _chat(messages, reading)
+
+    return read
+
+
+def _chat(messages: Sequence[tuple[str, str]], reading: Reading) -> list[Example]:
+    """Checked: a system message first or never, then user and assistant in turn; what follows no answer is left out."""
+    talk = [message for message in messages if message[0] != "system"]
+    if any(role == "system" for role, _ in messages[1:]):
+        raise ValueError("a system message that is not the first")
+    if talk and talk[0][0] != "user":
+        talk = talk[1:]  # ShareGPT's conversations are pieces of longer ones, some begin with an answer
+    if any(role != ("user", "assistant")[i % 2] for i, (role, _) in enumerate(talk)):
+        raise ValueError("user and assistant do not take turns")
+    answers = min(len(talk) // 2, reading.turns or len(talk))
+    if not answers:
+        raise ValueError("no answer")
+    return [Chat((*(m for m in messages[:1] if m[0] == "system"), *talk[: 2 * answers]))]
+
+
+def _string(row: Row, key: str, empty: bool = False) -> str:
+    value = row.get(key)
+    if not isinstance(value, str):
+        raise ValueError(f"{key!r} is {'missing' if value is None else f'a {type(value).__name__}'}, no text")
+    if not value.strip() and not empty:
+        raise ValueError(f"{key!r} is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{key!r} holds half a surrogate pair, which UTF-8 cannot carry") from None
+    return value
+
+
+LAYOUTS: tuple[tuple[tuple[str, ...], Callable[[Row, Reading], list[Example]]], ...] = (
+    (("messages",), _messages("messages", "role", "content")),
+    (("conversations",), _messages("conversations", "from", "value")),
+    (("prompt", "completion"), _plain("prompt", "completion")),
+    (("prompt", "response"), _plain("prompt", "response")),
+    (("question", "answer"), _question),
+    (("instruction", "output"), _alpaca("output")),
+    (("instruction", "response"), _alpaca("response")),
+    (("text",), lambda row, reading: [Blanks(_string(row, "text"))]),
+)
+"""Names of a row's fields, and how it is read: the first that fits."""

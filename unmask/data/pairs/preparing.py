@@ -1,0 +1,237 @@
+"""Fine-tuning sets on disk: examples as tokens with their answers marked, in a prepared folder like any other."""
+
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save
+
+from unmask.data.making import SMALLEST, byte_tokenizer, character_tokenizer, train_bpe
+from unmask.data.pairs.encoding import UNIFORMS, Encoded, encode
+from unmask.data.pairs.layouts import Blanks, Chat, Example, Reading
+from unmask.data.pairs.rows import Malformed, rows_of
+from unmask.data.pairs.templates import DEFAULT, Template, template_of
+from unmask.data.splits import FORMAT, MANIFEST, SPLITS, load_manifest
+from unmask.data.tokenizer import FILE, Tokenizer
+from unmask.draws import MASK, keyed_uniforms
+from unmask.files import atomic, read_json, write_json
+
+SHOWN = 5  # malformed rows named in an error
+KIND = "pairs"  # what a manifest is called by
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prepared folder, and the rows that were left out of it."""
+
+    folder: Path
+    rows: int
+    malformed: list[Malformed] = field(default_factory=list)
+
+
+def prepare_pairs(
+    sources: str | Sequence[str],
+    out: Path | str,
+    *,
+    tokenizer: str = "bpe:4096",
+    validation: float = 0.05,
+    held_out: str | None = None,
+    reading: Reading | None = None,
+    template: str | None = None,
+    allowed: float = 0.01,
+    progress: Callable[[int], None] | None = None,
+) -> Prepared:
+    """Turn rows of prompts and answers (see LAYOUTS) into the folder `out`, which appears whole or not at all.
+
+    `tokenizer`: "bytes", "characters", "bpe:N" (trained on what is learnt from) or a tokenizer's path, as a pretrained
+    run's tokenizer.json. Validation is a source of its own, `held_out`, or the share `validation` of the rows, by a
+    hash of what is given. `template` is a file with a chat template; by default the tokenizer's own, else a plain one.
+    Raises ValueError where more than the share `allowed` of the rows is malformed, naming the first of them.
+    """
+    out, reading = Path(out), reading or Reading()
+    names = [sources] if isinstance(sources, str) else list(sources)
+    read = {"train": _examples(names, reading, progress)}
+    if held_out is not None:
+        read["validation"] = _examples([held_out], reading, progress)
+    malformed = [bad for _, bads, _ in read.values() for bad in bads]
+    rows = sum(rows for _, _, rows in read.values())
+    _refuse(malformed, rows, allowed)
+    sides = {name: examples for name, (examples, _, _) in read.items()}
+    if held_out is None:
+        sides = _sides(sides["train"], validation)
+    request = {
+        "format": FORMAT,
+        "source": _digest(repr(sides)),
+        "tokenizer": tokenizer if not Path(tokenizer).exists() else _digest(Tokenizer.load(tokenizer).inner.to_str()),
+        "template": template and Path(template).read_text(encoding="utf-8"),
+        "reading": asdict(reading),
+    }
+    if (out / MANIFEST).is_file() and load_manifest(out)["request"] == request:
+        return Prepared(out, rows, malformed)
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} exists and holds something else: choose another folder or remove it")
+    made = _made(tokenizer, sides["train"])
+    chosen = _template(template, tokenizer, made)
+    encoded = {name: _encoded(examples, made, chosen) for name, examples in sides.items()}
+    _write(out, made, encoded, {"request": request, "source": ", ".join(names), KIND: {"template": chosen.source}})
+    return Prepared(out, rows, malformed)
+
+
+@dataclass(frozen=True, eq=False)
+class PairSet:
+    """Examples of one side: their tokens one after the other, which are learnt, and where each begins."""
+
+    ids: np.ndarray
+    answer: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+
+
+def is_pairs(folder: Path | str) -> bool:
+    """Whether a prepared folder holds pairs."""
+    return KIND in load_manifest(folder)
+
+
+def load_pairs(folder: Path | str, split: str) -> PairSet:
+    """The split "train" or "validation" of a folder of pairs. Raises ValueError where there is none."""
+    path = Path(folder) / f"{split}.safetensors"
+    if split not in SPLITS or not is_pairs(folder) or not path.is_file():
+        raise ValueError(f"{path}: no pairs there: prepare them with unmask prepare --pairs")
+    tensors = load_file(path)
+    lengths = tensors["lengths"]
+    return PairSet(tensors["ids"], tensors["answer"], np.cumsum(lengths) - lengths, lengths)
+
+
+def load_template(folder: Path | str, tokenizer: Tokenizer) -> Template:
+    """The chat template that a folder of pairs was written with."""
+    return _named(read_json(Path(folder) / MANIFEST)[KIND]["template"], tokenizer)
+
+
+def _examples(
+    sources: Sequence[str], reading: Reading, progress: Callable[[int], None] | None
+) -> tuple[list[Example], list[Malformed], int]:
+    examples: list[Example] = []
+    malformed: list[Malformed] = []
+    count = 0
+    for source in sources:
+        for place, row in rows_of(source):
+            count += 1
+            if progress is not None:
+                progress(count)
+            if isinstance(row, Malformed):
+                malformed.append(row)
+                continue
+            try:
+                examples += reading(row)
+            except ValueError as error:
+                malformed.append(Malformed(place, str(error)))
+    if not count:
+        raise ValueError(f"{', '.join(sources)}: no rows: put some there")
+    return examples, malformed, count
+
+
+def _refuse(malformed: Sequence[Malformed], rows: int, allowed: float) -> None:
+    if len(malformed) > allowed * rows:
+        few = "; ".join(str(bad) for bad in malformed[:SHOWN])
+        more = f"; and {len(malformed) - SHOWN} more" if len(malformed) > SHOWN else ""
+        what = f"{len(malformed)} of {rows} rows cannot be used, more than the share of {allowed:g}"
+        raise ValueError(f"{what} that may be left out ({few}{more}): repair them, or allow more")
+
+
+def _sides(examples: Sequence[Example], validation: float) -> dict[str, list[Example]]:
+    """By a hash of what is given, so that no question stands on both sides; at least one on each."""
+    if not 0 < validation < 1:
+        raise ValueError(f"a validation share of {validation} leaves one side empty: choose between 0 and 1")
+    share = {given: _share(given) for given in map(_given, examples)}
+    if len(share) < 2:
+        raise ValueError("one question alone cannot be split: give more rows, or a source to hold out")
+    held_out = {given for given in share if share[given] < validation} or {min(share, key=share.__getitem__)}
+    if len(held_out) == len(share):
+        held_out.remove(max(share, key=share.__getitem__))
+    sides: dict[str, list[Example]] = {name: [] for name in SPLITS}
+    for example in examples:
+        sides[SPLITS[_given(example) in held_out]].append(example)
+    return sides
+
+
+def _given(example: Example) -> str:
+    """The question: of SMDM's two passes, the same in both."""
+    if isinstance(example, Chat):
+        return next(content for role, content in example.messages if role == "user")
+    return example.text if isinstance(example, Blanks) else example.question or example.prompt
+
+
+def _share(text: str) -> float:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
+
+
+def _made(spec: str, examples: Sequence[Example]) -> Tokenizer:
+    texts = (text for example in examples for text in _texts(example))
+    kind, _, size = spec.partition(":")
+    if spec == "bytes":
+        return byte_tokenizer()
+    if spec == "characters":
+        return character_tokenizer("".join(set("".join(texts))))
+    if kind == "bpe" and size.isascii() and size.isdigit() and int(size) >= SMALLEST:
+        return train_bpe(texts, int(size))
+    if not Path(spec).exists():
+        raise ValueError(f'no tokenizer {spec!r}: choose "bytes", "characters", "bpe:N" (N from {SMALLEST}) or a path')
+    return Tokenizer.load(spec)
+
+
+def _texts(example: Example) -> Iterator[str]:
+    if isinstance(example, Chat):
+        yield "".join(piece.text for piece in Template(DEFAULT)(example.messages))
+    else:
+        yield example.text if isinstance(example, Blanks) else example.prompt + example.answer
+
+
+def _template(file: str | None, tokenizer: str, made: Tokenizer) -> Template:
+    if file is not None:
+        return _named(Path(file).read_text(encoding="utf-8"), made)
+    return _named(template_of(tokenizer).source if Path(tokenizer).exists() else DEFAULT, made)
+
+
+def _named(source: str, tokenizer: Tokenizer) -> Template:
+    """A template, and the tokenizer's names for what it may write."""
+    inner = tokenizer.inner
+    specials = tuple(token.content for token in inner.get_added_tokens_decoder().values() if token.special)
+    return Template(source, inner.id_to_token(tokenizer.begin) or "", inner.id_to_token(tokenizer.end) or "", specials)
+
+
+def _encoded(examples: Sequence[Example], tokenizer: Tokenizer, template: Template) -> list[Encoded]:
+    u = keyed_uniforms(0, range(len(examples)), (UNIFORMS,), MASK).numpy()
+    return [encode(example, tokenizer, template, u[i]) for i, example in enumerate(examples)]
+
+
+def _write(out: Path, tokenizer: Tokenizer, sides: dict[str, list[Encoded]], manifest: dict[str, object]) -> None:
+    partial = out.with_name(f".{out.name}.{secrets.token_hex(4)}.partial")
+    dtype = np.dtype("<u2" if tokenizer.vocab < 2**16 else "<u4")
+    counts = {}
+    try:
+        partial.mkdir(parents=True)
+        tokenizer.save(partial)
+        for name, encoded in sides.items():
+            ids = np.concatenate([each.ids for each in encoded]).astype(dtype)
+            answer = np.concatenate([each.answer for each in encoded])
+            lengths = np.array([len(each.ids) for each in encoded], dtype=np.int64)
+            with atomic(partial / f"{name}.safetensors", "wb") as file:
+                file.write(save({"ids": ids, "answer": answer, "lengths": lengths}))
+            counts[name] = {"documents": len(encoded), "tokens": len(ids), "answers": int(answer.sum())}
+        digest = _digest((partial / FILE).read_text(encoding="utf-8"))
+        about = {"vocab": tokenizer.vocab, "begin": tokenizer.begin, "end": tokenizer.end, "blake2b": digest}
+        write_json(partial / MANIFEST, {**manifest, "tokenizer": about, "dtype": dtype.str, "splits": counts})
+        if out.is_dir():
+            out.rmdir()
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

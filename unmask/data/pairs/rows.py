@@ -1,0 +1,114 @@
+"""Rows of a fine-tuning source: files of many kinds, one at a time, each with the place it stands at."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unmask.files import Row
+
+HUB = "hf://"
+KINDS = (".jsonl", ".json", ".parquet", ".txt", ".tsv")
+
+
+@dataclass(frozen=True)
+class Malformed:
+    """A row that cannot be used: where it stands, and why."""
+
+    place: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.reason}"
+
+
+def rows_of(source: str) -> Iterator[tuple[str, Row | Malformed]]:
+    """(place, row) of each row: a .jsonl, .json (a list), .parquet, .txt or .tsv file, or hf://NAME[:CONFIG][#SPLIT].
+
+    A line of text is a row {"prompt", "response"} where it has `||` or a tab, else {"text"}. Blank lines are no rows.
+    Raises ValueError where there is no such source or it is of another kind.
+    """
+    if source.startswith(HUB):
+        yield from _numbered(source, _hub(source), "row")
+        return
+    path = Path(source)
+    if not path.is_file() or path.suffix not in KINDS:
+        what = "no such file" if not path.is_file() else f"a {path.suffix or 'nameless'} file"
+        raise ValueError(f"{source}: {what}; give one of {', '.join(KINDS)}, or {HUB}NAME")
+    if path.suffix == ".parquet":
+        yield from _numbered(source, _parquet(path), "row")
+    elif path.suffix == ".json":
+        yield from _numbered(source, _list(path), "item")
+    else:
+        read = _object if path.suffix == ".jsonl" else _line
+        for number, line in enumerate(_text(path).split("\n"), 1):
+            if line.strip():
+                place = f"{path.name}, line {number}"
+                yield place, read(line, place)
+
+
+def _numbered(source: str, rows: Iterator[Any], what: str) -> Iterator[tuple[str, Row | Malformed]]:
+    name = source if source.startswith(HUB) else Path(source).name
+    for number, row in enumerate(rows, 1):
+        place = f"{name}, {what} {number}"
+        yield place, row if isinstance(row, dict) else Malformed(place, f"a {type(row).__name__}, no object")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 (byte {error.start}): convert it, say with iconv") from None
+
+
+def _object(line: str, place: str) -> Row | Malformed:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return Malformed(place, "not JSON")
+    return row if isinstance(row, dict) else Malformed(place, f"a {type(row).__name__}, no object")
+
+
+def _line(line: str, place: str) -> Row | Malformed:
+    mark = "||" if "||" in line else "\t"
+    prompt, found, response = line.partition(mark)
+    return {"prompt": prompt, "response": response} if found else {"text": line}
+
+
+def _list(path: Path) -> Iterator[Any]:
+    try:
+        rows = json.loads(_text(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}): restore it") from None
+    if not isinstance(rows, list):
+        raise ValueError(f"{path}: a {type(rows).__name__}, where a list of rows is wanted")
+    return iter(rows)
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ValueError(f"{path} needs the package pyarrow: pip install pyarrow") from None
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1000):
+                yield from batch.to_pylist()
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path} is no parquet file to read ({' '.join(str(error).split())}): restore it") from None
+
+
+def _hub(source: str) -> Iterator[Any]:
+    name, _, split = source.removeprefix(HUB).partition("#")
+    name, _, config = name.partition(":")
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError(f"{source} needs the package datasets: pip install 'unmask[eval]'") from None
+    try:
+        return iter(datasets.load_dataset(name, config or None, split=split or "train"))
+    except Exception as error:  # no name, no network, no split: each library has its own exception
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ValueError(f"cannot read {source} ({reason}): check NAME[:CONFIG][#SPLIT]") from None
