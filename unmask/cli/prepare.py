@@ -56,8 +56,8 @@ class Prepare:
     """Say what would be made, judged by the beginning of each source, and stop."""
 
     pairs: bool = False
-    """The sources hold prompts with answers, chats or texts to infill: .jsonl, .json, .parquet, .txt, .tsv, hf://NAME or
-    "addition"; docs/finetuning.md has the layouts."""
+    """The sources hold prompts with answers, chats or texts to infill: .jsonl, .json, .parquet, .txt, .tsv, hf://NAME
+    or "addition"; docs/finetuning.md has the layouts."""
     of_pairs: Annotated[OfPairs, tyro.conf.OmitArgPrefixes] = dataclasses.field(default_factory=OfPairs)
 
     def run(self) -> None:

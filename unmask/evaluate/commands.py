@@ -8,6 +8,7 @@ import tyro
 
 from unmask import ranks
 from unmask.checkpoint import Model, Told
+from unmask.evaluate.answering import EvaluateAnswers
 from unmask.evaluate.corpora import CORPORA
 from unmask.evaluate.generation import caution, generation, mauve, quality, read_texts, reference_texts
 from unmask.evaluate.heldout import HeldOut, benchmark, running_text
@@ -160,12 +161,13 @@ class Generation:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure a model: perplexity, generated texts, tasks."""
+    """Measure a model: perplexity, generated texts, tasks, answers."""
 
     what: Annotated[
         Annotated[Perplexity, tyro.conf.subcommand("perplexity")]
         | Annotated[Generation, tyro.conf.subcommand("generation")]
-        | Annotated[EvaluateTasks, tyro.conf.subcommand("tasks")],
+        | Annotated[EvaluateTasks, tyro.conf.subcommand("tasks")]
+        | Annotated[EvaluateAnswers, tyro.conf.subcommand("answers")],
         tyro.conf.OmitSubcommandPrefixes,
         tyro.conf.OmitArgPrefixes,
     ]

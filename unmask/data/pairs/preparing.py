@@ -15,7 +15,7 @@ from unmask.data.making import SMALLEST, byte_tokenizer, character_tokenizer, tr
 from unmask.data.pairs.encoding import UNIFORMS, Encoded, encode
 from unmask.data.pairs.layouts import Blanks, Chat, Example, Reading
 from unmask.data.pairs.rows import Malformed, rows_of
-from unmask.data.pairs.templates import DEFAULT, Template, template_of
+from unmask.data.pairs.templates import DEFAULT, Template, named_template, template_of
 from unmask.data.splits import FORMAT, MANIFEST, SPLITS, load_manifest
 from unmask.data.tokenizer import FILE, Tokenizer
 from unmask.draws import MASK, keyed_uniforms
@@ -109,7 +109,7 @@ def load_pairs(folder: Path | str, split: str) -> PairSet:
 
 def load_template(folder: Path | str, tokenizer: Tokenizer) -> Template:
     """The chat template that a folder of pairs was written with."""
-    return _named(read_json(Path(folder) / MANIFEST)[KIND]["template"], tokenizer)
+    return named_template(read_json(Path(folder) / MANIFEST)[KIND]["template"], tokenizer)
 
 
 def _examples(
@@ -193,15 +193,8 @@ def _texts(example: Example) -> Iterator[str]:
 
 def _template(file: str | None, tokenizer: str, made: Tokenizer) -> Template:
     if file is not None:
-        return _named(Path(file).read_text(encoding="utf-8"), made)
-    return _named(template_of(tokenizer).source if Path(tokenizer).exists() else DEFAULT, made)
-
-
-def _named(source: str, tokenizer: Tokenizer) -> Template:
-    """A template, and the tokenizer's names for what it may write."""
-    inner = tokenizer.inner
-    specials = tuple(token.content for token in inner.get_added_tokens_decoder().values() if token.special)
-    return Template(source, inner.id_to_token(tokenizer.begin) or "", inner.id_to_token(tokenizer.end) or "", specials)
+        return named_template(Path(file).read_text(encoding="utf-8"), made)
+    return named_template(template_of(tokenizer).source if Path(tokenizer).exists() else DEFAULT, made)
 
 
 def _encoded(examples: Sequence[Example], tokenizer: Tokenizer, template: Template) -> list[Encoded]:

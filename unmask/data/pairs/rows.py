@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unmask.data.batches import batch_indices
 from unmask.files import Row
 
 HUB = "hf://"
+ADDITION, PROBLEMS, ASKED = "addition", 60_000, 1_000  # of a million problems, so many to learn and to be asked
 KINDS = (".jsonl", ".json", ".parquet", ".txt", ".tsv")
 
 
@@ -24,11 +26,15 @@ class Malformed:
 
 
 def rows_of(source: str) -> Iterator[tuple[str, Row | Malformed]]:
-    """(place, row) of each row: a .jsonl, .json (a list), .parquet, .txt or .tsv file, or hf://NAME[:CONFIG][#SPLIT].
+    """(place, row) of each row: a .jsonl, .json (a list), .parquet, .txt or .tsv file, hf://NAME[:CONFIG][#SPLIT],
+    or the built-in "addition" and "addition:test".
 
     A line of text is a row {"prompt", "response"} where it has `||` or a tab, else {"text"}. Blank lines are no rows.
     Raises ValueError where there is no such source or it is of another kind.
     """
+    if source in (ADDITION, f"{ADDITION}:test"):
+        yield from _numbered(source, additions(source != ADDITION), "problem")
+        return
     if source.startswith(HUB):
         yield from _numbered(source, _hub(source), "row")
         return
@@ -48,8 +54,21 @@ def rows_of(source: str) -> Iterator[tuple[str, Row | Malformed]]:
                 yield place, read(line, place)
 
 
+def additions(test: bool = False) -> Iterator[Row]:
+    """Sums of two numbers of three digits, drawn without repetition; none stands on both sides.
+
+    The sum has four digits, units first, the order in which carries are found: 123+989=2111. Before it stand 0, 1 or 2
+    blanks, equally often, none in a test's reference: each is right, so that where a digit stands depends on where the
+    others do, which a sampler that reveals all at once cannot know.
+    """
+    start, count = (10**6 - ASKED, ASKED) if test else (0, PROBLEMS)
+    for i, problem in enumerate(batch_indices(10**6, 10**6, seed=0, step=0)[start : start + count].tolist()):
+        a, b = divmod(problem, 1000)
+        yield {"prompt": f"{a:03}+{b:03}=", "response": " " * (0 if test else i % 3) + f"{a + b:04}"[::-1]}
+
+
 def _numbered(source: str, rows: Iterator[Any], what: str) -> Iterator[tuple[str, Row | Malformed]]:
-    name = source if source.startswith(HUB) else Path(source).name
+    name = source if source.startswith((HUB, ADDITION)) else Path(source).name
     for number, row in enumerate(rows, 1):
         place = f"{name}, {what} {number}"
         yield place, row if isinstance(row, dict) else Malformed(place, f"a {type(row).__name__}, no object")

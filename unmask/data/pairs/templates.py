@@ -13,6 +13,7 @@ from pathlib import Path
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from unmask.data.tokenizer import Tokenizer
 from unmask.files import read_json
 
 DEFAULT = (
@@ -109,3 +110,10 @@ def template_of(tokenizer: Path | str) -> Template:
         if isinstance(source, str):
             return Template(source)
     return Template()
+
+
+def named_template(source: str, tokenizer: Tokenizer) -> Template:
+    """A template, and the tokenizer's names for what it may write."""
+    inner = tokenizer.inner
+    specials = tuple(token.content for token in inner.get_added_tokens_decoder().values() if token.special)
+    return Template(source, inner.id_to_token(tokenizer.begin) or "", inner.id_to_token(tokenizer.end) or "", specials)

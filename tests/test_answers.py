@@ -1,0 +1,303 @@
+"""Answers: two passes, resumption, FastChat's format, exact match on adversarial formats, a judge behind a stub."""
+
+import http.server
+import json
+import threading
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+
+from unmask.checkpoint import Model
+from unmask.cli import main
+from unmask.data import byte_tokenizer, prepare_pairs
+from unmask.data.pairs.layouts import second_pass
+from unmask.evaluate.answers import Asking, Question, answer_file, answers, exact_match, fill, questions_of
+from unmask.evaluate.exact import final_number, same
+from unmask.evaluate.grading import Endpoint, grade_file, messages_for
+from unmask.sampling import Confidence, LeftToRight, RandomOrder, Tweedie, sample
+from unmask.transformer import Transformer, TransformerConfig
+
+BYTES = byte_tokenizer()
+
+
+def model(causal: bool = False) -> Model:
+    """Random weights, but a bias towards letters: an end token now and then."""
+    network = Transformer(TransformerConfig(vocab=258, layers=1, heads=2, width=16, causal=causal), seed=3)
+    return Model(network, BYTES, {"name": "small"})
+
+
+QUESTIONS = [Question(i, (f"{'x' * (i % 5)} {i}?\n",), False, (f"#### {i}",)) for i in range(11)]
+
+
+# exact match
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("#### 18", 18),
+        ("so 3 + 4 = 7\n#### 7", 7),
+        ("#### 1,234,567", 1234567),
+        ("#### $1,234.50", Fraction("1234.5")),
+        ("The answer is 72.", 72),
+        ("the answer is: 72.00 dollars", 72),
+        ("Answer: -5", -5),
+        ("#### −5", -5),
+        ("#### -$5", -5),
+        ("It costs 5 dollars and 20 cents", 20),
+        ("10 apples\n#### 12 apples, of which 3 are red", 12),
+        ("\\boxed{42}", 42),
+        ("\\boxed{1{,}000}", 1000),
+        ("3/4", Fraction(3, 4)),
+        ("#### .5", Fraction(1, 2)),
+        ("50%", 50),
+        ("#### 5 #### 6", 6),
+        ("7-2=5", 5),
+        ("2×3=6.", 6),
+        ("B2 is a room", None),
+        ("no number", None),
+        ("1/0", None),
+        ("", None),
+        ("####", None),
+        ("12 #### ", 12),
+        ("0012", 12),
+        ("99999999999999999999999999", 99999999999999999999999999),
+    ],
+)
+def test_the_final_number(text, number):
+    assert final_number(text) == number
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "right"),
+    [
+        ("#### 18", "Janet … 9 * 2 = $<<9*2=18>>18.\n#### 18", True),
+        ("#### 18.0", "#### 18", True),
+        ("#### 180", "#### 18", False),
+        ("18 is wrong, #### 19", "#### 18", False),
+        ("#### 1,8", "#### 18", False),
+        ("", "#### 18", False),
+        ("579", "579", True),
+        ("0579", "579", True),
+        ("-579", "579", False),
+        (" Uriah  Hawthorne", "uriah hawthorne.", True),
+        ("Uriah", "Uriah Hawthorne", False),
+        ("the 2 of us", "the 3 of us", False),
+        ("The 2 of us.", "the 2 of us", True),
+    ],
+)
+def test_same(answer, reference, right):
+    assert same(answer, reference) is right
+
+
+# answers
+
+
+def test_two_passes_against_the_plain_statement():
+    """Pass one writes a chain behind the question; pass two an answer behind question, chain and mark."""
+    net, policy = model(), Confidence()
+    asking = Asking(policy=policy, length=6, block=60, passes=2, final=3, seed=4, batch=2)
+    ((_, record),) = answers(net, [Question("q", ("why?\n",), False)], asking)
+
+    def plainly(text: str, length: int, number: int) -> tuple[str, int]:
+        canvas = torch.tensor([BYTES.begin, *BYTES.encode(text), *[net.mask_id] * length])
+        samples = sample(net, [canvas], policy, seed=4, sequences=[number], end=BYTES.end)
+        tokens = samples.tokens[0][-length:].tolist()
+        tokens = tokens[: tokens.index(BYTES.end)] if BYTES.end in tokens else tokens
+        return BYTES.decode(tokens), int(samples.nfe[0])
+
+    chain, nfe = plainly("why?\n", 6, 0)
+    answer, more = plainly(f"why?\n{chain.strip()}\n####", 3, 1)
+    assert second_pass("why?\n", chain) == f"why?\n{chain.strip()}\n####"
+    assert record["choices"][0]["turns"] == [f"{chain.strip()}\n#### {answer.strip()}"]
+    assert record["nfe"] == nfe + more
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_an_answer_is_its_questions_own_whatever_the_batch(causal):
+    net = model(causal)
+    whole, some = (
+        dict(answers(net, QUESTIONS, Asking(block=24, seed=1, batch=batch), which))
+        for batch, which in ((16, None), (2, [3, 7, 8]))
+    )
+    assert sorted(whole) == list(range(11))
+    assert {i: row["choices"] for i, row in some.items()} == {i: whole[i]["choices"] for i in (3, 7, 8)}
+
+
+def test_answers_end_at_the_end_token_and_fill_the_block():
+    net = model()
+    (written,) = fill(net, [[65, 66]], [0], Asking(policy=RandomOrder(), block=10))
+    assert written.nfe <= 8
+    (short,) = fill(net, [[65, 66]], [0], Asking(policy=Tweedie(steps=1), block=10))
+    assert short.nfe == 1
+    (cut,) = fill(net, [[65] * 30], [0], Asking(block=12, length=4))
+    assert cut.cut
+    assert len(cut.text.encode()) <= 12 * 3  # up to four bytes, each maybe a replacement character
+
+
+def test_guidance_costs_twice_and_needs_no_equal_prompts():
+    found = dict(answers(model(), QUESTIONS, Asking(policy=Confidence(), length=4, block=24, guidance=1.0)))
+    plain = dict(answers(model(), QUESTIONS, Asking(policy=Confidence(), length=4, block=24)))
+    for i in range(11):
+        assert found[i]["nfe"] <= 8
+        assert found[i]["nfe"] % 2 == 0
+        assert plain[i]["nfe"] <= 4
+    arm = dict(answers(model(True), QUESTIONS, Asking(policy=LeftToRight(), length=4, block=24, guidance=0.5)))
+    assert len(arm) == 11
+
+
+def test_a_file_that_was_cut_off_goes_on(tmp_path):
+    net, asking, out = model(), Asking(block=20, batch=2), tmp_path / "a.jsonl"
+    whole = answer_file(net, QUESTIONS, asking, out, name="small")
+    lines = out.read_text().splitlines(keepends=True)
+    out.write_text("".join(lines[:4]) + lines[4][:30])
+    done = []
+    again = answer_file(net, QUESTIONS, asking, out, name="small", progress=lambda n, all_: done.append((n, all_)))
+    assert [row["choices"] for row in again] == [row["choices"] for row in whole]
+    assert done[0] == (5, 11)
+    assert done[-1] == (11, 11)
+    assert len(out.read_text().splitlines()) == 11
+    with pytest.raises(ValueError, match="another asking"):
+        answer_file(net, QUESTIONS, Asking(block=21), out, name="small")
+    with pytest.raises(ValueError, match="another model_id"):
+        answer_file(net, QUESTIONS, asking, out, name="other")
+
+
+def test_the_answer_format_is_what_fastchat_reads(tmp_path):
+    """FastChat's `load_model_answers` keys by question_id; its judge reads choices[0]["turns"][i]."""
+    rows = [{"question_id": 81, "category": "writing", "turns": ["Write.", "Again."], "reference": ["a", "b"]}]
+    (tmp_path / "q.jsonl").write_text(json.dumps(rows[0]))
+    questions = questions_of(str(tmp_path / "q.jsonl"))
+    assert questions == [Question(81, ("Write.", "Again."), True, ("a", "b"), "writing")]
+    (record,) = answer_file(model(), questions, Asking(block=80, length=5), tmp_path / "a.jsonl", name="small")
+    read = json.loads((tmp_path / "a.jsonl").read_text())
+    assert {"question_id": int, "answer_id": str, "model_id": str, "choices": list, "tstamp": float} == {
+        key: type(read[key]) for key in ("question_id", "answer_id", "model_id", "choices", "tstamp")
+    }
+    assert read["choices"][0]["index"] == 0
+    assert [type(turn) for turn in read["choices"][0]["turns"]] == [str, str]
+    assert read == record
+
+
+def test_questions_of_every_format_and_what_is_none(tmp_path):
+    def asked(name: str, *rows: dict) -> list[Question]:
+        (tmp_path / name).write_text("\n".join(map(json.dumps, rows)))
+        return questions_of(str(tmp_path / name))
+
+    assert asked("g.jsonl", {"question": "Q?", "answer": "so\n#### 4"})[0].references == ("so\n#### 4",)
+    assert asked("p.jsonl", {"prompt": "a", "response": "b"}) == [Question(0, ("a",), False, ("b",))]
+    assert asked("c.jsonl", {"instruction": "a", "output": "b"}) == [Question(0, ("a",), True, ("b",))]
+    with pytest.raises(ValueError, match=r"x.jsonl, line 2: .*no known layout"):
+        asked("x.jsonl", {"prompt": "a", "response": "b"}, {"prompt": "a"})
+    (tmp_path / "e.jsonl").write_text("\n")
+    with pytest.raises(ValueError, match="no questions"):
+        questions_of(str(tmp_path / "e.jsonl"))
+
+
+def test_exact_match_has_an_error_and_needs_references():
+    texts = ["#### 1", "the answer is 2", "3 or 5", "4"]
+    questions = [Question(i, ("?",), False, (f"#### {i + 1}",)) for i in range(4)]
+    records = [{"choices": [{"turns": [text]}], "nfe": 2, "seconds": 0.5, "prompt_cut": False} for text in texts]
+    row = exact_match(questions, records, "m")
+    assert row["exact_match"] == 0.75
+    assert row["stderr"] == pytest.approx((0.75 * 0.25 / 4) ** 0.5)
+    assert row["values"]["right"] == [True, True, False, True]
+    with pytest.raises(ValueError, match="question 9 has no reference"):
+        exact_match([Question(9, ("?",), True)], records[:1], "m")
+
+
+# a judge
+
+
+class Stub(http.server.BaseHTTPRequestHandler):
+    """An OpenAI-compatible endpoint that grades by the length of the question and fails when told to."""
+
+    seen: list[dict] = []  # noqa: RUF012
+    failures = 0
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert self.path == "/v1/chat/completions"
+        type(self).seen.append({**body, "key": self.headers.get("Authorization")})
+        if type(self).failures:
+            type(self).failures -= 1
+            self.send_error(503)
+            return
+        grade = "none" if "ungraded" in body["messages"][1]["content"] else "[[7]] no: [[6.5]]"
+        message = {"choices": [{"message": {"role": "assistant", "content": f"Fair. {grade}"}}]}
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(message).encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def stub():
+    Stub.seen, Stub.failures = [], 0
+    server = http.server.HTTPServer(("127.0.0.1", 0), Stub)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_judge_grades_every_turn_once_and_survives_failures(stub, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    questions = [Question(1, ("One?", "Two?"), True, ("ref",)), Question(2, ("ungraded",), True)]
+    records = [
+        {"answer_id": "a", "model_id": "m", "choices": [{"index": 0, "turns": turns}]} for turns in (["x", "y"], ["z"])
+    ]
+    Stub.failures = 2
+    endpoint, out = Endpoint(stub, "judge", wait=0.0), tmp_path / "j.jsonl"
+    row = grade_file(questions, records, endpoint, out)
+    assert (row["score"], row["turns"], row["without_grade"]) == (6.5, 3, 1)
+    assert len(Stub.seen) == 5
+    assert all(body["key"] == "Bearer secret" and body["model"] == "judge" for body in Stub.seen)
+    written = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(line["question_id"], line["turn"], line["score"]) for line in written] == [
+        (1, 1, 6.5),
+        (1, 2, 6.5),
+        (2, 1, -1),
+    ]
+    assert written[0]["judge"] == ["judge", "single-v1"]
+    assert grade_file(questions, records, endpoint, out) == row
+    assert len(Stub.seen) == 5
+    second = messages_for(questions[0], ["x", "y"], 1)[1]["content"]
+    assert [second.index(part) for part in ("One?", "ref", "x", "Two?", "y")] == sorted(
+        second.index(part) for part in ("One?", "ref", "x", "Two?", "y")
+    )
+
+
+def test_a_judge_that_is_not_there_is_one_line(stub):
+    Stub.failures = 99
+    with pytest.raises(ValueError, match="503"):
+        Endpoint(stub, "judge", wait=0.0)([{"role": "user", "content": "?"}])
+    with pytest.raises(ValueError, match="fails"):
+        Endpoint("http://127.0.0.1:9", "judge", attempts=1)([{"role": "user", "content": "?"}])
+
+
+def test_the_command(stub, tmp_path, capsys):
+    from unmask.train import TrainConfig, train
+
+    rows = [{"prompt": f"{i}?", "response": f"{i}"} for i in range(40)]
+    source = tmp_path / "q.jsonl"
+    source.write_text("\n".join(map(json.dumps, rows)))
+    data = prepare_pairs(str(source), tmp_path / "d", tokenizer="characters").folder
+    network = TransformerConfig(vocab=13, layers=1, heads=2, width=16)
+    config = TrainConfig(network, str(data), length=8, steps=2, batch=4, device="cpu", precision="float32", name="q")
+    run = train(config, tmp_path / "run")
+    out, result = tmp_path / "a.jsonl", tmp_path / "r.json"
+    words = ["evaluate", "answers", "--checkpoint", run, "--questions", source, "--out", out, "--result", result]
+    main([*map(str, words), "confidence"])
+    assert "exact match" in capsys.readouterr().out
+    row = json.loads(result.read_text())["rows"][0]
+    assert row["questions"] == 40
+    assert row["policy"].startswith("Confidence")
+    main([*map(str, words[:-2]), "--judge", stub, "--judge-model", "stub", "confidence"])
+    assert "grade 6.50" in capsys.readouterr().out
+    assert len(Path(tmp_path / "a.judgments.jsonl").read_text().splitlines()) == 40

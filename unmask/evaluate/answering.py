@@ -1,0 +1,112 @@
+"""`unmask evaluate answers`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from unmask.checkpoint import Model, Told
+from unmask.data.pairs import Template, is_pairs, load_template, named_template, template_of
+from unmask.data.splits import MANIFEST
+from unmask.evaluate.answers import Asking, answer_file, exact_match, questions_of
+from unmask.evaluate.grading import Endpoint, grade_file
+from unmask.files import Row, write_json
+from unmask.log import progress, say
+from unmask.sampling import AdaptivePolicy, Blocks, Draw, Planned, Remasking
+
+
+@dataclass(frozen=True)
+class EvaluateAnswers:
+    """Answers to a set of questions, their exact match with the references, and a judge's grades.
+
+    `unmask evaluate answers --checkpoint runs/gsm8k --questions gsm8k/test.jsonl --out answers.jsonl confidence`
+    """
+
+    checkpoint: Path
+    questions: str
+    """MT-Bench's question.jsonl, GSM8K's test.jsonl, or any file with prompts and answers (docs/finetuning.md)."""
+    out: Path
+    """Answers, a line each, in FastChat's format; a file that was cut off goes on."""
+    policy: Annotated[Planned | AdaptivePolicy | Remasking | Blocks | None, tyro.conf.OmitSubcommandPrefixes] = None
+    """Where to write next; by default exact: a random order, one token at a time (left to right for a causal model)."""
+    draw: Annotated[Draw, tyro.conf.OmitArgPrefixes] = field(default_factory=Draw)
+    length: int | None = None
+    """Tokens of an answer at most; by default all that the block leaves behind the prompt."""
+    block: int | None = None
+    """Tokens of prompt and answer together; by default what the checkpoint was trained with."""
+    guidance: float = 0.0
+    """Weight of classifier-free guidance by the prompt; twice the NFE."""
+    passes: int = 1
+    """2: first a chain, then, given it, the answer, for a model fine-tuned with `unmask prepare --passes 2`."""
+    final: int = 16
+    """Tokens of the second pass's answer at most."""
+    told: Annotated[Told, tyro.conf.OmitArgPrefixes] = field(default_factory=Told)
+    template: Path | None = None
+    """A Jinja chat template; by default that of the data the checkpoint was trained on, its own, or a plain one."""
+    first: int | None = None
+    """Only so many questions."""
+    judge: str | None = None
+    """Address of an OpenAI-compatible endpoint, such as http://localhost:8000/v1; its key is OPENAI_API_KEY's."""
+    judge_model: str = "gpt-4"
+    seed: int = 0
+    batch: int = 16
+    device: str = "auto"
+    result: Path | None = None
+    """Write the rows as a result file, for `unmask report`."""
+    json: bool = False
+    """Print rows for machines."""
+
+    def run(self) -> None:
+        questions = questions_of(self.questions)[: self.first]
+        model = self.told.load(self.checkpoint, self.device)
+        block = self.block or model.config.get("requested", {}).get("length", 128)
+        name = str(model.config.get("name", self.checkpoint.name))
+        asking = Asking(
+            policy=self.policy,
+            draw=self.draw,
+            length=self.length,
+            block=block,
+            guidance=self.guidance,
+            passes=self.passes,
+            final=self.final,
+            seed=self.seed,
+            batch=self.batch,
+            template=self._template(model),
+        )
+        with progress("answering") as bar:
+            records = answer_file(model, questions, asking, self.out, name=name, progress=bar)
+        rows: list[Row] = []
+        if all(question.references for question in questions) and self.judge is None:
+            rows.append(exact_match(questions, records, name))
+        if self.judge is not None:
+            grades = self.out.with_name(f"{self.out.stem}.judgments.jsonl")
+            with progress("grading") as bar:
+                rows.append(grade_file(questions, records, Endpoint(self.judge, self.judge_model), grades, bar))
+        how = {"policy": repr(self.policy), "guidance": self.guidance, "passes": self.passes, "seed": self.seed}
+        rows = [{**row, **how} for row in rows]
+        if self.result is not None:
+            write_json(self.result, {"rows": rows})
+        for row in rows:
+            say({key: value for key, value in row.items() if key != "values"} if self.json else _line(row))
+        if not rows:
+            say(f"{len(records)} answers in {self.out}")
+
+    def _template(self, model: Model) -> Template:
+        data = Path(str(model.config.get("requested", {}).get("data", "")))
+        if self.template is not None:
+            return named_template(self.template.read_text(encoding="utf-8"), model.tokenizer)
+        if (data / MANIFEST).is_file() and is_pairs(data):
+            return load_template(data, model.tokenizer)
+        return named_template(template_of(self.checkpoint).source, model.tokenizer)
+
+
+def _line(row: Row) -> str:
+    if row["experiment"] == "grades":
+        value = f"grade {row['score']:.2f} ±{row['stderr']:.2f} by {row['judge']}, {row['turns']} turns"
+        return f"{row['model']}: {value}" + (f", {row['without_grade']} without" if row["without_grade"] else "")
+    cost = f"NFE {row['nfe']:.1f}, {row['seconds_per_answer']:.2f} s an answer"
+    cut = f", {row['prompts_cut']} prompts cut to fit" if row["prompts_cut"] else ""
+    return (
+        f"{row['model']}: exact match {row['exact_match']:.1%} ±{row['stderr']:.1%} of {row['questions']}, {cost}{cut}"
+    )

@@ -1,0 +1,285 @@
+"""Answers to a set of questions, by an MDM or an ARM, in FastChat's format; a file that was cut off goes on.
+
+Every answer belongs to its question and the seed, whatever batch it is written in.
+"""
+
+import hashlib
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from unmask.checkpoint import Model
+from unmask.data.pairs import Chat, Plain, Reading, Template, prompt_ids, rows_of
+from unmask.data.pairs.layouts import second_pass
+from unmask.evaluate.exact import same
+from unmask.files import Row, atomic
+from unmask.network import Network
+from unmask.sampling import Blocks, Draw, LeftToRight, Policy, RandomOrder, Remasking, sample
+from unmask.wrappers import Guided
+
+TURNS = 8  # turns and passes of a question have numbers of their own
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked: a plain prompt, or a chat's turns one after the other."""
+
+    id: int | str
+    turns: tuple[str, ...]
+    chat: bool
+    references: tuple[str, ...] = ()
+    category: str = ""
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How answers are written."""
+
+    policy: Policy | None = None
+    """By default exact: a random order, one token at a time (left to right for a causal model)."""
+    draw: Draw = field(default_factory=Draw)
+    length: int | None = None
+    """Tokens of an answer at most; by default all that the block leaves behind the prompt, as in fine-tuning."""
+    block: int = 128
+    """Tokens of prompt and answer together at most."""
+    guidance: float = 0.0
+    """Weight of classifier-free guidance by the prompt."""
+    passes: int = 1
+    """2: first a chain, then, given the chain, the answer (SMDM's decoding of GSM8K)."""
+    final: int = 16
+    """Tokens of the second pass's answer at most."""
+    seed: int = 0
+    batch: int = 16
+    template: Template = field(default_factory=Template)
+
+    def __post_init__(self) -> None:
+        counts = {"block": self.block, "final": self.final, "batch": self.batch, "length": self.length or 1}
+        if min(counts.values()) < 1 or self.passes not in (1, 2):
+            raise ValueError(f"{counts} must be at least 1, and passes {self.passes} 1 or 2")
+
+
+@dataclass(frozen=True)
+class Written:
+    """The text of an answer, its cost, and whether its prompt had to be cut from the left."""
+
+    text: str
+    nfe: int
+    cut: bool
+
+
+def questions_of(source: str) -> list[Question]:
+    """Questions of MT-Bench's format (question_id, turns), GSM8K's, or any layout with prompts and answers.
+
+    Raises ValueError for a row that is none, and where there are none.
+    """
+    found = []
+    for number, (place, row) in enumerate(rows_of(source)):
+        try:
+            if not isinstance(row, dict):
+                raise ValueError(row.reason)
+            found.append(_question(number, row))
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from None
+    if not found:
+        raise ValueError(f"{source}: no questions: put some there")
+    return found
+
+
+def _question(number: int, row: Row) -> Question:
+    if isinstance(turns := row.get("turns"), list) and turns and all(isinstance(turn, str) for turn in turns):
+        references = tuple(map(str, row.get("reference") or ()))
+        return Question(row.get("question_id", number), tuple(turns), True, references, str(row.get("category", "")))
+    example = Reading()(row)[0]
+    name = row.get("question_id", number)
+    if isinstance(example, Plain):
+        return Question(name, (example.prompt,), False, (example.answer,))
+    if isinstance(example, Chat):
+        sides = ([content for role, content in example.messages if role == who] for who in ("user", "assistant"))
+        asked, answered = map(tuple, sides)
+        return Question(name, asked, True, answered)
+    raise ValueError("a text without a question")
+
+
+def answers(
+    model: Model, questions: Sequence[Question], asking: Asking, which: Sequence[int] | None = None
+) -> Iterator[tuple[int, Row]]:
+    """(index, record in FastChat's answer format) of the questions, or some of them, in batches, the shortest first.
+
+    The answer to a question is the same whichever others are asked.
+    """
+    which = range(len(questions)) if which is None else which
+    order = sorted(which, key=lambda i: (len(questions[i].turns), len(questions[i].turns[0]), i))
+    size = 4 * asking.batch  # a row's slot goes to the next text: a few batches at once keep calls full
+    for start in range(0, len(order), size):
+        chosen, begun = order[start : start + size], time.perf_counter()
+        written = _answered(model, [questions[i] for i in chosen], chosen, asking)
+        seconds = (time.perf_counter() - begun) / len(chosen)
+        for i, parts in zip(chosen, written, strict=True):
+            yield i, _record(questions[i], parts, seconds)
+
+
+def _answered(
+    model: Model, questions: Sequence[Question], numbers: Sequence[int], asking: Asking
+) -> list[list[Written]]:
+    """The answers to all turns of some questions: turn after turn, each given what was answered before."""
+    done: list[list[Written]] = [[] for _ in questions]
+    for turn in range(max(len(question.turns) for question in questions)):
+        here = [i for i, question in enumerate(questions) if turn < len(question.turns)]
+        prompts = [_prompt(model, questions[i], done[i], asking) for i in here]
+        keys = [(numbers[i] * TURNS + turn) * 2 for i in here]
+        written = fill(model, prompts, keys, asking)
+        if asking.passes == 2:
+            texts = [second_pass(questions[i].turns[turn], text.text) for i, text in zip(here, written, strict=True)]
+            again = [model.tokenizer.encode(text) for text in texts]
+            last = fill(model, again, [key + 1 for key in keys], asking, asking.final)
+            written = [
+                Written(f"{a.text.strip()}\n#### {b.text.strip()}", a.nfe + b.nfe, a.cut or b.cut)
+                for a, b in zip(written, last, strict=True)
+            ]
+        for i, text in zip(here, written, strict=True):
+            done[i].append(text)
+    return done
+
+
+def _prompt(model: Model, question: Question, before: Sequence[Written], asking: Asking) -> list[int]:
+    if not question.chat:
+        return prompt_ids(Plain(question.turns[0], ""), model.tokenizer, asking.template)
+    messages = [("user", question.turns[0])]
+    for text, turn in zip(before, question.turns[1:], strict=False):
+        messages += [("assistant", text.text.strip()), ("user", turn)]
+    return prompt_ids(Chat(tuple(messages)), model.tokenizer, asking.template)
+
+
+def fill(
+    model: Model, prompts: Sequence[Sequence[int]], numbers: Sequence[int], asking: Asking, length: int | None = None
+) -> list[Written]:
+    """What the model writes behind each prompt, up to its first end token."""
+    length, tokenizer = length or asking.length, model.tokenizer
+    least = min(length or max(1, asking.block // 4), asking.block)  # what a prompt must leave
+    seen = [list(prompt)[-(asking.block - least) :] if asking.block > least else [] for prompt in prompts]
+    canvases = [
+        torch.tensor([tokenizer.begin, *ids, *[model.mask_id] * ((length and least) or asking.block - len(ids))])
+        for ids in seen
+    ]
+    policy = asking.policy or (LeftToRight() if model.causal else RandomOrder())
+    revises = isinstance(policy.inside if isinstance(policy, Blocks) else policy, Remasking)
+    samples = sample(
+        _guided(model, [len(ids) for ids in seen], canvases, asking.guidance),
+        canvases,
+        policy,
+        draw=asking.draw,
+        seed=asking.seed,
+        sequences=numbers,
+        batch=asking.batch,
+        end=None if revises else tokenizer.end,
+    )
+    found = []
+    for ids, prompt, tokens, nfe in zip(seen, prompts, samples.tokens, samples.nfe.tolist(), strict=True):
+        answer = tokens[1 + len(ids) :].tolist()
+        answer = answer[: answer.index(tokenizer.end)] if tokenizer.end in answer else answer
+        # a decoder may drop a blank at the very beginning of a text: decode what was written behind its prompt
+        text = tokenizer.decode([*ids, *answer])[len(tokenizer.decode(ids)) :]
+        found.append(Written(text, nfe, len(ids) < len(prompt)))
+    return found
+
+
+def _guided(model: Model, sizes: Sequence[int], canvases: Sequence[torch.Tensor], weight: float) -> Network:
+    if not weight:
+        return model
+    conditions = []
+    for size, canvas in zip(sizes, canvases, strict=True):
+        condition = torch.zeros(len(canvas), dtype=torch.bool)
+        condition[1 : 1 + size] = True
+        conditions.append(condition)
+    return Guided(model, conditions, weight, model.tokenizer.begin if model.causal else None)
+
+
+def _record(question: Question, parts: Sequence[Written], seconds: float) -> Row:
+    turns = [part.text for part in parts]
+    return {
+        "question_id": question.id,
+        "answer_id": hashlib.blake2b(json.dumps([question.id, turns]).encode(), digest_size=11).hexdigest(),
+        "choices": [{"index": 0, "turns": turns}],
+        "tstamp": time.time(),
+        "nfe": sum(part.nfe for part in parts),
+        "seconds": seconds,
+        "prompt_cut": any(part.cut for part in parts),
+    }
+
+
+def answer_file(
+    model: Model,
+    questions: Sequence[Question],
+    asking: Asking,
+    out: Path,
+    *,
+    name: str,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Row]:
+    """Write a .jsonl of answers, a line each, and return it in the questions' order; goes on where it was cut off.
+
+    Raises ValueError where the file holds answers of another model or settings.
+    """
+    law = {"model_id": name, "asking": repr(asking)}
+    done = _read(out, law)
+    missing = [i for i, question in enumerate(questions) if str(question.id) not in done]
+    with atomic(out) as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in done.values())
+    with out.open("a", encoding="utf-8") as file:
+        for count, (i, row) in enumerate(answers(model, questions, asking, missing), 1 + len(done)):
+            done[str(questions[i].id)] = {**law, **row}
+            file.write(json.dumps(done[str(questions[i].id)], ensure_ascii=False) + "\n")
+            file.flush()
+            if progress is not None:
+                progress(count, len(questions))
+    return [done[str(question.id)] for question in questions]
+
+
+def _read(out: Path, law: Row) -> dict[str, Row]:
+    if not out.exists():
+        return {}
+    rows: dict[str, Row] = {}
+    lines = out.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            if number == len(lines):
+                break  # cut off while it was written
+            raise ValueError(f"{out}, line {number}: not JSON; remove the line to go on") from None
+        other = [key for key in law if row.get(key) != law[key]]
+        if other:
+            raise ValueError(f"{out} holds answers of another {' and '.join(other)}: choose another file or remove it")
+        rows[str(row["question_id"])] = row
+    return rows
+
+
+def exact_match(questions: Sequence[Question], records: Sequence[Row], name: str) -> Row:
+    """Share of the last answers that are the reference (see exact.py), with its binomial standard error.
+
+    Raises ValueError where a question has no reference.
+    """
+    if bare := [question.id for question in questions if not question.references]:
+        raise ValueError(f"question {bare[0]!r} has no reference answer: exact match needs one for each")
+    right = [
+        same(record["choices"][0]["turns"][-1], question.references[-1])
+        for question, record in zip(questions, records, strict=True)
+    ]
+    share = statistics.fmean(right)
+    return {
+        "experiment": "answers",
+        "model": name,
+        "questions": len(right),
+        "exact_match": share,
+        "stderr": math.sqrt(share * (1 - share) / len(right)),
+        "nfe": statistics.fmean(record["nfe"] for record in records),
+        "seconds_per_answer": statistics.fmean(record["seconds"] for record in records),
+        "prompts_cut": sum(record["prompt_cut"] for record in records),
+        "values": {"right": right},
+    }

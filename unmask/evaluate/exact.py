@@ -1,0 +1,53 @@
+"""Exact match of answers: as numbers, however they are written, or as texts."""
+
+import re
+from fractions import Fraction
+
+MARKS = re.compile(r"####|\\boxed\{|answer(?:\s+is)?\s*[:=]?", re.IGNORECASE)
+NUMBER = re.compile(r"(?<![\w.])([-−–]?)[$€£]?([-−]?)(\d{1,3}(?:,\d{3})+|\d+)?(\.\d+)?(?:/(\d+))?(?!\d)")
+"""An optional sign and currency, digits with or without groups of three, a decimal part or a denominator."""
+
+
+def final_number(text: str) -> Fraction | None:
+    """The number that an answer ends on; None where it has none.
+
+    The first one behind the last mark (####, \\boxed{, "answer is", "answer:"), or where there is none behind it the
+    last of the text. "$1,234.50", "1234.5" and "2469/2" are one number; "12,34" is 12 and 34, since no group has two
+    digits; a word with digits in it, such as B2, is none.
+    """
+    marks = list(MARKS.finditer(text))
+    behind = numbers(text[marks[-1].end() :]) if marks else []
+    every = behind[:1] or numbers(text)
+    return every[-1] if every else None
+
+
+def numbers(text: str) -> list[Fraction]:
+    """All numbers of a text, in order. A denominator of zero makes none."""
+    found = []
+    for match in NUMBER.finditer(text.replace("\\$", "$").replace("\\!", "").replace("{,}", ",")):
+        before, inside, whole, part, below = match.groups()
+        if whole is None and part is None:
+            continue
+        if below is not None and int(below) == 0:
+            continue
+        value = Fraction((whole or "0").replace(",", "") + (part or "")) / int(below or 1)
+        found.append(-value if before or inside else value)
+    return found
+
+
+def same(answer: str, reference: str) -> bool:
+    """Whether an answer is the reference: by the final number where the reference is one or ends in `#### number`,
+    else letter by letter, but for case, blanks and a final stop.
+    """
+    wanted = final_number(reference)
+    if wanted is not None and ("####" in reference or (len(numbers(reference)) == 1 and not _letters(reference))):
+        return final_number(answer) == wanted
+    return _plain(answer) == _plain(reference)
+
+
+def _letters(text: str) -> bool:
+    return any(letter.isalpha() for letter in text)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).rstrip(".").casefold()

@@ -1,0 +1,146 @@
+"""Grades of answers by a strong model behind any OpenAI-compatible endpoint, in FastChat's judgment format."""
+
+import json
+import math
+import os
+import re
+import statistics
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from unmask.evaluate.answers import Question
+from unmask.files import Row, atomic
+
+RATING = re.compile(r"\[\[\s*(\d+(?:\.\d+)?)\s*\]\]")
+RULES = (
+    "You grade an assistant's answer to a user. Judge how helpful, relevant, correct, deep and clear it is. Explain "
+    "your grade in a few sentences, then end with a whole number from 1 (useless) to 10 (could not be better) in "
+    "double square brackets, for example [[5]]."
+)
+KEY = "OPENAI_API_KEY"
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a judge answers: POST url/chat/completions. The key, if any, is read from the environment."""
+
+    url: str
+    model: str
+    seconds: float = 120.0
+    """After which a request counts as failed."""
+    attempts: int = 3
+    wait: float = 2.0
+    """Seconds before the second attempt, twice that before the third, and so on."""
+
+    def __call__(self, messages: Sequence[Row]) -> str:
+        """What the judge says. Raises ValueError where it does not answer, or not in the format."""
+        body = json.dumps({"model": self.model, "messages": list(messages), "temperature": 0}).encode()
+        headers = {"Content-Type": "application/json"}
+        if os.environ.get(KEY):
+            headers["Authorization"] = f"Bearer {os.environ[KEY]}"
+        where = f"{self.url.rstrip('/')}/chat/completions"
+        for attempt in range(self.attempts):
+            try:
+                request = urllib.request.Request(where, body, headers)
+                with urllib.request.urlopen(request, timeout=self.seconds) as answer:
+                    return json.load(answer)["choices"][0]["message"]["content"]
+            except urllib.error.HTTPError as error:
+                reason, passing = f"{error.code} {error.reason}", error.code == 429 or error.code >= 500
+            except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+                reason, passing = str(getattr(error, "reason", error)), True
+            except (ValueError, KeyError, IndexError, TypeError):
+                reason, passing = "no chat completion in its answer", False
+            if not passing or attempt + 1 == self.attempts:
+                break
+            time.sleep(self.wait * 2**attempt)
+        raise ValueError(f"the judge at {where} fails ({reason}): check its address, its model's name and {KEY}")
+
+
+def messages_for(question: Question, turns: Sequence[str], turn: int) -> list[Row]:
+    """What the judge is asked about one turn: the talk up to it, with the reference answer where there is one."""
+    parts = []
+    for i in range(turn + 1):
+        parts.append(f"[User]\n{question.turns[i]}")
+        if i < len(question.references):
+            parts.append(f"[Reference answer]\n{question.references[i]}")
+        parts.append(f"[Assistant]\n{turns[i]}")
+    last = "Grade the assistant's last answer." if turn else "Grade the assistant's answer."
+    return [{"role": "system", "content": RULES}, {"role": "user", "content": "\n\n".join([*parts, last])}]
+
+
+def grade_file(
+    questions: Sequence[Question],
+    records: Sequence[Row],
+    endpoint: Endpoint,
+    out: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> Row:
+    """Write a .jsonl of judgments, a line a turn, and return their mean; goes on where it was cut off.
+
+    A judgment without a grade is kept with score -1, as FastChat does, and counted apart.
+    """
+    work = [
+        (question, record, turn)
+        for question, record in zip(questions, records, strict=True)
+        for turn in range(len(record["choices"][0]["turns"]))
+    ]
+    lines = out.read_text(encoding="utf-8").split("\n") if out.exists() else []
+    done = {_key(row): row for line in lines if (row := _whole(line)) is not None}
+    with atomic(out) as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in done.values())
+    found = []
+    with out.open("a", encoding="utf-8") as file:
+        for count, (question, record, turn) in enumerate(work, 1):
+            key = (str(question.id), turn + 1, record["answer_id"], endpoint.model)
+            if key not in done:
+                done[key] = _judged(question, record, turn, endpoint)
+                file.write(json.dumps(done[key], ensure_ascii=False) + "\n")
+                file.flush()
+            found.append(done[key])
+            if progress is not None:
+                progress(count, len(work))
+    scores = [row["score"] for row in found if row["score"] >= 0]
+    error = statistics.stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else math.nan
+    return {
+        "experiment": "grades",
+        "judge": endpoint.model,
+        "model": records[0].get("model_id", "model"),
+        "score": statistics.fmean(scores) if scores else math.nan,
+        "stderr": error,
+        "turns": len(found),
+        "without_grade": len(found) - len(scores),
+        "values": {"score": [row["score"] for row in found]},
+    }
+
+
+def _judged(question: Question, record: Row, turn: int, endpoint: Endpoint) -> Row:
+    messages = messages_for(question, record["choices"][0]["turns"], turn)
+    said = endpoint(messages)
+    ratings = [float(rating) for rating in RATING.findall(said)]
+    return {
+        "question_id": question.id,
+        "answer_id": record["answer_id"],
+        "model": record.get("model_id", "model"),
+        "judge": [endpoint.model, "single-v1"],
+        "user_prompt": messages[1]["content"],
+        "judgment": said,
+        "score": ratings[-1] if ratings and 1 <= ratings[-1] <= 10 else -1,
+        "turn": turn + 1,
+        "tstamp": time.time(),
+    }
+
+
+def _key(row: Row) -> tuple[str, int, str, str]:
+    return str(row["question_id"]), row["turn"], row.get("answer_id", ""), row["judge"][0]
+
+
+def _whole(line: str) -> Row | None:
+    """A line that was not cut off while it was written."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
