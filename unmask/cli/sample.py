@@ -12,6 +12,7 @@ from unmask import grammar, ranks
 from unmask.checkpoint import Model, Told
 from unmask.cli.policies import Chosen
 from unmask.evaluate import write
+from unmask.evaluate.infilling import likely_lengths, templates_of
 from unmask.files import read_json, write_json
 from unmask.log import console, say
 from unmask.report.console import unmasking
@@ -36,6 +37,11 @@ class Sample:
     suffix: str = ""
     template: str | None = None
     """Text with blanks, {{8}} or {{2..12}}; @FILE reads it from a file."""
+    templates: Path | None = None
+    """A .jsonl with a template each row, {"template": …} or {"prompt": …, "suffix": …, "length": …}."""
+    likely_lengths: bool = False
+    """Give blanks such as {{2..12}} the length under which the text behind them is most probable, instead of drawing
+    it."""
     length: int = 64
     """Open tokens between prompt and suffix."""
     until_end: bool = False
@@ -66,16 +72,20 @@ class Sample:
     """Print records for machines."""
 
     def run(self) -> None:
+        if self.templates is not None and (self.prompt or self.suffix or self.template is not None):
+            raise ValueError("--templates says what stands around its blanks: leave out the other texts")
         if not (1 <= self.count <= MOST and self.length >= 1):
             raise ValueError(f"count {self.count} must be 1 to {MOST:,}, length {self.length} at least 1")
         model = self.told.load(self.checkpoint, self.device)
-        text = self._text()
-        first = model.canvas(text, seed=self.seed)
+        asked = [self._text()] if self.templates is None else templates_of(self.templates)
+        if self.likely_lengths:
+            asked = [likely_lengths(model, text, seed=self.seed)[0] for text in asked]
+        first = model.canvas(asked[0], seed=self.seed)
         constraint = self._constraint(model, first)
-        quiet = self.json or self.count > 1 or self.matching
+        texts = [text for text in asked for _ in range(self.count)]
+        quiet = self.json or len(texts) > 1 or self.matching
         with unmasking(console, first, model.mask_id, model.tokenizer.pieces) as show:
             on_step = None if quiet else show
-            texts = [text] * self.count
             records = write(
                 model,
                 texts,
@@ -111,6 +121,7 @@ class Sample:
         return None
 
     def _text(self) -> str:
+        """The template that the options say."""
         if self.template is None:
             if "{{" in self.prompt + self.suffix:
                 raise ValueError("--prompt and --suffix are plain text: use --template for blanks")

@@ -1,0 +1,75 @@
+"""Blanks of unknown length, and templates in batches."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from unmask.checkpoint import Model
+from unmask.data import byte_tokenizer
+from unmask.evaluate.infilling import likely_lengths, templates_of
+from unmask.evaluate.writing import write
+from unmask.transformer import Transformer, TransformerConfig
+
+BYTES = byte_tokenizer()
+
+
+class Counting:
+    """A network that knows texts of the form a^n b^n: what stands behind depends on how far it is from the left."""
+
+    vocab, mask_id, causal, normalised, config = 258, 258, False, True, None
+
+    def parameters(self):
+        return iter([torch.zeros(1)])
+
+    def __call__(self, tokens, at, *, then=None, rows=None, level=None):
+        length = tokens.shape[1]
+        column = at % length - 1
+        want = torch.where(column < 6, ord("a"), ord("b"))  # the sixth token is the first b, whatever is seen
+        logits = torch.full((len(at), 258), math.log(0.1 / 257)).scatter(1, want[:, None], math.log(0.9))
+        return logits if then is None else then(logits, slice(0, len(at)))
+
+
+def counting() -> Model:
+    return Model(Counting(), BYTES, {})
+
+
+def test_the_length_is_that_under_which_the_text_behind_is_most_probable():
+    """aa + n hidden + bbb is right for n = 4 alone; for n < 4 each b too far left costs log(0.9 / (0.1 / 257))."""
+    text, (candidates,) = likely_lengths(counting(), "aa{{1..7}}bbb")
+    assert text == "aa{{4}}bbb"
+    right, wrong = -math.log(0.9), -math.log(0.1 / 257)
+    for length, nats, stderr in candidates:
+        misplaced = max(0, min(3, 4 - length))
+        assert nats == pytest.approx(3 * right + misplaced * (wrong - right), rel=1e-5, abs=5 * stderr)
+
+
+def test_only_what_stands_up_to_the_window_and_the_next_blank_is_scored():
+    _, (candidates,) = likely_lengths(counting(), "aa{{4..5}}bbbbbbbb", window=2)
+    assert candidates[0].nats == pytest.approx(-2 * math.log(0.9), rel=1e-5)
+    text, found = likely_lengths(counting(), "aa{{4..5}}b{{2..3}}bb{{1..2}}")
+    assert [len(each) for each in found] == [2, 2]
+    assert found[0][0].nats == pytest.approx(-math.log(0.9), rel=1e-5)
+    assert text.endswith("bb{{1..2}}")
+
+
+def test_fixed_blanks_stay_and_a_causal_model_is_refused():
+    assert likely_lengths(counting(), "aa{{3}}bb") == ("aa{{3}}bb", [])
+    causal = Model(Transformer(TransformerConfig(vocab=258, layers=1, heads=2, width=16, causal=True)), BYTES, {})
+    with pytest.raises(ValueError, match="give its length"):
+        likely_lengths(causal, "a{{1..2}}b")
+
+
+def test_templates_in_batches(tmp_path):
+    rows = [{"template": "a{{2}}b"}, {"prompt": "c", "suffix": "d", "length": 3}, {"prompt": "e"}]
+    path = tmp_path / "t.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    texts = templates_of(path)
+    assert texts == ["a{{2}}b", "c{{3}}d", "e{{64}}"]
+    network = Transformer(TransformerConfig(vocab=258, layers=1, heads=2, width=16))
+    records = write(Model(network, BYTES, {}), texts, seed=1)
+    assert [len(record["pieces"]) for record in records] == [5, 6, 66]
+    path.write_text('{"template": "a"}\n{"text": "b"}')
+    with pytest.raises(ValueError, match=r't\.jsonl, line 2: no "template"'):
+        templates_of(path)

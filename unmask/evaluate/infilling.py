@@ -1,0 +1,93 @@
+"""Blanks of unknown length: the length under which the text behind the blank is most probable.
+
+p(n | text) is in proportion to p(n) p(what stands behind the blank | what stands before it, n tokens between that are
+not seen): a masked model scores text beside hidden positions, so nothing need be written to choose n, and the same
+tokens are scored under each n, so that long blanks are not at a disadvantage.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from unmask.checkpoint import Model
+from unmask.data.pairs import rows_of
+from unmask.likelihood import log_likelihood
+from unmask.sampling import template
+from unmask.sampling.canvas import BLANK
+
+
+class Candidate(NamedTuple):
+    """A length of a blank, -log p of the text behind it in nats, and its standard error from the maskings."""
+
+    length: int
+    nats: float
+    stderr: float
+
+
+def likely_lengths(
+    model: Model, text: str, *, draws: int = 32, window: int = 16, seed: int = 0
+) -> tuple[str, list[list[Candidate]]]:
+    """The template with each blank {{2..12}} at its most probable length, and the candidates of each.
+
+    Up to `window` tokens behind a blank are scored. Blanks are settled from the left, those further right being as long
+    as the middle of their range. A blank with no text behind it stays as it is: there is nothing to tell its length by.
+    Raises ValueError for a causal model, which does not read what stands behind.
+    """
+    if model.causal:
+        raise ValueError("a causal model does not read what stands behind a blank: give its length")
+    found: list[list[Candidate]] = []
+    settled, rest = "", text
+    while blank := BLANK.search(rest):
+        before, behind = settled + rest[: blank.start()], rest[blank.end() :]
+        least, most = int(blank[1]), int(blank[2] or blank[1])
+        length = blank[0]
+        if least < most and BLANK.split(behind)[0]:
+            options = {"draws": draws, "window": window, "seed": seed}
+            right = BLANK.sub(_middle, behind)
+            candidates = [_scored(model, before, n, right, **options) for n in range(least, most + 1)]
+            length = f"{{{{{min(candidates, key=lambda each: each.nats).length}}}}}"
+            found.append(candidates)
+        settled, rest = before + length, behind
+    return settled + rest, found
+
+
+def _middle(blank) -> str:
+    return f"{{{{{(int(blank[1]) + int(blank[2] or blank[1])) // 2}}}}}"
+
+
+def _scored(model: Model, before: str, length: int, behind: str, *, draws: int, window: int, seed: int) -> Candidate:
+    tokenizer = model.tokenizer
+
+    def canvas(text: str, begin: list[int]) -> torch.Tensor:
+        return template(text, tokenizer.encode, model.mask_id, begin=begin, seed=seed)
+
+    left = canvas(f"{before}{{{{{length}}}}}", [tokenizer.begin])
+    x_0 = torch.cat([left, canvas(behind, [])])
+    maskable = torch.zeros_like(x_0, dtype=torch.bool)
+    run = (x_0[len(left) :] == model.mask_id).nonzero().squeeze(-1)[:1].tolist()  # up to the next blank
+    maskable[len(left) : len(left) + min([window, len(x_0) - len(left), *run])] = True
+    # one number for all candidates: the same levels and, position by position, the same maskings
+    estimate = log_likelihood(model, x_0[None], maskable[None], draws=draws, replicates=4, seed=seed, sequences=[0])
+    return Candidate(length, estimate.nats, estimate.stderr_mc)
+
+
+def templates_of(path: Path) -> list[str]:
+    """The templates of a .jsonl with one each a row: {"template": …}, or {"prompt": …, "suffix": …, "length": 8}.
+
+    Raises ValueError, naming the line, for a row without one.
+    """
+    texts = []
+    for place, row in rows_of(str(path)):
+        if not isinstance(row, dict):
+            raise ValueError(str(row))
+        if isinstance(row.get("template"), str):
+            texts.append(row["template"])
+        elif isinstance(row.get("prompt"), str):
+            blank = f"{{{{{row.get('length', 64)}}}}}"
+            texts.append(f"{row['prompt']}{blank}{row.get('suffix', '')}")
+        else:
+            raise ValueError(f'{place}: no "template" and no "prompt": give one of them')
+    if not texts:
+        raise ValueError(f"{path}: no templates: put some there")
+    return texts
