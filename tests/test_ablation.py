@@ -1,0 +1,66 @@
+"""Guidance by its weight and quality by its cost, on a network whose answers are known."""
+
+import math
+
+import pytest
+import torch
+
+from unmask.checkpoint import Model
+from unmask.data import byte_tokenizer
+from unmask.evaluate.ablation import guided_rows, paired, tradeoff_rows
+from unmask.evaluate.answers import Asking, Question
+from unmask.sampling import Confidence, Draw, LeftToRight, Tweedie
+
+BYTES = byte_tokenizer()
+
+
+class Echo:
+    """Answers the digit that it is asked, surely only under guidance: without it another one is likelier."""
+
+    vocab, mask_id, causal, normalised = 258, 258, False, True
+
+    def __call__(self, tokens, at, *, then=None, rows=None, level=None):
+        length, logits = tokens.shape[1], torch.zeros(len(at), 258)
+        asked = tokens[at // length, 1]
+        for i, (digit, place) in enumerate(zip(asked.tolist(), (at % length).tolist(), strict=True)):
+            if place > 2:
+                logits[i, BYTES.end] = 9.0
+                continue
+            logits[i, ord("9")] = 9.0
+            if digit != self.mask_id:
+                logits[i, digit] = 8.0  # likelier than without the question, less likely than 9
+        return logits if then is None else then(logits, slice(0, len(at)))
+
+
+MODEL = Model(Echo(), BYTES, {})
+ASKING = Asking(policy=Confidence(), draw=Draw(temperature=0), block=4, seed=0)
+
+
+def questions(digits: str) -> list[Question]:
+    return [Question(i, (digit,), False, (f"#### {digit}",)) for i, digit in enumerate(digits)]
+
+
+def test_the_weight_is_chosen_on_the_development_part_and_differences_are_paired():
+    rows = guided_rows(MODEL, questions("0123"), questions("4567"), ASKING, [0.0, 0.5, 1.0, 3.0], "echo")
+    found = {(row["part"], row["guidance"]): row for row in rows}
+    assert [found["development", w]["exact_match"] for w in (0.0, 0.5, 1.0, 3.0)] == [0, 1, 1, 1]
+    assert {weight for part, weight in found if part == "test"} == {0.0, 0.5}
+    assert found["test", 0.5]["difference"] == 1.0
+    assert found["test", 0.5]["difference_stderr"] == 0.0
+    assert found["test", 0.5]["nfe"] == 2 * found["test", 0.0]["nfe"]
+    with pytest.raises(ValueError, match="'3' is a question of the development and of the test part"):
+        guided_rows(MODEL, questions("0123"), questions("34"), ASKING, [1.0], "echo")
+
+
+def test_a_paired_difference():
+    gap = paired({"values": {"right": [True, True, False, True]}}, {"values": {"right": [True, False, False, False]}})
+    assert gap["difference"] == 0.5
+    assert gap["difference_stderr"] == pytest.approx(math.sqrt(1 / 3) / 2)
+
+
+def test_a_tradeoff_has_a_row_a_way_with_its_cost():
+    ways = {"echo": [ASKING, Asking(policy=Tweedie(steps=1), block=4), Asking(policy=LeftToRight(), block=4)]}
+    rows = tradeoff_rows({"echo": MODEL}, questions("0123456789"), ways)
+    assert [row["policy"].partition("(")[0] for row in rows] == ["Confidence", "Tweedie", "LeftToRight"]
+    assert rows[1]["nfe"] == 1
+    assert all(row["seconds_per_answer"] > 0 and row["questions"] == 10 for row in rows)
