@@ -422,7 +422,7 @@ def test_command_for_all_and_exit_code(capsys, monkeypatch):
         seen.append(policy)
         return audit(RandomOrder(2), RandomOrderLaw(1 if len(seen) == 2 else 2), worlds={}, wide=Wide(50))
 
-    monkeypatch.setattr(cli, "audit", fails_once)
+    monkeypatch.setattr("unmask.cli.audit.audit", fails_once)
     with pytest.raises(SystemExit) as caught:
         cli.main(["audit", "all"])
     assert caught.value.code == 1
@@ -433,7 +433,7 @@ def test_command_for_all_and_exit_code(capsys, monkeypatch):
     assert "NFE beyond" in out
     seen.clear()
     monkeypatch.setattr(
-        cli, "audit", lambda policy, **options: seen.append(policy) or audit(SURE, worlds={}, wide=None)
+        "unmask.cli.audit.audit", lambda policy, **options: seen.append(policy) or audit(SURE, worlds={}, wide=None)
     )
     cli.main(["audit"])
     assert tuple(seen) == EVERY

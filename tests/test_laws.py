@@ -39,6 +39,7 @@ from unmask.sampling import (
     Margin,
     Planned,
     RandomOrder,
+    Rated,
     Remasking,
     Speculative,
     expected_nfe,
@@ -50,7 +51,8 @@ WORLDS = {"joint": JointTable(V, L, seed=2), "inconsistent": InconsistentTable(V
 FREE, GIVEN = (M, M, M, M), (M, 1, M, M)
 
 BY_CONFIDENCE = Remasking(2, cap=0.9, by_confidence=True)
-ONE_CALL = [policy for policy in EVERY if not isinstance(policy, Speculative)]
+# guesses, and rates of the network's own, are no plans or choices that can be asked for: see their own tests
+ONE_CALL = [policy for policy in EVERY if not isinstance(policy, Speculative | Rated)]
 
 
 def of_sequences(truth) -> Tensor:

@@ -16,7 +16,7 @@ from unmask.train.precision import best_precision
 
 @dataclass(frozen=True)
 class Recipes:
-    """The recipes, and what each would cost here.
+    """What each recipe is and would cost here, before anything starts.
 
     The time is its true FLOPs over a rate that a few steps of a small network reach on this machine, in two seconds.
     """

@@ -62,7 +62,7 @@ def _columns(values: object) -> bool:
     """Whether values hold lists of numbers of one length, or nothing that pairing would read."""
     if not isinstance(values, dict) or "nats" not in values:
         return isinstance(values, dict)
-    columns = [values.get(key) for key in ("nats", "tokens", "documents")]
+    columns = [values.get(key) for key in ("nats", "tokens", "documents" if "documents" in values else "entropy")]
     lists = [column for column in columns if isinstance(column, list) and all(map(_number, column))]
     return len(lists) == 3 and len(set(map(len, lists))) == 1 and sum(values["tokens"]) > 0
 

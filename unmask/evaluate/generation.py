@@ -19,7 +19,7 @@ from unmask.evaluate.heldout import texts_of
 from unmask.evaluate.judge import Judge, judge_texts
 from unmask.evaluate.protocols import spans
 from unmask.evaluate.writing import write
-from unmask.files import Row, finite, read_json
+from unmask.files import Row, read_json
 from unmask.sampling import Draw, Policy
 
 CERTAIN = 3.0  # standard errors that a row must lie below its reference to be warned of
@@ -66,7 +66,8 @@ def read_texts(path: Path) -> tuple[list[str], Row]:
     said = {"model": path.stem, "policy": first.get("policy"), "law": first.get("exact_for")}
     pieces = first.get("pieces")
     said |= {"length": len(pieces) if isinstance(pieces, list) else None, "seed": first.get("seed")}
-    if all(finite(record.get(key)) is not None for record in records for key in ("nfe", "seconds")):
+    told = [record.get(key) for record in records for key in ("nfe", "seconds")]
+    if all(isinstance(value, float | int) and 0 <= value < 1e18 for value in told):
         said["nfe"] = statistics.fmean(record["nfe"] for record in records)
         said["seconds_per_text"] = first["seconds"] / len(records)
     return [str(record["text"]) for record in records], said

@@ -5,8 +5,8 @@ An experiment is data and four pure functions; everything that takes time, or ca
 
 import shlex
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -94,7 +94,8 @@ def experiment(
     where a run's settings differ from those in its folder.
     """
     text, tokenizer = which.corpus(scale, source, out)
-    data = prepare(text, out / "data", tokenizer=tokenizer)
+    with _when_free(out / "claims" / "data"):
+        data = prepare(text, out / "data", tokenizer=tokenizer)
     cells, rows = _known(which, scale, str(data), out)
     _announce(which, scale, cells, out)
     if dry_run:
@@ -105,6 +106,19 @@ def experiment(
             return None
         cells, rows = _known(which, scale, str(data), out)
     return _conclude(which, scale, rows, out, source)
+
+
+@contextmanager
+def _when_free(folder: Path) -> Iterator[None]:
+    """Own the folder, waiting for whoever does."""
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(owned(folder))
+                break
+            except ValueError:
+                time.sleep(0.2)
+        yield
 
 
 def _known(which: Experiment, scale: Scale, data: str, out: Path) -> tuple[list[Cell], list[Row]]:
