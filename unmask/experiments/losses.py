@@ -125,7 +125,7 @@ class Losses:
             left.errorbar(
                 spread, [v for v, _ in values], [e for _, e in values], fmt="o", color=COLOURS[i % 6], capsize=2
             )
-        left.set_xticks(range(len(names)), names)
+        left.set_xticks(range(len(names)), names, rotation=20)
         left.set_ylabel("held-out nats a token")
         noise = [row for row in rows if row["kind"] == "gradient"]
         right.barh(

@@ -178,6 +178,8 @@ class Scaling:
                 panels["law"].plot(budgets, [each.loss for each in fit.best], "o", color=color, label=kind)
                 panels["law"].plot(budgets, [fit.loss.at(c) for c in budgets], color=color)
         panels["law"].set(xscale="log", yscale="log", xlabel="C = 6ND (FLOPs)", ylabel="best loss (nats a token)")
+        panels["law"].yaxis.set_major_formatter("{x:.2f}")
+        panels["law"].yaxis.set_minor_formatter("{x:.2f}")
         if panels["law"].has_data():
             panels["law"].legend()
         return figure
