@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unmask.experiments import Caching, Losses, Scaling, Temporal, experiment, name_of
+from unmask.experiments import Caching, Losses, Reverse, Scaling, Temporal, experiment, name_of
 from unmask.experiments.averages import mean_error, paired, said
 from unmask.experiments.fitting import gap, interval, law, line, parabola, resampled, size_ratio, surface
 from unmask.experiments.losses import noise
@@ -204,7 +204,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("which", [Losses(), Caching(), Scaling()], ids=name_of)
+@pytest.mark.parametrize("which", [Losses(), Caching(), Scaling(), Reverse()], ids=name_of)
 def test_a_claim_runs_at_its_tiny_scale(which, text: Path, tmp_path: Path):
     """It ends with a result, a figure and a finding; run again, it trains nothing and says the same."""
     out = tmp_path / "out"
@@ -267,4 +267,4 @@ def test_the_page_of_results_is_that_of_the_committed_files():
     page = DOCS / "results.md"
     if not page.exists():
         pytest.skip("no results are committed yet")
-    assert page.read_text() == results_page([Losses(), Caching(), Scaling(), Temporal()], DOCS / "results")
+    assert page.read_text() == results_page([Losses(), Caching(), Scaling(), Reverse(), Temporal()], DOCS / "results")

@@ -66,7 +66,7 @@ class Reading:
 
 def _plain(prompt: str, answer: str) -> Callable[[Row, Reading], list[Example]]:
     def read(row: Row, reading: Reading) -> list[Example]:
-        given, answered = _string(row, prompt), _string(row, answer)
+        given, answered = _string(row, prompt, empty=True), _string(row, answer)
         if found := ANSWER.fullmatch(answered):
             return reasoned(given, *found.groups(), passes=reading.passes)
         return [Plain(given, answered)]

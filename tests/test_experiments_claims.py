@@ -1,0 +1,156 @@
+"""Facts asked in two directions, tasks beside chance: how they are scored, and when a claim is said to hold."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+
+from unmask.checkpoint import Model
+from unmask.data import byte_tokenizer
+from unmask.data.pairs import Pairs, load_pairs
+from unmask.experiments import Reverse
+from unmask.experiments.facts import (
+    KEYS,
+    REVERSE,
+    SAME,
+    TESTS,
+    TO_DESCRIPTION,
+    TO_NAME,
+    TRAIN,
+    bleu,
+    found,
+    made_up,
+    published,
+)
+from unmask.experiments.reverse import prepare_facts
+from unmask.transformer import Transformer, TransformerConfig
+
+# --- facts ------------------------------------------------------------------------------------------------------------
+
+
+def test_made_up_facts_are_asked_in_new_words_and_learnt_in_one_direction():
+    facts = made_up(20)
+    learnt = {each.prompt + each.answer for each in facts.train}
+    assert len(learnt) == len(facts.train) == 4 * 20 * 6
+    people = {key: {i for i, _ in facts.tests[key]} for key in KEYS}
+    assert people[TO_NAME, SAME] == people[TO_DESCRIPTION, REVERSE] == set(range(20, 40))
+    assert people[TO_DESCRIPTION, SAME] == people[TO_NAME, REVERSE] == set(range(20))
+    for (what, direction), questions in facts.tests.items():
+        for _, each in questions:
+            assert each.prompt + each.answer not in learnt
+            answer = each.answer.strip(" .")
+            saying = [one for one in facts.train if one.answer.strip(" .") == answer]
+            # in its own direction the answer was an answer in training; in reverse it stood only in what is given
+            assert len(saying) == (6 if direction == SAME else 0), what
+            assert sum(answer in one.prompt for one in facts.train) == (0 if direction == SAME else 6)
+    with pytest.raises(ValueError, match="more than there are descriptions: take 20"):
+        made_up(21)
+
+
+def write(folder: Path, **changes: str) -> Path:
+    rows = {
+        TRAIN: [("Ann Ray is", " a cook."), ("A baker is", " Bo Sun, they say.")],
+        TESTS[TO_NAME, REVERSE]: [("The cook is", " Ann Ray"), ("A cook:", " Ann Ray")],
+        TESTS[TO_DESCRIPTION, SAME]: [("Ann Ray was", " a cook.")],
+        TESTS[TO_NAME, SAME]: [("The baker is", " Bo Sun")],
+        TESTS[TO_DESCRIPTION, REVERSE]: [("I met Bo Sun,", " a baker.")],
+    }
+    for name, pairs in rows.items():
+        lines = [json.dumps({"prompt": prompt, "completion": completion}) for prompt, completion in pairs]
+        (folder / name).write_text("\n".join(lines))
+    for name, text in changes.items():
+        (folder / f"{name}.jsonl").write_text(text)
+    return folder
+
+
+def test_published_facts_are_read_and_what_is_wrong_is_said(tmp_path: Path):
+    facts = published(write(tmp_path))
+    assert len(facts.train) == 2
+    questions, about = facts.questions((TO_NAME, REVERSE), 5)
+    assert [question.turns[0] for question in questions] == ["The cook is", "A cook:"]
+    assert about == [0, 0]
+    assert facts.tests[TO_DESCRIPTION, REVERSE][0][0] == 0
+    with pytest.raises(ValueError, match="holds no known name"):
+        published(write(tmp_path, p2d_prompts_test='{"prompt": "Cy is", "completion": " a cook."}'))
+    with pytest.raises(ValueError, match="line 1: no prompt with a completion"):
+        published(write(tmp_path, p2d_prompts_test='{"text": "a b c d"}'))
+    (tmp_path / TRAIN).unlink()
+    with pytest.raises(ValueError, match=r"has no all_prompts_train.jsonl: give the folder"):
+        Reverse(local=tmp_path).corpus("tiny", "builtin", tmp_path)
+
+
+def test_the_files_of_berglund_et_al_hold_thirty_facts_a_kind():
+    folder = Path(os.environ.get("UNMASK_DATA", "../shared/data")) / "reversal_curse"
+    if not folder.is_dir():
+        pytest.skip("no reversal_curse in UNMASK_DATA")
+    facts = published(folder)
+    assert len(facts.train) == 3600
+    for key in KEYS:
+        assert len(facts.tests[key]) == 300
+        assert sorted({i for i, _ in facts.questions(key, 90)[1]}) == list(range(30))
+
+
+def test_statements_are_learnt_as_a_whole(tmp_path: Path):
+    """Every token but the begin token is maskable: what is only given could never be asked for."""
+    model = Model(Transformer(TransformerConfig(258, 1, 2, 16), seed=0), byte_tokenizer(), {})
+    model.tokenizer.save(tmp_path)
+    facts = made_up(1)
+    length = prepare_facts(facts, model, tmp_path, tmp_path / "facts")
+    pairs = Pairs(load_pairs(tmp_path / "facts", "train"), length, model.tokenizer.begin, model.tokenizer.end)
+    assert len(pairs) == len(facts.train)
+    x_0, maskable, _ = pairs.take(range(len(pairs)))
+    assert bool(maskable[:, 1:].all())
+    texts = [model.decode(row[1:]).split("<")[0] for row in x_0]
+    assert texts[0].startswith(facts.train[0].prompt + facts.train[0].answer)
+
+
+def test_exact_match_and_bleu_are_the_papers():
+    assert found(" uriah hawthorne now lives here", " Uriah Hawthorne")
+    assert found("he is The Poet of Rome", " the poet of Rome.")
+    assert not found("Uriah", "Uriah Hawthorne")
+    assert bleu(" The same.", "the same.") == pytest.approx(1)
+    assert bleu("abc", "xyz") == 0
+    assert bleu("", "xyz") == 0
+    # abcde against abcdf: 4/5, 3/4, 2/3, 1/2 of the n-grams; abcd is all right but a character short
+    assert bleu("abcde", "abcdf") == pytest.approx((4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25)
+    assert bleu("abcd", "abcde") == pytest.approx(math.exp(-1 / 4))
+
+
+def test_bleu_is_sacrebleus():
+    sacrebleu = pytest.importorskip("sacrebleu")
+    letters = [" ".join(text.replace(" ", "_")) for text in ("the poet of the mill", "the pilot of the old mill")]
+    outside = sacrebleu.sentence_bleu(letters[0], letters[1:], smooth_method="none", tokenize="none")
+    assert 100 * bleu("the poet of the mill", "the pilot of the old mill") == pytest.approx(outside.score)
+
+
+def answered(kind: str, same: list[float], reverse: list[float], seed: int = 0) -> list[dict]:
+    return [
+        {"kind": "answers", "model": kind, "seed": seed, "guidance": 0.0, "facts": "made up", "asked": asked,
+         "direction": direction, "right": same if direction == SAME else reverse, "bleu": [0.5] * len(same)}
+        for asked, direction in KEYS
+    ]  # fmt: skip
+
+
+def test_whether_the_curse_is_lifted_is_told_from_facts():
+    """Only if the MDM is better in reverse; not at all where nothing was learnt in the direction of training."""
+    good, some, none = [1.0, 1.0, 1.0, 0.5], [1.0, 0.5, 1.0, 0.5], [0.0] * 4
+
+    def held(mdm: tuple, arm: tuple) -> str:
+        return Reverse().find([*answered("MDM", *mdm), *answered("ARM", *arm)]).held
+
+    assert held((good, some), (good, none)) == "yes"
+    assert held((good, none), (good, none)) == "no"
+    assert held((none, none), (none, none)) == "not shown at this scale"
+    assert held((none, none), (good, none)) == "not shown at this scale"
+    rows = [*answered("MDM", good, some), *answered("MDM", good, none, seed=1), *answered("ARM", good, none)]
+    assert "37.5 ± " in Reverse().find([row for row in rows if row["kind"]] + answered("ARM", good, none, 1)).measured
+
+
+def test_fine_tuning_waits_for_the_pretrained_model():
+    plan, row = Reverse(seeds=2).plan, {"kind": "pretrained", "model": "ARM", "length": 40}
+    assert [cell.name for cell in plan("laptop", "x/data", [])] == ["mdm-pretrained", "arm-pretrained"]
+    cells = plan("laptop", "x/data", [row])
+    assert [cell.name for cell in cells] == ["mdm-pretrained", "arm-pretrained", "arm-0", "arm-1"]
+    assert (cells[2].config.init, cells[2].config.length) == ("x/arm-pretrained", 40)

@@ -1,0 +1,182 @@
+"""SMDM: facts that were learnt in one direction are known in the other by an MDM, and are not by an ARM."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from unmask.checkpoint import Model, load
+from unmask.data.pairs import prepare_pairs
+from unmask.data.tokenizer import FILE
+from unmask.evaluate.answers import Asking, answers
+from unmask.experiments.averages import mean_error, paired, said
+from unmask.experiments.facts import KEYS, REVERSE, SAME, TO_DESCRIPTION, Facts, bleu, found, made_up, published
+from unmask.experiments.running import Cell, Finding, Scale, Table
+from unmask.experiments.setting import SETTINGS
+from unmask.files import Row, atomic
+from unmask.objectives import AnyOrder, NextToken
+from unmask.report.drawing import COLOURS
+from unmask.sampling import Confidence, Draw
+
+KINDS = {"MDM": AnyOrder(0.5), "ARM": NextToken()}
+GUIDED = "MDM, guided"
+PUBLISHED = {KEYS[0]: "97", KEYS[1]: "92", KEYS[2]: "49", KEYS[3]: "37"}
+"""SMDM's exact match in per cent."""
+MOST: dict[Scale, int] = {"tiny": 2, "laptop": 90, "gpu": 300}
+"""Questions of each kind."""
+
+
+@dataclass(frozen=True)
+class Reverse:
+    """Learn "name is description", ask for the name given the description: an MDM and an ARM of one pretraining."""
+
+    local: Path | None = None
+    """Folder of the reversal curse's files (Berglund et al.); without it facts that are made up here."""
+    guidance: float = 0.8
+    """Weight of the MDM's classifier-free guidance by the prompt, beside none; SMDM's is 0.8."""
+    seeds: int = 3
+    """Of fine-tuning; the pretraining has one."""
+
+    def corpus(self, scale: Scale, source: str, out: Path) -> tuple[str, str]:
+        self.facts(scale)
+        return source, SETTINGS[scale].tokenizer
+
+    def facts(self, scale: Scale) -> Facts:
+        return published(self.local) if self.local else made_up(2 if scale == "tiny" else 20)
+
+    def plan(self, scale: Scale, data: str, rows: Sequence[Row]) -> list[Cell]:
+        """Pretrained models; then, of each that is there, the fine-tuned ones."""
+        setting, cells = SETTINGS[scale], []
+        for kind, objective in KINDS.items():
+            before = setting.config(data, objective)
+            cells.append(Cell(f"{kind.lower()}-pretrained", before, {"model": kind}))
+            folder = Path(data).parent / f"{kind.lower()}-pretrained"
+            for row in (row for row in rows if (row["model"], row["kind"]) == (kind, "pretrained")):
+                for seed in range(1 if scale == "tiny" else self.seeds):
+                    config = setting.config(str(folder / "facts"), objective, seed=seed)
+                    config = replace(config, init=str(folder), length=row["length"])
+                    cells.append(Cell(f"{kind.lower()}-{seed}", config, {"model": kind, "seed": seed}))
+        return cells
+
+    def run(self, scale: Scale, cell: Cell, folder: Path, source: str) -> list[Row]:
+        facts, model = self.facts(scale), load(folder)
+        if cell.config.init is None:
+            length = prepare_facts(facts, model, Path(cell.config.data), folder / "facts")
+            return [{"kind": "pretrained", "facts": facts.name, "length": length}]
+        weights = [0.0] if model.causal or not self.guidance else [0.0, self.guidance]
+        return [
+            {"kind": "answers", "facts": facts.name, "guidance": weight, "asked": key[0], "direction": key[1], **row}
+            for weight in weights
+            for key in KEYS
+            for row in [asked(model, facts, key, MOST[scale], cell.config.length, weight)]
+        ]
+
+    def find(self, rows: Sequence[Row]) -> Finding:
+        names = models(rows)
+        table = []
+        for key in KEYS:
+            cells = [percent(rows, name, key, "right") for name in names]
+            if key[0] == TO_DESCRIPTION:
+                more = [percent(rows, name, key, "bleu") for name in names]
+                cells = [f"{cell}; {bleu}" for cell, bleu in zip(cells, more, strict=True)]
+            gap = said(*(100 * value for value in difference(rows, [key])))
+            table.append((*key, *cells, gap, PUBLISHED[key]))
+        back, learnt = ([key for key in KEYS if key[1] == direction] for direction in (REVERSE, SAME))
+        gained, error = difference(rows, back)
+        known = {name: mean_error(by_fact(rows, name, learnt))[0] for name in KINDS}
+        first = next(row for row in rows if row["kind"] == "answers")
+        seeds = len({row["seed"] for row in rows if row["kind"] == "answers"})
+        known_here = min(known.values()) > 0.1  # what was not learnt in its own direction cannot be turned round
+        held = "yes" if gained > 2 * error else "no" if known_here else "not shown at this scale"
+        return Finding(
+            "Fine-tuned on facts in one direction, an MDM answers in the other one, right in 92% (names) and 37% "
+            "(descriptions); GPT-3 175B and Llama-2 13B in 0%.",
+            f"In reverse the MDM's exact match is {said(100 * gained, 100 * error)} points above the ARM's; in the "
+            + "direction learnt they have "
+            + " and ".join(f"{100 * share:.0f}% ({name})" for name, share in known.items())
+            + f" (facts: {first['facts']}).",
+            held,
+            (
+                Table(
+                    f"Exact match in per cent, for descriptions with BLEU-4 (characters), {seeds} seeds of "
+                    "fine-tuning; ± over facts",
+                    ("asked", "direction", *names, "MDM − ARM, paired by fact", "SMDM, 1.1B"),
+                    tuple(table),
+                ),
+            ),
+        )
+
+    def figure(self, rows: Sequence[Row]) -> Figure:
+        figure = Figure(figsize=(8, 3.6), layout="constrained")
+        axes, names = figure.subplots(), models(rows)
+        for i, name in enumerate(names):
+            values = [mean_error(by_fact(rows, name, [key])) for key in KEYS]
+            places = [j + 0.25 * (i - (len(names) - 1) / 2) for j in range(len(KEYS))]
+            shares, errors = ([100 * value[part] for value in values] for part in (0, 1))
+            axes.bar(places, shares, 0.23, yerr=errors, label=name, color=COLOURS[i], capsize=2)
+        axes.set_xticks(range(len(KEYS)), [f"{asked}\n{direction} direction" for asked, direction in KEYS], fontsize=8)
+        axes.set_ylabel("exact match (%)")
+        axes.legend()
+        return figure
+
+
+def prepare_facts(facts: Facts, model: Model, data: Path, out: Path) -> int:
+    """Write statements as texts that are learnt as a whole, for what is only given cannot be asked for.
+
+    Returns the tokens of the longest text, learnt or asked, with its end token.
+    """
+    asked = [each for key in KEYS for _, each in facts.tests[key]]
+    for name, examples in (("train", facts.train), ("asked", asked)):
+        with atomic(out.with_name(f"{name}.jsonl"), "w") as file:
+            for each in examples:
+                file.write(json.dumps({"prompt": "", "completion": each.prompt + each.answer}) + "\n")
+    train, held_out = (str(out.with_name(f"{name}.jsonl")) for name in ("train", "asked"))
+    prepare_pairs(train, out, tokenizer=str(data / FILE), held_out=held_out)
+    texts = [each.prompt + each.answer for each in (*facts.train, *asked)]
+    return 1 + max(map(len, model.tokenizer.encode_batch(texts)))
+
+
+def asked(model: Model, facts: Facts, key: tuple[str, str], most: int, length: int, guidance: float) -> Row:
+    """Exact match and BLEU of greedy answers, each a mean by fact."""
+    questions, about = facts.questions(key, most)
+    policy = None if model.causal else Confidence()
+    asking = Asking(policy=policy, draw=Draw(0.0), block=length, guidance=guidance, batch=32)
+    records = dict(answers(model, questions, asking))
+    scores: dict[int, list[tuple[bool, float]]] = {}
+    for i, (question, fact) in enumerate(zip(questions, about, strict=True)):
+        text, (reference,) = records[i]["choices"][0]["turns"][-1], question.references
+        scores.setdefault(fact, []).append((found(text, reference), bleu(text, reference)))
+    by = {fact: [sum(each) / len(each) for each in zip(*scores[fact], strict=True)] for fact in sorted(scores)}
+    return {
+        "questions": len(questions),
+        "right": [round(right, 4) for right, _ in by.values()],
+        "bleu": [round(score, 4) for _, score in by.values()],
+        "nfe": sum(record["nfe"] for record in records.values()) / len(records),
+    }
+
+
+def models(rows: Sequence[Row]) -> list[str]:
+    """What is compared: the guided MDM where it was asked."""
+    guided = any(row.get("guidance") for row in rows)
+    return ["MDM", *([GUIDED] if guided else []), "ARM"]
+
+
+def by_fact(rows: Sequence[Row], name: str, keys: Sequence[tuple[str, str]], what: str = "right") -> list[float]:
+    """A score of each fact, a mean over seeds."""
+    values: list[float] = []
+    for key in keys:
+        here = [row for row in rows if row["kind"] == "answers" and (row["asked"], row["direction"]) == key]
+        mine = [row for row in here if (GUIDED if row["guidance"] else row["model"]) == name]
+        values += [sum(each) / len(each) for each in zip(*(row[what] for row in mine), strict=True)]
+    return values
+
+
+def difference(rows: Sequence[Row], keys: Sequence[tuple[str, str]]) -> tuple[float, float]:
+    """Exact match of the MDM without guidance less the ARM's, and its error over facts."""
+    return paired(*(by_fact(rows, name, keys) for name in KINDS))
+
+
+def percent(rows: Sequence[Row], name: str, key: tuple[str, str], what: str) -> str:
+    return said(*(100 * value for value in mean_error(by_fact(rows, name, [key], what))))
