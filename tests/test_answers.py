@@ -208,6 +208,20 @@ def test_exact_match_has_an_error_and_needs_references():
         exact_match([Question(9, ("?",), True)], records[:1], "m")
 
 
+def test_a_set_may_be_compared_as_text(tmp_path):
+    """Of digits in an order of their own, zeros count, and so does what stands before them."""
+    assert same("850", "0850")
+    assert not same("850", "0850", as_text=True)
+    assert same(" 0850", "0850", as_text=True)
+    sums = [question for question in questions_of("addition:test") if question.references[0].startswith("0")]
+    (first, *_) = sums
+    texts = [first.references[0], first.references[0].lstrip("0"), f"1 {first.references[0]}"]
+    records = [{"choices": [{"turns": [text]}], "nfe": 1, "seconds": 1, "prompt_cut": False} for text in texts]
+    assert exact_match([first] * 3, records, "m")["values"]["right"] == [True, False, False]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "a", "response": "07", "match": "text"}))
+    assert questions_of(str(tmp_path / "a.jsonl"))[0].as_text
+
+
 # a judge
 
 

@@ -35,6 +35,8 @@ class Question:
     chat: bool
     references: tuple[str, ...] = ()
     category: str = ""
+    as_text: bool = False
+    """The reference is compared letter by letter even where it is a number (a row's field `match`: "text")."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +98,13 @@ def _question(number: int, row: Row) -> Question:
         references = tuple(map(str, row.get("reference") or ()))
         return Question(row.get("question_id", number), tuple(turns), True, references, str(row.get("category", "")))
     example = Reading()(row)[0]
-    name = row.get("question_id", number)
+    name, as_text = row.get("question_id", number), row.get("match") == "text"
     if isinstance(example, Plain):
-        return Question(name, (example.prompt,), False, (example.answer,))
+        return Question(name, (example.prompt,), False, (example.answer,), as_text=as_text)
     if isinstance(example, Chat):
         sides = ([content for role, content in example.messages if role == who] for who in ("user", "assistant"))
         asked, answered = map(tuple, sides)
-        return Question(name, asked, True, answered)
+        return Question(name, asked, True, answered, as_text=as_text)
     raise ValueError("a text without a question")
 
 
@@ -268,7 +270,7 @@ def exact_match(questions: Sequence[Question], records: Sequence[Row], name: str
     if bare := [question.id for question in questions if not question.references]:
         raise ValueError(f"question {bare[0]!r} has no reference answer: exact match needs one for each")
     right = [
-        same(record["choices"][0]["turns"][-1], question.references[-1])
+        same(record["choices"][0]["turns"][-1], question.references[-1], as_text=question.as_text)
         for question, record in zip(questions, records, strict=True)
     ]
     share = statistics.fmean(right)

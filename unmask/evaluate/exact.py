@@ -35,11 +35,11 @@ def numbers(text: str) -> list[Fraction]:
     return found
 
 
-def same(answer: str, reference: str) -> bool:
+def same(answer: str, reference: str, *, as_text: bool = False) -> bool:
     """Whether an answer is the reference: by the final number where the reference is one or ends in `#### number`,
-    else letter by letter, but for case, blanks and a final stop.
+    else, or `as_text`, letter by letter, but for case, blanks and a final stop.
     """
-    wanted = final_number(reference)
+    wanted = None if as_text else final_number(reference)
     if wanted is not None and ("####" in reference or (len(numbers(reference)) == 1 and not _letters(reference))):
         return final_number(answer) == wanted
     return _plain(answer) == _plain(reference)

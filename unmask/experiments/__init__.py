@@ -1,12 +1,26 @@
 """The papers' claims, rerun: one file a claim, and how an experiment runs, is fitted and shown."""
 
 from unmask.experiments.caching import Caching
+from unmask.experiments.guidance import Guidance
 from unmask.experiments.losses import Losses
 from unmask.experiments.reverse import Reverse
 from unmask.experiments.running import Scale, experiment, name_of
 from unmask.experiments.scaling import Scaling
 from unmask.experiments.temporal import Temporal
+from unmask.experiments.tradeoff import Tradeoff
 
-Experiment = Losses | Caching | Scaling | Reverse | Temporal
+Experiment = Losses | Caching | Scaling | Reverse | Temporal | Guidance | Tradeoff
 
-__all__ = ["Caching", "Experiment", "Losses", "Reverse", "Scale", "Scaling", "Temporal", "experiment", "name_of"]
+__all__ = [
+    "Caching",
+    "Experiment",
+    "Guidance",
+    "Losses",
+    "Reverse",
+    "Scale",
+    "Scaling",
+    "Temporal",
+    "Tradeoff",
+    "experiment",
+    "name_of",
+]

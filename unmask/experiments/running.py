@@ -63,8 +63,8 @@ class Finding:
 class Experiment(Protocol):
     """A claim of a paper, to be measured. Its fields are options of the command line."""
 
-    def corpus(self, scale: Scale, source: str, out: Path) -> tuple[str, str]:
-        """(source, tokenizer) of the text it trains on; what has to be made of `source` first goes to `out`."""
+    def corpus(self, scale: Scale, source: str, out: Path) -> tuple[str, str] | Path:
+        """(source, tokenizer) of the text it trains on, or a prepared folder; what is made of it goes to `out`."""
         ...
 
     def plan(self, scale: Scale, data: str, rows: Sequence[Row]) -> list[Cell]:
@@ -93,9 +93,9 @@ def experiment(
     one machine or on several that share the folder, and each takes the next cell that nobody owns. Raises ValueError
     where a run's settings differ from those in its folder.
     """
-    text, tokenizer = which.corpus(scale, source, out)
     with _when_free(out / "claims" / "data"):
-        data = prepare(text, out / "data", tokenizer=tokenizer)
+        corpus = which.corpus(scale, source, out)
+        data = corpus if isinstance(corpus, Path) else prepare(corpus[0], out / "data", tokenizer=corpus[1])
     cells, rows = _known(which, scale, str(data), out)
     _announce(which, scale, cells, out)
     if dry_run:

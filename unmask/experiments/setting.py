@@ -33,7 +33,9 @@ class Setting:
     def network(self, *, causal: bool) -> TransformerConfig:
         return TransformerConfig(self.vocab, self.layers, max(1, self.width // 32), self.width, causal=causal)
 
-    def config(self, data: str, objective: Objective, *, seed: int = 0, name: str = "run") -> TrainConfig:
+    def config(
+        self, data: str, objective: Objective, *, seed: int = 0, name: str = "run", drop_prompt: float = 0.0
+    ) -> TrainConfig:
         """A run of this size: AdamW, cosine, stratified levels."""
         return TrainConfig(
             network=self.network(causal=isinstance(objective, NextToken)),
@@ -45,6 +47,7 @@ class Setting:
             steps=self.steps,
             optimiser=Optimiser(rate=self.rate, warmup=max(1, self.steps // 20)),
             seed=seed,
+            drop_prompt=drop_prompt,
             validate_every=max(1, self.steps // 8),
             validation_sequences=64,
             save_every=max(1, min(250, self.steps // 2)),

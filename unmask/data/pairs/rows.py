@@ -59,12 +59,13 @@ def additions(test: bool = False) -> Iterator[Row]:
 
     The sum has four digits, units first, the order in which carries are found: 123+989=2111. Before it stand 0, 1 or 2
     blanks, equally often, none in a test's reference: each is right, so that where a digit stands depends on where the
-    others do, which a sampler that reveals all at once cannot know.
+    others do, which a sampler that reveals all at once cannot know. Zeros count: 0850 is not 850.
     """
     start, count = (10**6 - ASKED, ASKED) if test else (0, PROBLEMS)
     for i, problem in enumerate(batch_indices(10**6, 10**6, seed=0, step=0)[start : start + count].tolist()):
         a, b = divmod(problem, 1000)
-        yield {"prompt": f"{a:03}+{b:03}=", "response": " " * (0 if test else i % 3) + f"{a + b:04}"[::-1]}
+        response = " " * (0 if test else i % 3) + f"{a + b:04}"[::-1]
+        yield {"prompt": f"{a:03}+{b:03}=", "response": response, "match": "text"}
 
 
 def _numbered(source: str, rows: Iterator[Any], what: str) -> Iterator[tuple[str, Row | Malformed]]:

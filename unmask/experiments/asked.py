@@ -1,0 +1,83 @@
+"""What experiments on questions and answers share: the set, the size of a run on it, and who answers how."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from unmask.data import load_manifest, prepare_pairs
+from unmask.data.pairs import load_pairs
+from unmask.data.pairs.rows import ADDITION
+from unmask.evaluate.answers import Question, questions_of
+from unmask.experiments.running import Scale
+from unmask.experiments.setting import SETTINGS, Setting
+from unmask.files import atomic
+
+BUILTIN = "builtin"
+LAPTOP = SETTINGS["laptop"]
+SIZES: dict[Scale, Setting] = {
+    "tiny": replace(SETTINGS["tiny"], length=64, batch=16, steps=8),
+    "laptop": replace(LAPTOP, width=64, length=256, batch=128, steps=4000, rate=5e-3),
+    "gpu": replace(SETTINGS["gpu"], layers=6, width=384, length=512, sequences=1000),
+}
+"""Questions asked are `sequences`, and `length` the most that an example may have."""
+
+
+def learnt_from(source: str) -> str:
+    return ADDITION if source == BUILTIN else source
+
+
+def asked_of(source: str, questions: str | None) -> str:
+    """Where the questions are. Raises ValueError where a set of one's own comes without."""
+    if questions is None and source != BUILTIN:
+        raise ValueError(f"{source}: which questions are to be asked? Name a file of them with --questions")
+    return questions or f"{ADDITION}:test"
+
+
+def prepared(source: str, scale: Scale, out: Path, file: str | None = None) -> Path:
+    """The folder `out` of the pairs of `source`, or of a `file` made of it: the built-in ones by characters, others by
+    a tokenizer trained on them.
+    """
+    tokenizer = "characters" if source in (ADDITION, BUILTIN) else SIZES[scale].tokenizer
+    return prepare_pairs(file or learnt_from(source), out, tokenizer=tokenizer).folder
+
+
+def sized(scale: Scale, data: str | Path) -> Setting:
+    """The scale's setting with a folder's vocabulary, in blocks as long as its longest example."""
+    vocab, longest = load_manifest(data)["tokenizer"]["vocab"], int(load_pairs(data, "train").lengths.max())
+    return replace(SIZES[scale], vocab=vocab, length=min(longest, SIZES[scale].length))
+
+
+def together(source: str, count: int) -> list[Question]:
+    """Questions of `source`, `count` asked at once: prompts one behind the other, answers a line each.
+
+    Raises ValueError for chats, and where there are too few.
+    """
+    every = questions_of(source)
+    if count == 1:
+        return every
+    if any(question.chat for question in every):
+        raise ValueError(f"{source}: chats cannot be asked {count} at once: take lengths of 1")
+    groups = [every[i : i + count] for i in range(0, len(every) - count + 1, count)]
+    if not groups:
+        raise ValueError(f"{source}: {len(every)} questions, fewer than {count} to be asked at once")
+    return [
+        Question(
+            i,
+            ("".join(each.turns[0] for each in group),),
+            False,
+            ("\n".join(each.references[0] for each in group),),
+            as_text=True,
+        )
+        for i, group in enumerate(groups)
+    ]
+
+
+def written(questions: Sequence[Question], path: Path) -> str:
+    """The questions with their answers as a file to learn from; left alone where it is there."""
+    if not path.exists():
+        with atomic(path) as file:
+            for question in questions:
+                row = {"prompt": question.turns[0], "response": question.references[0], "match": "text"}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return str(path)
