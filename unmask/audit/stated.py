@@ -268,7 +268,7 @@ def own_coins(policy: Remasking, length: int) -> CoinsLaw:
     return CoinsLaw(policy.steps, chance, remembers=True)
 
 
-def own_law(policy: Policy, canvas: Sequence[int], mask_id: int, seed: int, sequences: Sequence[int]) -> PlansLaw:
+def own_law(policy: Policy, canvas: Sequence[int], mask_id: int, seed: int, sequences: Sequence[int]) -> Law:
     """What any policy can be held to without a stated law: the plans that it draws for these very sequences, and
     within a stage its own choices or coins, row by row.
     """
