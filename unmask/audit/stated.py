@@ -70,7 +70,7 @@ EVERY: tuple[Policy, ...] = (
     Blocks(2, Confidence()),
     Remasking(3, cap=0.5),
     Blocks(2, Remasking(2, cap=0.4)),
-    Rated(Tweedie(3)),
+    Rated(Tweedie(2)),
     Speculative(drafts=2),
     Speculative(Blocks(3, LeftToRight()), 2),
 )
@@ -268,10 +268,12 @@ def own_coins(policy: Remasking, length: int) -> CoinsLaw:
     return CoinsLaw(policy.steps, chance, remembers=True)
 
 
-def own_law(policy: Policy, canvas: Sequence[int], mask_id: int, seed: int, sequences: Sequence[int]) -> PlansLaw:
+def own_law(policy: Policy, canvas: Sequence[int], mask_id: int, seed: int, sequences: Sequence[int]) -> Law:
     """What any policy can be held to without a stated law: the plans that it draws for these very sequences, and
     within a stage its own choices or coins, row by row.
     """
+    if isinstance(policy, Rated):
+        return RatedLaw(tuple(policy.steps.hazards().tolist()))
     open_ = (torch.tensor(canvas) == mask_id).expand(len(sequences), -1)
     plans = Counter(map(tuple, draw_plan(policy, open_, seed=seed, sequences=sequences).tolist()))
     inside = chooser(policy)
