@@ -9,7 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unmask.experiments import Caching, Guidance, Losses, Reverse, Scaling, Temporal, Tradeoff, experiment, name_of
+from unmask.experiments import (
+    Caching,
+    Guidance,
+    Losses,
+    Reverse,
+    Scaling,
+    Temporal,
+    Tradeoff,
+    Understanding,
+    experiment,
+    name_of,
+)
 from unmask.experiments.averages import mean_error, paired, said
 from unmask.experiments.fitting import gap, interval, law, line, parabola, resampled, size_ratio, surface
 from unmask.experiments.losses import noise
@@ -267,5 +278,5 @@ def test_the_page_of_results_is_that_of_the_committed_files():
     page = DOCS / "results.md"
     if not page.exists():
         pytest.skip("no results are committed yet")
-    every = [Losses(), Caching(), Scaling(), Reverse(), Temporal(), Guidance(), Tradeoff()]
+    every = [Losses(), Caching(), Scaling(), Reverse(), Temporal(), Guidance(), Tradeoff(), Understanding()]
     assert page.read_text() == results_page(every, DOCS / "results")

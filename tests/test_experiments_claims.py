@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from unmask.checkpoint import Model
 from unmask.data import byte_tokenizer
 from unmask.data.pairs import Pairs, load_pairs
-from unmask.experiments import Reverse
+from unmask.experiments import Reverse, Understanding, experiment
 from unmask.experiments.facts import (
     KEYS,
     REVERSE,
@@ -154,3 +155,64 @@ def test_fine_tuning_waits_for_the_pretrained_model():
     cells = plan("laptop", "x/data", [row])
     assert [cell.name for cell in cells] == ["mdm-pretrained", "arm-pretrained", "arm-0", "arm-1"]
     assert (cells[2].config.init, cells[2].config.length) == ("x/arm-pretrained", 40)
+
+
+# --- tasks ------------------------------------------------------------------------------------------------------------
+
+
+def task_rows(mdm: float, arm: float, stderr: float = 0.02) -> list[dict]:
+    """As if each model had the same accuracy on every task of four options."""
+    return [
+        {"model": kind, "seed": seed, "task": task, "value": value, "stderr": stderr, "documents": 100, "cut": 10,
+         "requests": 400}
+        for kind, value in (("MDM", mdm), ("ARM", arm))
+        for seed in range(2)
+        for task in ("arc_easy", "hellaswag", "openbookqa", "race")
+    ]  # fmt: skip
+
+
+def test_guesses_tell_no_models_apart():
+    held = lambda *values: Understanding().find(task_rows(*values)).held  # noqa: E731
+    assert held(0.40, 0.30) == "yes"
+    assert held(0.30, 0.40) == "no"
+    assert held(0.35, 0.35) == "no"
+    assert held(0.26, 0.24) == "not shown at this scale"
+    (table,) = Understanding().find(task_rows(0.40, 0.30)).tables
+    assert table.rows[0][:5] == ("arc_easy", "25.0", "40.0 ± 2.0", "30.0 ± 2.0", "10.0 ± 2.8")
+    assert table.rows[0][-2:] == ("100", "2%")
+
+
+def test_understanding_says_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.delitem(sys.modules, "unmask.evaluate.harness", raising=False)
+    with pytest.raises(ValueError, match=r"lm_eval.* is not installed: pip install"):
+        experiment(Understanding(local=tmp_path), "tiny", tmp_path / "out")
+    assert not (tmp_path / "out" / "data").exists()
+
+
+def test_understanding_runs_at_its_tiny_scale(tmp_path: Path):
+    pytest.importorskip("lm_eval", reason='needs lm-evaluation-harness: pip install "unmask[eval]"')
+    local, texts = tmp_path / "tasks", tmp_path / "texts"
+    local.mkdir()
+    texts.mkdir()
+    with pytest.raises(ValueError, match=r"no file of a known task: put NAME\.jsonl there"):
+        experiment(Understanding(local=local), "tiny", tmp_path / "out")
+    rows = [{"goal": f"{i}", "sol1": "with a needle", "sol2": "oven", "label": i % 2} for i in range(5)]
+    (local / "piqa.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (local / "lambada_openai.jsonl").write_text('{"text": "She said: hello there"}\n{"text": "one two"}\n')
+    for i in range(20):
+        (texts / f"{i}.txt").write_text(f"it is what it is and nothing more than {i} " * 20)
+    which, out = Understanding(local=local), tmp_path / "out"
+    path = experiment(which, "tiny", out, source=str(texts))
+    assert path is not None
+    found = json.loads(path.read_text())["rows"]
+    # three of the five questions, one accuracy a task and model
+    assert [(row["model"], row["task"], row["documents"]) for row in found] == [
+        (kind, task, count) for kind in ("MDM", "ARM") for task, count in (("piqa", 3), ("lambada_openai", 2))
+    ]
+    assert which.find(found).tables
+    assert (out / "understanding.svg").exists()
+    weights = {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")}
+    assert experiment(which, "tiny", out, source=str(texts)) == path
+    assert json.loads(path.read_text())["rows"] == found
+    assert weights == {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")}

@@ -233,6 +233,18 @@ def evaluate_tasks(
     ]
 
 
+def check_tasks(names: Sequence[str], local: Path | None) -> None:
+    """Read the tasks' questions. Raises ValueError where they cannot be had, from local files or from the hub."""
+    try:
+        with _quiet():
+            _load(names, local)
+    except ValueError:
+        raise
+    except Exception as error:  # no network, no data set: each library has its own exception
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ValueError(f"the tasks' questions cannot be had from the hub ({reason}): give --local FOLDER") from None
+
+
 def _load(names: Sequence[str], local: Path | None) -> tuple[dict[str, Any], dict[str, Path]]:
     """Tasks by name, and the files of those that are local."""
     root = Path(lm_eval.tasks.__path__[0])

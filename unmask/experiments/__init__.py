@@ -8,8 +8,9 @@ from unmask.experiments.running import Scale, experiment, name_of
 from unmask.experiments.scaling import Scaling
 from unmask.experiments.temporal import Temporal
 from unmask.experiments.tradeoff import Tradeoff
+from unmask.experiments.understanding import Understanding
 
-Experiment = Losses | Caching | Scaling | Reverse | Temporal | Guidance | Tradeoff
+Experiment = Losses | Caching | Scaling | Reverse | Temporal | Guidance | Tradeoff | Understanding
 
 __all__ = [
     "Caching",
@@ -21,6 +22,7 @@ __all__ = [
     "Scaling",
     "Temporal",
     "Tradeoff",
+    "Understanding",
     "experiment",
     "name_of",
 ]
