@@ -37,7 +37,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.installed-dev
-	for each in preparing training sampling decoding speculative constraints likelihood harness; do $(BIN)/python benchmarks/$$each.py || exit 1; done
+	for each in preparing products training sampling decoding speculative constraints likelihood harness; do $(BIN)/python benchmarks/$$each.py || exit 1; done
 
 $(VENV)/.torch:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "unmask needs Python 3.10 or newer: make PYTHON=python3.12")'

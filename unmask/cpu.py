@@ -26,8 +26,7 @@ def by_hand(x: Tensor) -> bool:
 def times(x: Float[Tensor, "n D"], y: Float[Tensor, "m D"]) -> Float[Tensor, "n m"]:
     """x y', without a gradient; in float32 on a CPU by oneDNN.
 
-    torch leaves float32 to MKL, which takes twice as long on an AMD processor: 2,048 x 1,024 x 2,048 runs at 110
-    GFLOP/s against 240 (one thread of an EPYC 9005).
+    torch leaves float32 to MKL, which takes about twice as long on an AMD processor (benchmarks/products.py).
     """
     if ONEDNN and x.device.type == "cpu" and x.dtype == y.dtype == torch.float32 and x.numel() and y.numel():
         return torch.ops.mkldnn._linear_pointwise(x, y, None, "none", [], "")
@@ -110,9 +109,8 @@ class RMSNorm(torch.autograd.Function):
 class Attention(torch.autograd.Function):
     """softmax(rotate(q) rotate(k)' / sqrt d) v of the fused qkv [B, L, (H + 2G) d], in its precision.
 
-    Scores are computed again in the backward pass, some heads at a time. Against torch's flash kernel for CPUs: 12 ms
-    instead of 70 to 93 in bfloat16 (8 heads of width 32, L = 256), 20 instead of 72 in float32. The heads of a group
-    lie one after the other along the length, so that grouped queries need no copies of keys and values.
+    Scores are computed again in the backward pass, some heads at a time. The heads of a group lie one after the other
+    along the length, so that grouped queries need no copies of keys and values.
     """
 
     @staticmethod

@@ -400,8 +400,7 @@ def product(
 ) -> Float[Tensor, "*B E"]:
     """x weight' + bias, by oneDNN for a large float32 matrix on a CPU where no gradient is wanted.
 
-    torch leaves float32 to MKL, which takes twice as long on an AMD processor: one row 17 GB/s of weights against 27,
-    8 rows 10 against 16, 1,024 rows 107 GFLOP/s against 237 (one thread of an EPYC 9005, 768 x 6144).
+    torch leaves float32 to MKL, which takes about twice as long on an AMD processor (benchmarks/products.py).
     """
     plain = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or weight.numel() < 1 << 18
     if plain or weight.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32 or not cpu.ONEDNN:
