@@ -164,7 +164,7 @@ def test_every_objective_has_the_gradients_of_logits_that_are_kept(objective, fl
     for weigh in (torch.ones(4, dtype=torch.float64), torch.linspace(-1, 1, 4, dtype=torch.float64)):
         value, found = loss(weigh)
         with monkeypatch.context() as patch:
-            patch.setattr("unmask.transformer.Nats", type("Other", (), {}))
+            patch.setattr("unmask.transformer.network.Nats", type("Other", (), {}))
             plain_value, expected = loss(weigh)
         torch.testing.assert_close(value, plain_value, rtol=1e-12, atol=1e-12)
         for mine, other in zip(found, expected, strict=True):
@@ -174,7 +174,7 @@ def test_every_objective_has_the_gradients_of_logits_that_are_kept(objective, fl
 def test_an_evaluation_forms_no_gradient(monkeypatch):
     """Without a gradient the fused layer is not entered, and no tensor of the weights' size is made."""
     network = Transformer(TransformerConfig(vocab=40, layers=1, heads=2, width=8))
-    monkeypatch.setattr("unmask.transformer.row_nats", None)
+    monkeypatch.setattr("unmask.transformer.network.row_nats", None)
     x_0 = torch.zeros(2, 6, dtype=torch.long)
     with torch.no_grad():
         u, generator = torch.full((2,), 0.5), torch.Generator().manual_seed(0)

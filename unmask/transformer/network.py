@@ -1,0 +1,213 @@
+"""The network itself: embedding, blocks and output layer, which answer as `unmask.network.Network` says."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from unmask.cache import Attend, Cache, attention
+from unmask.head import row_nats
+from unmask.network import Nats, Reading, Target, Then, read_out
+from unmask.transformer.config import TransformerConfig
+from unmask.transformer.layers import Block, norm, output_product
+from unmask.transformer.rotary import rotary_tables
+
+
+class Transformer(nn.Module):
+    """See the package's text; the call is `unmask.network.Network`'s.
+
+    `seed` initialises the weights as the flavour's paper does, from a generator of its own; None leaves them on the
+    meta device, without memory, for weights that are to be assigned (`load_state_dict(..., assign=True)`).
+    """
+
+    normalised = True
+
+    def __init__(self, config: TransformerConfig, seed: int | None = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab, self.mask_id, self.causal = config.vocab, config.mask, config.causal
+        with torch.device("meta"):
+            self.embedding = nn.Embedding(config.embedding_rows, config.width)
+            self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+            self.norm = norm(config)
+            self.output = None if config.tied else nn.Linear(config.width, config.vocab, config.flavour == "dit")
+        self._rotary: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
+        if seed is not None:
+            self.to_empty(device="cpu")
+            initialise(self, torch.Generator().manual_seed(seed))
+
+    def hidden(
+        self,
+        tokens: Int[Tensor, "B L"],
+        at: Int[Tensor, " N"] | None = None,
+        *,
+        rotary: tuple[Tensor, Tensor] | None = None,
+        attends: Sequence[Attend] | None = None,
+    ) -> Float[Tensor, "B L D"] | Float[Tensor, "N D"]:
+        """The last layer's normalised state, before the output layer, at every position or at the flat ones `at`.
+
+        The positions are 0..L-1 and see each other, unless their own rotary tables and each layer's attention say
+        otherwise. What nothing reads any more is not computed: the last layer's MLP runs at `at` alone.
+        """
+        tokens = tokens.to(self.embedding.weight.device, non_blocking=True)
+        if self.causal:
+            # A causal canvas may hold masks where nothing is written yet: no position left of them sees what stands in.
+            tokens = tokens.masked_fill(tokens == self.mask_id, 0)
+        x = self.embedding(tokens)
+        rotary = rotary or self._tables(tokens.shape[1], x.device)
+        read = [None] * (len(self.blocks) - 1) + [None if at is None else at.to(x.device, non_blocking=True)]
+        for block, attend, of in zip(self.blocks, attends or [None] * len(self.blocks), read, strict=True):
+            x = block(x, rotary, attend, of)
+        return self.norm(x)
+
+    def cached(self, slots: int, length: int) -> "Cached":
+        """A view of the causal network that remembers up to `slots` rows of up to `length` tokens."""
+        return Cached(self, slots, length)
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "B L"],
+        at: Int[Tensor, " N"],
+        *,
+        then: Then | None = None,
+        rows: Int[Tensor, " B"] | None = None,
+        level: Float[Tensor, " B"] | None = None,
+        cache: Cache | None = None,
+        segments: Int[Tensor, "B L"] | None = None,
+    ) -> Reading:
+        """Logits [N V] in float32 at the flat positions `at`, or what `then` makes of them.
+
+        `level` is ignored, the network being time-free, and so is `rows` without a `cache`. Given `segments`, a
+        prediction depends on the tokens of its own segment alone (`unmask.wrappers.Apart`).
+
+        Where no gradient is wanted the output layer's product is computed in float32, whatever the precision of
+        the rest: a bfloat16 logit is off by up to one part in 256, and a sequence adds its errors up. In training
+        it follows autocast, before a float32 softmax. Raises ValueError when a causal network is asked for a first
+        position, which has nothing to its left.
+        """
+        if self.causal:
+            if at.device.type == "cpu" and bool((at % tokens.shape[1] == 0).any()):
+                raise ValueError(
+                    "a causal network predicts nothing at position 0: begin each sequence with a given token"
+                )
+            at = at - 1
+        elif self.config.shifted:
+            at = torch.where(at % tokens.shape[1] == 0, at, at - 1)
+        if cache is None:
+            state = self.hidden(tokens, at, attends=None if segments is None else self._apart(segments))
+        else:
+            state = self._read_on(tokens, at, rows, cache)
+
+        def logits_of(part: Float[Tensor, "n D"]) -> Float[Tensor, "n V"]:
+            logits = output_product(part, *self.head())
+            if self.mask_id >= self.vocab:
+                return logits
+            return logits.index_fill(-1, torch.tensor([self.mask_id], device=logits.device), -torch.inf)
+
+        if isinstance(then, Nats) and isinstance(then.of, Target) and torch.is_grad_enabled():
+            banned = self.mask_id if self.mask_id < self.vocab else None
+            return row_nats(state, *self.head(), then.of.ids, then, banned)
+
+        def recomputed(part: Tensor, which: slice) -> Reading:
+            """`then` of the logits, which are not kept for the backward pass but computed again."""
+            assert then is not None
+            return checkpoint(lambda part: then(logits_of(part), which), part, use_reentrant=False)
+
+        if then is not None and torch.is_grad_enabled():
+            return read_out(lambda which: state[which], len(at), self.vocab, recomputed)
+        return read_out(lambda which: logits_of(state[which]), len(at), self.vocab, then)
+
+    def head(self) -> tuple[Float[Tensor, "V D"], Float[Tensor, " V"] | None]:
+        """Weight and bias of the output layer."""
+        if self.output is None:
+            return self.embedding.weight[: self.vocab], None
+        return self.output.weight, self.output.bias
+
+    def _apart(self, segments: Int[Tensor, "B L"]) -> list[Attend]:
+        """Attention within segments.
+
+        Where a position is predicted from the state left of it, that state goes with the segment of what it predicts:
+        the end token of a text is where the next one begins.
+        """
+        segments = segments.to(self.embedding.weight.device, non_blocking=True)
+        if self.causal or self.config.shifted:
+            segments = torch.cat([segments[:, 1:], segments[:, -1:]], 1)
+        seen = segments[:, None, :, None] == segments[:, None, None, :]
+        return [partial(attention, seen=seen.tril() if self.causal else seen)] * len(self.blocks)
+
+    def _read_on(
+        self, tokens: Int[Tensor, "B L"], at: Int[Tensor, " N"], rows: Int[Tensor, " B"] | None, cache: Cache
+    ) -> Float[Tensor, "N D"]:
+        """The states at `at`, what the cache does not remember of each row being read behind what it does."""
+        device, states, asked = self.embedding.weight.device, [], []
+        for window in cache.windows(tokens, at, rows, device):
+            cos, sin = (table[window.where[1]] for table in self._tables(cache.length, device))
+            attends = [partial(cache.attend, layer, window) for layer in range(len(self.blocks))]
+            states.append(self.hidden(window.tokens, window.at, rotary=(cos, sin), attends=attends))
+            asked.append(window.asked)
+        return torch.cat(states)[torch.cat(asked).argsort().to(device, non_blocking=True)]
+
+    def _tables(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        key = (length, device)
+        if key not in self._rotary:
+            # made during an evaluation under inference_mode, the tables could not serve the next training step
+            with torch.inference_mode(False):
+                self._rotary = {key: rotary_tables(self.config, length, device)}
+        return self._rotary[key]
+
+
+class Cached:
+    """A causal Transformer with a memory: the same answers, but each row read on from where it was left.
+
+    `slots` rows of up to `length` tokens can be remembered at a time (unmask/cache.py); no gradient flows. Raises
+    ValueError for a bidirectional network: a new token changes all that it made of the others.
+    """
+
+    def __init__(self, network: Transformer, slots: int, length: int) -> None:
+        if not network.causal:
+            raise ValueError("a bidirectional network has nothing to remember: every token changes all states")
+        self.network, self.cache = network, Cache(network.config.layers, slots, length)
+        self.vocab, self.mask_id, self.causal = network.vocab, network.mask_id, True
+        self.normalised = network.normalised
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        tokens: Int[Tensor, "B L"],
+        at: Int[Tensor, " N"],
+        *,
+        then: Then | None = None,
+        rows: Int[Tensor, " B"] | None = None,
+        level: Float[Tensor, " B"] | None = None,
+    ) -> Reading:
+        """See `unmask.network.Network`."""
+        return self.network(tokens, at, then=then, rows=rows, level=level, cache=self.cache)
+
+
+def initialise(network: Transformer, generator: torch.Generator) -> None:
+    """Draw the weights as the flavour's paper does, in place.
+
+    llama (SMDM): normal, std sqrt(2 / (5 D)); what is added to the stream has std 1 / (sqrt(D) layers).
+    dit (RADD's code): uniform within 1/sqrt(fan in), output layer zero, LayerNorm weight AND bias one.
+    """
+    config = network.config
+    for name, parameter in network.named_parameters():
+        leaf = name.rsplit(".", 2)[-2:]
+        with torch.no_grad():
+            if "norm" in name:
+                parameter.fill_(1.0)
+            elif leaf == ["qkv", "bias"]:
+                parameter.zero_()
+            elif config.flavour == "llama":
+                added = leaf[0] in ("project", "down")
+                std = 1 / (math.sqrt(config.width) * config.layers) if added else math.sqrt(2 / (5 * config.width))
+                parameter.normal_(0, std, generator=generator)
+            elif leaf[0] == "output":
+                parameter.zero_()
+            else:
+                fan_in = config.mlp_width if leaf[0] == "down" else config.width
+                parameter.uniform_(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in), generator=generator)
