@@ -47,6 +47,7 @@ from unmask.sampling import (
     Threshold,
     Tweedie,
     draw_plan,
+    inside_of,
 )
 
 EVERY: tuple[Policy, ...] = (
@@ -127,16 +128,11 @@ def in_words(policy: Policy | None, law: Law | None, stated: Law | None, draw: D
         return "no law stated: only what every law asks"
     elif stated is None:
         words = "no law stated: its own plans and choices, row by row"
-    elif getattr(chooser(policy), "looks_at_draws", False):
+    elif getattr(inside_of(policy), "looks_at_draws", False):
         words = "its published rule, summed over all that may be drawn"
     else:
         words = policy.exact_for
     return words if draw == Draw() else f"{words}, tokens drawn by {draw}"
-
-
-def chooser(policy: Policy) -> Policy:
-    """What decides within blocks, or the policy itself."""
-    return policy.inside if isinstance(policy, Blocks) else policy
 
 
 def tweedie(steps: int, schedule: Schedule) -> IndependentLaw:
@@ -276,7 +272,7 @@ def own_law(policy: Policy, canvas: Sequence[int], mask_id: int, seed: int, sequ
         return RatedLaw(tuple(policy.steps.hazards().tolist()))
     open_ = (torch.tensor(canvas) == mask_id).expand(len(sequences), -1)
     plans = Counter(map(tuple, draw_plan(policy, open_, seed=seed, sequences=sequences).tolist()))
-    inside = chooser(policy)
+    inside = inside_of(policy)
     listed = tuple((count / len(sequences), plan) for plan, count in plans.items())
     if hasattr(inside, "choose"):
         return PlansLaw(listed, OwnChoice(cast(Adaptive, inside)))

@@ -20,7 +20,7 @@ from unmask.data.pairs.layouts import second_pass
 from unmask.evaluate.exact import same
 from unmask.files import Row, atomic
 from unmask.network import Network
-from unmask.sampling import Blocks, Draw, LeftToRight, Policy, RandomOrder, Remasking, sample
+from unmask.sampling import Draw, LeftToRight, Policy, RandomOrder, Remasking, inside_of, sample
 from unmask.wrappers import Guided
 
 TURNS = 8  # turns and passes of a question have numbers of their own
@@ -170,7 +170,7 @@ def fill(
         for ids in seen
     ]
     policy = asking.policy or (LeftToRight() if model.causal else RandomOrder())
-    revises = isinstance(policy.inside if isinstance(policy, Blocks) else policy, Remasking)
+    revises = isinstance(inside_of(policy), Remasking)
     samples = sample(
         _guided(model, [len(ids) for ids in seen], canvases, asking.guidance),
         canvases,

@@ -15,7 +15,6 @@ from unmask.likelihood.work import Progress, Tally, in_batches, units_of
 from unmask.network import Network, evaluations
 from unmask.objectives import require_bidirectional, token_nats
 from unmask.sampling import (
-    Blocks,
     Euler,
     LeftToRight,
     Policy,
@@ -24,6 +23,7 @@ from unmask.sampling import (
     Tweedie,
     decode_nats,
     draw_plan,
+    inside_of,
     nfe_of,
     without_gaps,
 )
@@ -146,7 +146,7 @@ def decoder_log_likelihood(
     if bool((x_0 == network.mask_id).any()):
         raise ValueError("a decoder writes every open position: hidden ones (masks in x_0) have no place here")
     policy = policy.inside if isinstance(policy, Speculative) else policy
-    inside = policy.inside if isinstance(policy, Blocks) else policy
+    inside = inside_of(policy)
     if isinstance(inside, RandomOrder | Tweedie | Euler):
         raise ValueError(
             f"{type(inside).__name__} draws its plan, so its likelihood is a mean over all plans: bound it with "

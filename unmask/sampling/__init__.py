@@ -22,7 +22,7 @@ from unmask.sampling.adaptive import (
     Threshold,
 )
 from unmask.sampling.automaton import Automaton
-from unmask.sampling.blocks import Blocks
+from unmask.sampling.blocks import Blocks, inside_of
 from unmask.sampling.canvas import behind_end, template
 from unmask.sampling.constraints import Constraint
 from unmask.sampling.drawing import Draw
@@ -42,8 +42,9 @@ from unmask.sampling.planned import (
 )
 from unmask.sampling.rated import Rated
 from unmask.sampling.remasking import Remasking
-from unmask.sampling.runner import Samples, Step, decode_nats, sample, stream
+from unmask.sampling.runner import Samples, decode_nats, sample, stream
 from unmask.sampling.speculative import Speculative
+from unmask.sampling.work import Step
 
 __all__ = [
     "Adaptive",
@@ -76,6 +77,7 @@ __all__ = [
     "decode_nats",
     "draw_plan",
     "expected_nfe",
+    "inside_of",
     "nfe_of",
     "sample",
     "sample_matching",

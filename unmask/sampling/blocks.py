@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unmask.sampling.adaptive import AdaptivePolicy
-from unmask.sampling.planned import Planned, RandomOrder
+from unmask.sampling.planned import Planned, Policy, RandomOrder
 from unmask.sampling.remasking import Remasking
 
 
@@ -36,3 +36,8 @@ class Blocks:
             plan = torch.where(here, start + steps, plan)
             start = int(plan.max()) + 1
         return plan
+
+
+def inside_of(policy: Policy) -> Policy:
+    """What decides within blocks, or the policy itself."""
+    return policy.inside if isinstance(policy, Blocks) else policy

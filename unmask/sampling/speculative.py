@@ -18,7 +18,7 @@ from torch import Tensor
 
 from unmask.draws import inverse_cdf, log_probabilities
 from unmask.network import Network
-from unmask.sampling.blocks import Blocks
+from unmask.sampling.blocks import Blocks, inside_of
 from unmask.sampling.drawing import Draw
 from unmask.sampling.planned import FixedOrder, LeftToRight, RandomOrder, at_least_one
 
@@ -36,7 +36,7 @@ class Speculative:
 
     def __post_init__(self) -> None:
         at_least_one(self, "drafts")
-        order = self.inside.inside if isinstance(self.inside, Blocks) else self.inside
+        order = inside_of(self.inside)
         if not isinstance(order, RandomOrder | LeftToRight | FixedOrder) or order.tokens != 1:
             raise ValueError(
                 f"Speculative: {self.inside} is no order planned beforehand with one token at a time: use "
