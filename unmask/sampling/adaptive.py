@@ -54,23 +54,44 @@ def one_stage(self: object, open_: Bool[Tensor, "B L"], u: Float[Tensor, "B L"])
     return torch.zeros_like(open_, dtype=torch.long)
 
 
+def highest(self: object, log_q: Float[Tensor, "N V"], drawn: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """How sure a prediction is: log of the highest probability."""
+    return log_q.amax(-1)
+
+
+def lead(self: object, log_q: Float[Tensor, "N V"], drawn: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """How sure a prediction is: the highest probability less the second."""
+    top = log_q.topk(min(2, log_q.shape[-1]), -1).values.exp()
+    return 2 * top[:, 0] - top.sum(-1)
+
+
+def certainty(self: object, log_q: Float[Tensor, "N V"], drawn: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """How sure a prediction is: minus its entropy, in nats."""
+    return -torch.special.entr(log_q.exp()).sum(-1)
+
+
+def of_the_drawn(self: object, log_q: Float[Tensor, "N V"], drawn: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """log of the drawn token's probability."""
+    return drawn
+
+
 @dataclass(frozen=True)
 class Confidence:
     """The highest maximal probability first, `tokens` a step."""
 
     tokens: int = 1
+    by = "maximal probability"
     looks_at_draws = False
-    plan = one_stage
+    plan, score = one_stage, highest
 
     def __post_init__(self) -> None:
         at_least_one(self, "tokens")
 
     @property
-    def exact_for(self) -> str:
-        return _own_order("maximal probability", self.tokens)
-
-    def score(self, log_q: Float[Tensor, "N V"], drawn: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
-        return log_q.amax(-1)
+    def exact_for(self: "Confidence | Margin | Entropy") -> str:
+        if self.tokens == 1:
+            return f"the chain rule in its own order (by {self.by}, a function of the visible tokens)"
+        return f"its own law: {self.tokens} tokens a step by {self.by}, drawn independently of each other"
 
     def choose(
         self, score: Float[Tensor, "R L"], asked: Bool[Tensor, "R L"], turn: Int[Tensor, " R"], total: Int[Tensor, " R"]
@@ -83,21 +104,10 @@ class Margin:
     """The largest difference between the two highest probabilities first, `tokens` a step."""
 
     tokens: int = 1
+    by = "margin"
     looks_at_draws = False
-    plan = one_stage
-
-    def __post_init__(self) -> None:
-        at_least_one(self, "tokens")
-
-    @property
-    def exact_for(self) -> str:
-        return _own_order("margin", self.tokens)
-
-    def score(self, log_q: Float[Tensor, "N V"], drawn: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
-        top = log_q.topk(min(2, log_q.shape[-1]), -1).values.exp()
-        return 2 * top[:, 0] - top.sum(-1)
-
-    choose = Confidence.choose
+    plan, score, choose = one_stage, lead, Confidence.choose
+    exact_for, __post_init__ = Confidence.exact_for, Confidence.__post_init__
 
 
 @dataclass(frozen=True)
@@ -105,20 +115,10 @@ class Entropy:
     """The lowest entropy first, `tokens` a step."""
 
     tokens: int = 1
+    by = "entropy"
     looks_at_draws = False
-    plan = one_stage
-
-    def __post_init__(self) -> None:
-        at_least_one(self, "tokens")
-
-    @property
-    def exact_for(self) -> str:
-        return _own_order("entropy", self.tokens)
-
-    def score(self, log_q: Float[Tensor, "N V"], drawn: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
-        return -torch.special.entr(log_q.exp()).sum(-1)
-
-    choose = Confidence.choose
+    plan, score, choose = one_stage, certainty, Confidence.choose
+    exact_for, __post_init__ = Confidence.exact_for, Confidence.__post_init__
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Threshold:
 
     probability: float = 0.9
     looks_at_draws = False
-    plan = one_stage
+    plan, score = one_stage, highest
 
     def __post_init__(self) -> None:
         if not 0 < self.probability <= 1:
@@ -136,8 +136,6 @@ class Threshold:
     @property
     def exact_for(self) -> str:
         return f"its own law: the sure (at least {self.probability}) at once, drawn independently of each other"
-
-    score = Confidence.score
 
     def choose(
         self, score: Float[Tensor, "R L"], asked: Bool[Tensor, "R L"], turn: Int[Tensor, " R"], total: Int[Tensor, " R"]
@@ -156,7 +154,7 @@ class EntropyBound:
 
     nats: float = 0.1
     looks_at_draws = False
-    plan = one_stage
+    plan, score = one_stage, certainty
 
     def __post_init__(self) -> None:
         if not self.nats >= 0:
@@ -165,8 +163,6 @@ class EntropyBound:
     @property
     def exact_for(self) -> str:
         return f"its own law: positions within {self.nats} nats of joint entropy at once, drawn independently"
-
-    score = Entropy.score
 
     def choose(
         self, score: Float[Tensor, "R L"], asked: Bool[Tensor, "R L"], turn: Int[Tensor, " R"], total: Int[Tensor, " R"]
@@ -189,7 +185,7 @@ class LowConfidence:
 
     steps: int = 64
     looks_at_draws = True
-    plan = one_stage
+    plan, score = one_stage, of_the_drawn
 
     def __post_init__(self) -> None:
         at_least_one(self, "steps")
@@ -197,9 +193,6 @@ class LowConfidence:
     @property
     def exact_for(self) -> str:
         return "no stated law: the order depends on the drawn tokens"
-
-    def score(self, log_q: Float[Tensor, "N V"], drawn: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
-        return drawn
 
     def choose(
         self, score: Float[Tensor, "R L"], asked: Bool[Tensor, "R L"], turn: Int[Tensor, " R"], total: Int[Tensor, " R"]
@@ -218,7 +211,7 @@ class Greedy:
     steps: int = 64
     eps: float = 1e-5
     looks_at_draws = True
-    plan = one_stage
+    plan, score = one_stage, of_the_drawn
 
     def __post_init__(self) -> None:
         at_least_one(self, "steps")
@@ -228,8 +221,6 @@ class Greedy:
     @property
     def exact_for(self) -> str:
         return "no stated law: the order depends on the drawn tokens"
-
-    score = LowConfidence.score
 
     def choose(
         self, score: Float[Tensor, "R L"], asked: Bool[Tensor, "R L"], turn: Int[Tensor, " R"], total: Int[Tensor, " R"]
@@ -256,9 +247,3 @@ def greedy_counts(total: int, steps: int, eps: float) -> tuple[int, ...]:
 def best(score: Float[Tensor, "R L"], asked: Bool[Tensor, "R L"], count: Int[Tensor, " R"]) -> Bool[Tensor, "R L"]:
     """The `count` asked positions of the highest score in each row; the left one first where scores are equal."""
     return asked & (order_of(asked, -score) < count[:, None])
-
-
-def _own_order(what: str, tokens: int) -> str:
-    if tokens == 1:
-        return f"the chain rule in its own order (by {what}, a function of the visible tokens)"
-    return f"its own law: {tokens} tokens a step by {what}, drawn independently of each other"
