@@ -8,12 +8,17 @@ from torch import Tensor
 
 from unmask.sampling.adaptive import AdaptivePolicy
 from unmask.sampling.planned import Planned, Policy, RandomOrder
+from unmask.sampling.rated import Rated
 from unmask.sampling.remasking import Remasking
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Open positions in blocks of `size` from the left; `inside` decides within a block."""
+    """Open positions in blocks of `size` from the left; `inside` decides within a block.
+
+    Raises ValueError for an `inside` that runs over a whole canvas: Rated, whose steps are the canvas's levels, and
+    what has an `inside` itself.
+    """
 
     size: int = 32
     inside: Planned | AdaptivePolicy | Remasking = field(default_factory=RandomOrder)
@@ -21,6 +26,11 @@ class Blocks:
     def __post_init__(self) -> None:
         if self.size < 1:
             raise ValueError(f"Blocks: size {self.size} must be at least 1")
+        if isinstance(self.inside, Rated) or hasattr(self.inside, "inside"):
+            raise ValueError(
+                f"Blocks: {type(self.inside).__name__} runs over a whole canvas: inside a block use a planned or an "
+                "adaptive policy or Remasking, and Speculative around the blocks"
+            )
 
     @property
     def exact_for(self) -> str:
