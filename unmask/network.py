@@ -12,6 +12,7 @@ larger batch these are; `level` (the probability of a mask, one a row) is for ne
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Protocol
 
 import torch
@@ -58,6 +59,10 @@ class Network(Protocol):
         rows: Int[Tensor, " B"] | None = None,
         level: Float[Tensor, " B"] | None = None,
     ) -> Reading: ...
+
+
+SAME = tuple(property(attrgetter(f"network.{name}")) for name in ("vocab", "mask_id", "causal", "normalised"))
+"""(vocab, mask_id, causal, normalised) of what wraps a `network`: the same as the network's."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unmask.draws import log_probabilities
-from unmask.network import Network, Reading, Then, evaluations, remembering
+from unmask.network import SAME, Network, Reading, Then, evaluations, remembering
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Guided:
     """Which positions of each sequence are its condition; a call's `rows` are indices into it."""
     weight: float
     absent: int | None = None
+    vocab, mask_id, causal, normalised = SAME
 
     def __post_init__(self) -> None:
         if not -1 <= self.weight < float("inf"):
@@ -40,22 +41,6 @@ class Guided:
             raise ValueError("guidance needs a network with normalised predictions")
         if self.network.causal and self.absent is None:
             raise ValueError("guidance masks the condition, which a causal network cannot read: name an `absent` token")
-
-    @property
-    def vocab(self) -> int:
-        return self.network.vocab
-
-    @property
-    def mask_id(self) -> int:
-        return self.network.mask_id
-
-    @property
-    def causal(self) -> bool:
-        return self.network.causal
-
-    @property
-    def normalised(self) -> bool:
-        return True
 
     @property
     def evaluations(self) -> int:
@@ -105,6 +90,7 @@ class Biased:
 
     network: Network
     bias: Mapping[int, float]
+    vocab, mask_id, causal, normalised = SAME
 
     def __post_init__(self) -> None:
         outside = [token for token in self.bias if not 0 <= token < self.network.vocab]
@@ -114,22 +100,6 @@ class Biased:
             raise ValueError("bias must be a number of nats, -inf or inf")
         if bool((self._vector() == -torch.inf).all()):
             raise ValueError("bias bans every token")
-
-    @property
-    def vocab(self) -> int:
-        return self.network.vocab
-
-    @property
-    def mask_id(self) -> int:
-        return self.network.mask_id
-
-    @property
-    def causal(self) -> bool:
-        return self.network.causal
-
-    @property
-    def normalised(self) -> bool:
-        return self.network.normalised
 
     @property
     def evaluations(self) -> int:
@@ -177,22 +147,7 @@ class Apart:
     """The document of each position of each sequence (`unmask.data.Blocks.segments`); a call's `rows` are indices into
     it.
     """
-
-    @property
-    def vocab(self) -> int:
-        return self.network.vocab
-
-    @property
-    def mask_id(self) -> int:
-        return self.network.mask_id
-
-    @property
-    def causal(self) -> bool:
-        return self.network.causal
-
-    @property
-    def normalised(self) -> bool:
-        return self.network.normalised
+    vocab, mask_id, causal, normalised = SAME
 
     def __call__(
         self,

@@ -11,7 +11,7 @@ from torch import Tensor
 from unmask.conditioned import Conditioned
 from unmask.data import Tokenizer
 from unmask.files import Row
-from unmask.network import Network, Reading, Then
+from unmask.network import SAME, Network, Reading, Then
 from unmask.sampling import template
 from unmask.transformer import Transformer
 
@@ -24,22 +24,7 @@ class Model:
     tokenizer: Tokenizer
     config: Row
     """config.json of the run it came from; of a published checkpoint, what is known of it in the same words."""
-
-    @property
-    def vocab(self) -> int:
-        return self.network.vocab
-
-    @property
-    def mask_id(self) -> int:
-        return self.network.mask_id
-
-    @property
-    def causal(self) -> bool:
-        return self.network.causal
-
-    @property
-    def normalised(self) -> bool:
-        return self.network.normalised
+    vocab, mask_id, causal, normalised = SAME
 
     def parameters(self):
         return self.network.parameters()

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from unmask.cache import Attend, Cache, attention
 from unmask.head import row_nats
-from unmask.network import Nats, Reading, Target, Then, read_out
+from unmask.network import SAME, Nats, Reading, Target, Then, read_out
 from unmask.transformer.config import TransformerConfig
 from unmask.transformer.layers import Block, norm, output_product
 from unmask.transformer.rotary import rotary_tables
@@ -167,12 +167,12 @@ class Cached:
     ValueError for a bidirectional network: a new token changes all that it made of the others.
     """
 
+    vocab, mask_id, causal, normalised = SAME
+
     def __init__(self, network: Transformer, slots: int, length: int) -> None:
         if not network.causal:
             raise ValueError("a bidirectional network has nothing to remember: every token changes all states")
         self.network, self.cache = network, Cache(network.config.layers, slots, length)
-        self.vocab, self.mask_id, self.causal = network.vocab, network.mask_id, True
-        self.normalised = network.normalised
 
     @torch.no_grad()
     def __call__(
