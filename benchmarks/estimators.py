@@ -22,7 +22,7 @@ from scipy.stats import binom
 
 import unmask
 from unmask.corruption import antithetic
-from unmask.data import Blocks, batch_indices, load_split
+from unmask.data import Packed, batch_indices, load_split
 from unmask.likelihood import Estimate, log_likelihood
 from unmask.likelihood.design import deal
 from unmask.objectives import AnyOrder, token_nats
@@ -238,7 +238,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     start, model = time.perf_counter(), unmask.load(options.checkpoint)
-    blocks = Blocks(load_split(options.data, "validation"), options.length, model.tokenizer.begin)
+    blocks = Packed(load_split(options.data, "validation"), options.length, model.tokenizer.begin)
     chosen = batch_indices(len(blocks) - 1, options.sequences, seed=options.seed, step=0)  # the last one is not full
     texts = Texts(model, blocks.take(chosen)[0], options.batch, options.seed)
     print(f"{options.checkpoint.name}, L = {options.length}, {options.sequences} texts, {options.repeats} repeats")

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import unmask
-from unmask.data import Blocks, batch_indices, load_split
+from unmask.data import Packed, batch_indices, load_split
 from unmask.evaluate.infilling import likely_lengths
 from unmask.sampling import Confidence, Draw, LeftToRight, sample
 
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=16)
     options = parser.parse_args()
     mdm, arm = unmask.load(options.mdm), unmask.load(options.arm)
-    blocks = Blocks(load_split(options.data, "validation"), options.length, mdm.tokenizer.begin)
+    blocks = Packed(load_split(options.data, "validation"), options.length, mdm.tokenizer.begin)
     x_0, _, _ = blocks.take(batch_indices(len(blocks), options.spans, seed=0, step=0))
     first = 1 + (options.length - options.span) // 2
     span = torch.zeros_like(x_0, dtype=torch.bool)

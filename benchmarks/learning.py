@@ -21,7 +21,7 @@ import torch
 from scipy.stats import t as student
 
 from unmask.corruption import stratified
-from unmask.data import Blocks, Tokenizer, batch_indices, load_split
+from unmask.data import Packed, Tokenizer, batch_indices, load_split
 from unmask.draws import keyed_generator
 from unmask.files import write_json
 from unmask.likelihood import log_likelihood
@@ -111,7 +111,7 @@ def run(variant: Variant, rate: float, seed: int, setting: Setting, data: str) -
     network = Transformer(config, seed=seed)
     made = optimisers(network, variant, rate)
     objective = AnyOrder(variant.importance)
-    train = Blocks(load_split(Path(data), "train"), length, tokenizer.begin)
+    train = Packed(load_split(Path(data), "train"), length, tokenizer.begin)
     batch = setting.batch // (2 if variant.levels == "complementary" else 1)
 
     def cost(length: int) -> float:
@@ -150,7 +150,7 @@ def run(variant: Variant, rate: float, seed: int, setting: Setting, data: str) -
             print(
                 f"  step {step}, {done:.0%}, {float(loss.detach()):.3f}, {time.monotonic() - start:.0f} s", flush=True
             )
-    held_out = Blocks(load_split(Path(data), "validation"), length, tokenizer.begin)
+    held_out = Packed(load_split(Path(data), "validation"), length, tokenizer.begin)
     x_0, maskable, documents = held_out.take(batch_indices(len(held_out), 256, seed=0, step=0))
     network.eval()
     with torch.inference_mode():

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 import unmask
 from unmask import cpu
-from unmask.data import Blocks, batch_indices, load_split
+from unmask.data import Packed, batch_indices, load_split
 from unmask.likelihood import log_likelihood
 from unmask.transformer import Transformer, TransformerConfig
 
@@ -73,7 +73,7 @@ def variances(model: unmask.Model, data: Path, answer: int, texts: int, seeds: i
 
     The baseline's draws are independent; ours are whole designs of DRAWS, two replicates each.
     """
-    blocks = Blocks(load_split(data, "validation"), PROMPT + answer, model.tokenizer.begin)
+    blocks = Packed(load_split(data, "validation"), PROMPT + answer, model.tokenizer.begin)
     x_0, maskable = answered(blocks.take(batch_indices(len(blocks) - 1, texts, seed=0, step=0))[0], answer)
     generator = torch.Generator().manual_seed(2)
     assert isinstance(model.network, Transformer), "the baseline is a Transformer's"

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from unmask.corruption import stratified
-from unmask.data import Blocks, Tokenizer, documents, load_split, prepare
+from unmask.data import Packed, Tokenizer, documents, load_split, prepare
 from unmask.data.tokenizer import cut
 from unmask.objectives import AnyOrder
 from unmask.transformer import Transformer, TransformerConfig
@@ -81,7 +81,7 @@ def throughput(folder: Path, tokenizer: str, megabytes: int, repeat: int) -> Non
 
 def taking(folder: Path) -> None:
     """Print the time that a batch takes to be taken, and that of a step of a tiny network on it."""
-    blocks = Blocks(load_split(prepare("builtin", folder / "builtin", tokenizer="bpe:512"), "train"), 64, 0)
+    blocks = Packed(load_split(prepare("builtin", folder / "builtin", tokenizer="bpe:512"), "train"), 64, 0)
     network = Transformer(TransformerConfig(vocab=512, layers=3, heads=4, width=128))
     optimiser, generator = torch.optim.AdamW(network.parameters(), fused=True), torch.Generator().manual_seed(0)
 

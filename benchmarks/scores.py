@@ -19,7 +19,7 @@ import torch
 
 from unmask.conditioned import Conditioned, ConditionedConfig
 from unmask.corruption import stratified
-from unmask.data import Blocks, Tokenizer, batch_indices, load_split
+from unmask.data import Packed, Tokenizer, batch_indices, load_split
 from unmask.draws import keyed_generator
 from unmask.likelihood import compare, log_likelihood
 from unmask.network import Reading
@@ -70,7 +70,7 @@ def enumerated(scale: float) -> tuple[float, float]:
     return totals[ScoreEntropy], totals[Target]
 
 
-def trained(blocks: Blocks, vocab: int, steps: int, batch: int) -> Conditioned:
+def trained(blocks: Packed, vocab: int, steps: int, batch: int) -> Conditioned:
     """A small score network, by t-DSE as SEDD trains."""
     network = Conditioned(ConditionedConfig(vocab, layers=4, heads=4, width=128, condition=64, reading="scaled score"))
     optimiser, start = torch.optim.AdamW(network.parameters(), lr=2e-3, betas=(0.9, 0.95)), time.monotonic()
@@ -120,7 +120,7 @@ def main() -> None:
         return
     tokenizer = Tokenizer.load(options.data)
     train, held = (
-        Blocks(load_split(options.data, name), options.length, tokenizer.begin) for name in ("train", "validation")
+        Packed(load_split(options.data, name), options.length, tokenizer.begin) for name in ("train", "validation")
     )
     network = trained(train, tokenizer.vocab, options.steps, options.batch)
     x_0, maskable, documents = held.take(batch_indices(len(held), min(len(held), options.texts), seed=0, step=0))

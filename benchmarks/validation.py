@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import unmask
-from unmask.data import Blocks, batch_indices, load_split
+from unmask.data import Packed, batch_indices, load_split
 
 SIZES = ((64, 8), (128, 4), (128, 2), (256, 2), (512, 2))
 
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     options = parser.parse_args()
     model = unmask.load(options.checkpoint)
-    held_out = Blocks(
+    held_out = Packed(
         load_split(options.data, "validation"), model.config["requested"]["length"], model.tokenizer.begin
     )
     print("sequences  maskings  rows  seconds  nats/token  ± maskings  ± texts")

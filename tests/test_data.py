@@ -15,8 +15,8 @@ import torch
 from texts import POEM, library, refused
 
 from unmask.data import (
-    Blocks,
     Document,
+    Packed,
     Tokenizer,
     byte_tokenizer,
     documents,
@@ -245,7 +245,7 @@ def test_shards_are_one_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert np.array_equal(many.tokens[places], one.tokens[places])
     assert np.array_equal(many.tokens[90:333], one.tokens[90:333])
     assert many.tokens[:0].shape == (0,)
-    for part, whole in zip(Blocks(many, 17, 256).take(range(30)), Blocks(one, 17, 256).take(range(30)), strict=True):
+    for part, whole in zip(Packed(many, 17, 256).take(range(30)), Packed(one, 17, 256).take(range(30)), strict=True):
         assert torch.equal(part, whole)
 
 

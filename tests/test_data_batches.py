@@ -14,7 +14,7 @@ from scipy.stats import chi2
 from texts import FOUR_SIGMA, library, refused
 
 from unmask.data import (
-    Blocks,
+    Packed,
     Split,
     batch_indices,
     batch_length,
@@ -45,7 +45,7 @@ def split_of(lengths: list[int], end: int = 9) -> Split:
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=20), st.integers(1, 17), st.randoms())
 def test_packing_loses_nothing(lengths: list[int], length: int, random) -> None:
     split = split_of(lengths)
-    blocks = Blocks(split, length, begin=8)
+    blocks = Packed(split, length, begin=8)
     x_0, maskable, document = blocks.take(range(len(blocks)))
     assert x_0.dtype == document.dtype == torch.int64
     assert maskable.dtype == torch.bool
@@ -67,11 +67,11 @@ def test_packing_loses_nothing(lengths: list[int], length: int, random) -> None:
 def test_sources_are_packed_apart_and_segments_tell_documents(sources: list[list[int]], length: int) -> None:
     whole = split_of([size for sizes in sources for size in sizes])
     named = tuple((str(i), len(sizes), sum(sizes)) for i, sizes in enumerate(sources))
-    blocks = Blocks(replace(whole, sources=named), length, begin=8)
+    blocks = Packed(replace(whole, sources=named), length, begin=8)
     x_0, maskable, document = blocks.take(range(len(blocks)))
     assert x_0[maskable].tolist() == whole.tokens.tolist()
     assert (x_0[:, 1:][~maskable[:, 1:]] == 9).all()
-    alone = [Blocks(split_of(sizes), length, begin=8) for sizes in sources]
+    alone = [Packed(split_of(sizes), length, begin=8) for sizes in sources]
     assert blocks.counts.tolist() == [len(each) for each in alone]
     assert torch.equal(maskable, torch.cat([each.take(range(len(each)))[1] for each in alone]))
     segments = blocks.segments(range(len(blocks)))
@@ -84,7 +84,7 @@ def test_sources_are_packed_apart_and_segments_tell_documents(sources: list[list
 
 def test_blocks_of_a_mixture_follow_the_weights() -> None:
     split = replace(split_of([40, 60, 100]), sources=(("a", 2, 100), ("b", 1, 100)))
-    plain, mixed = Blocks(split, 10, 8), Blocks(replace(split, weights=(3.0, 1.0)), 10, 8)
+    plain, mixed = Packed(split, 10, 8), Packed(replace(split, weights=(3.0, 1.0)), 10, 8)
     assert plain.batch(6, seed=1, step=4).tolist() == batch_indices(20, 6, seed=1, step=4).tolist()
     drawn = mixed.batch(400, seed=1, step=4, rank=1, world=2)
     assert (drawn < 10).sum() == 300
@@ -93,10 +93,10 @@ def test_blocks_of_a_mixture_follow_the_weights() -> None:
 
 def test_blocks_without_text_or_place_are_refused() -> None:
     split = split_of([3, 4])
-    refused(lambda: Blocks(split, 0, 8), "0")
+    refused(lambda: Packed(split, 0, 8), "0")
     empty = Split(split.tokens[:0], split.names, split.dates, split.starts, split.lengths, split.bytes)
-    refused(lambda: Blocks(empty, 4, 8), "shorter than one token")
-    blocks = Blocks(split, 4, 8)
+    refused(lambda: Packed(empty, 4, 8), "shorter than one token")
+    blocks = Packed(split, 4, 8)
     assert len(blocks) == 2
     assert blocks.take([])[0].shape == (0, 5)
     for wrong in ([2], [-1], [0, 5]):

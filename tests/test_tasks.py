@@ -13,7 +13,7 @@ import torch
 
 from unmask.checkpoint import Model
 from unmask.cli import main
-from unmask.data import Blocks, byte_tokenizer, load_split, prepare
+from unmask.data import Packed, byte_tokenizer, load_split, prepare
 from unmask.evaluate.scoring import number_of
 from unmask.evaluate.tasks import TASKS, local_rows, table
 from unmask.likelihood import log_likelihood, ordered_log_likelihood
@@ -238,7 +238,7 @@ def instance(kind: str, *args: object, number: int = 0) -> Instance:
 
 @pytest.mark.parametrize("kind", ["mdm", "arm"])
 def test_rolling_is_the_block_protocol_of_evaluate_perplexity(kind, request, tmp_path):
-    """On a text of one document: the blocks that `Blocks` cuts, scored by log_likelihood; its end token left out."""
+    """On a text of one document: the blocks that `Packed` cuts, scored by log_likelihood; its end token left out."""
     model = request.getfixturevalue(kind)
     text = "A text that is longer than one block of the model. " * 5
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
@@ -246,7 +246,7 @@ def test_rolling_is_the_block_protocol_of_evaluate_perplexity(kind, request, tmp
     split = load_split(prepare(str(tmp_path), tmp_path / "d", tokenizer="bytes", validation=0.4), "train")
     if split.tokens[0] != ord("A"):
         split = load_split(tmp_path / "d", "validation")
-    blocks = Blocks(split, LENGTH, BYTES.begin)
+    blocks = Packed(split, LENGTH, BYTES.begin)
     x_0, maskable, _ = blocks.take(range(len(blocks)))
     maskable &= x_0 != BYTES.end
     numbers = [number_of(("some task", 4), j) for j in range(len(blocks))]

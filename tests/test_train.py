@@ -15,7 +15,7 @@ from settings import prepared_words, small
 
 from unmask.checkpoint import load, read_tensors
 from unmask.corruption import stratified
-from unmask.data import Blocks, Tokenizer, batch_indices, load_split, prepare
+from unmask.data import Packed, Tokenizer, batch_indices, load_split, prepare
 from unmask.draws import keyed_generator
 from unmask.log import read_metrics
 from unmask.objectives import AnyOrder, LambdaDCE, NextToken, TimeDSE
@@ -115,7 +115,7 @@ def test_a_step_is_the_plain_statement(data, tmp_path):
     train(config, tmp_path / "run")
 
     network = Transformer(network_config, seed=0)
-    blocks = Blocks(load_split(data, "train"), 32, Tokenizer.load(data).begin)
+    blocks = Packed(load_split(data, "train"), 32, Tokenizer.load(data).begin)
     generator = keyed_generator(0, 0)
     x_0, maskable, _ = blocks.take(batch_indices(len(blocks), 8, seed=0, step=0))
     u = stratified(8, torch.rand((), generator=generator, dtype=torch.float64))

@@ -144,7 +144,7 @@ class Apart:
 
     network: Network
     segments: Int[Tensor, "S L"]
-    """The document of each position of each sequence (`unmask.data.Blocks.segments`); a call's `rows` are indices into
+    """The document of each position of each sequence (`unmask.data.Packed.segments`); a call's `rows` are indices into
     it.
     """
     vocab, mask_id, causal, normalised = SAME

@@ -1,6 +1,6 @@
 """Text to tokens to batches: tokenizers, documents, prepared folders, packed blocks and resumable batches."""
 
-from unmask.data.batches import Blocks, batch_indices, batch_length, mixture_indices
+from unmask.data.batches import Packed, batch_indices, batch_length, mixture_indices
 from unmask.data.making import byte_tokenizer, character_tokenizer, train_bpe
 from unmask.data.pairs import Pairs, prepare_pairs, sequences
 from unmask.data.planning import Plan, estimate
@@ -10,8 +10,8 @@ from unmask.data.splits import Split, load_manifest, load_split
 from unmask.data.tokenizer import Tokenizer
 
 __all__ = [
-    "Blocks",
     "Document",
+    "Packed",
     "Pairs",
     "Plan",
     "Split",

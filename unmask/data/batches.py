@@ -23,7 +23,7 @@ CYCLE = 4096  # samples in which a mixture has its shares: a weight is met to 1 
 
 
 @dataclass(frozen=True)
-class Blocks:
+class Packed:
     """A split's stream in sequences of `length` tokens, each behind `begin`; the last filled with end tokens.
 
     Each source of the split is a stream of its own. Every token is maskable in exactly one block; `begin` and the

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unmask.checkpoint import Model, load
 from unmask.corruption import Cosine, Geometric, stratified
-from unmask.data import Blocks, batch_indices, load_split
+from unmask.data import Packed, batch_indices, load_split
 from unmask.draws import keyed_generator
 from unmask.evaluate import benchmark, perplexity, prepared
 from unmask.experiments.averages import bounded, mean_error, paired, said
@@ -141,7 +141,7 @@ def gradient_noise(model: Model, config: TrainConfig, setting: Setting) -> list[
     squared mean; with levels independent and stratified over the batch.
     """
     network = model.network
-    blocks = Blocks(load_split(config.data, "validation"), config.length, model.tokenizer.begin)
+    blocks = Packed(load_split(config.data, "validation"), config.length, model.tokenizer.begin)
     x_0, maskable, _ = blocks.take(batch_indices(len(blocks), min(16, len(blocks)), seed=0, step=0))
     network.requires_grad_(True)
     rows = []

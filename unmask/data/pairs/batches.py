@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from unmask.data.batches import Blocks, batch_indices
+from unmask.data.batches import Packed, batch_indices
 from unmask.data.pairs.preparing import PairSet, is_pairs, load_pairs
 from unmask.data.splits import load_split
 from unmask.draws import KIND, keyed_uniforms
@@ -142,10 +142,10 @@ class Pairs:
 
 def sequences(
     folder: Path | str, split: str, *, length: int, begin: int, end: int, packed: bool = False, causal: bool = False
-) -> Blocks | Pairs:
+) -> Packed | Pairs:
     """What a run trains on: the stream of a prepared folder in blocks, or its pairs."""
     if is_pairs(folder):
         return Pairs(load_pairs(folder, split), length, begin, end, packed, causal)
     if packed:
         raise ValueError(f"{folder} holds running text, which is packed anyway: leave out --packed")
-    return Blocks(load_split(folder, split), length, begin)
+    return Packed(load_split(folder, split), length, begin)
