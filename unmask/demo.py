@@ -105,7 +105,7 @@ def _measure(models: dict[str, Model], scale: Scale, data: Path) -> list[Row]:
     held_out = prepared(data, first.tokenizer, corpus="held-out documents", **options)
     rows = baselines(held_out, first.vocab)
     for name, model in models.items():
-        with progress(f"perplexity of {name}") as bar:
+        with progress(f"perplexity of {name}", "evaluations") as bar:
             rows.append(perplexity(model, held_out, name=name, draws=scale.draws, progress=bar))
     return rows
 

@@ -77,7 +77,7 @@ class Prepare:
             console.print(f"about {found.tokens:,} tokens of {found.vocab:,}, {found.disk / 1e6:,.1f} MB in {self.out}")
             console.print(f"about {found.seconds:,.0f} s to tokenise")
             return
-        with progress("prepare") as bar:
+        with progress("prepare", "bytes") as bar:
 
             def told(what: str, done: int, total: int) -> None:
                 bar(done, total, what)
@@ -89,7 +89,7 @@ class Prepare:
 
     def _pairs(self) -> None:
         how = self.of_pairs
-        with progress("reading") as bar:
+        with progress("reading", "rows") as bar:
             prepared = prepare_pairs(
                 self.source,
                 self.out,

@@ -74,14 +74,14 @@ class EvaluateAnswers:
             batch=self.batch,
             template=self._template(model),
         )
-        with progress("answering") as bar:
+        with progress("answering", "answers") as bar:
             records = answer_file(model, questions, asking, self.out, name=name, progress=bar)
         rows: list[Row] = []
         if all(question.references for question in questions) and self.judge is None:
             rows.append(exact_match(questions, records, name))
         if self.judge is not None:
             grades = self.out.with_name(f"{self.out.stem}.judgments.jsonl")
-            with progress("grading") as bar:
+            with progress("grading", "answers") as bar:
                 rows.append(grade_file(questions, records, Endpoint(self.judge, self.judge_model), grades, bar))
         how = {"policy": repr(self.policy), "guidance": self.guidance, "passes": self.passes, "seed": self.seed}
         rows = [{**row, **how} for row in rows]

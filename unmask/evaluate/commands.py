@@ -71,7 +71,7 @@ class Perplexity:
         for what in self.corpora or (None,):
             held_out = self._held_out(model, what)
             new = baselines(held_out, model.vocab)
-            with progress(f"perplexity, {held_out.corpus}") as bar:
+            with progress(f"perplexity, {held_out.corpus}", "evaluations") as bar:
                 options = {"order": self.order, "draws": self.draws, "seed": self.seed, "batch": self.batch}
                 new.append(perplexity(model, held_out, name=name, progress=bar, **options))
             rows += new
@@ -132,7 +132,7 @@ class Generation:
         judge = load_judge(self.judge, device=self.device)
         texts, said = self._texts()
         rows = []
-        with progress("judging") as bar:
+        with progress("judging", "texts") as bar:
             rows.append(quality(judge, texts, said, batch=self.judge_batch, progress=bar))
         if self.reference is not None:
             length = max(1, round(rows[0]["tokens"] / len(texts)))

@@ -213,7 +213,7 @@ class EvaluateTasks:
             from unmask.evaluate.harness import Harness, evaluate_tasks
         except ModuleNotFoundError as error:
             raise ValueError(f'{error.name} is not installed: pip install "unmask[eval]"') from None
-        with progress("tasks") as bar:
+        with progress("tasks", "tokens") as bar:
             harness = Harness(
                 self.checkpoint,
                 estimator=self.estimator,

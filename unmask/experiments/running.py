@@ -6,7 +6,7 @@ An experiment is data and four pure functions; everything that takes time, or ca
 import shlex
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -19,12 +19,11 @@ from rich.table import Table as Shown
 
 from unmask.checkpoint import device_of
 from unmask.data import prepare
-from unmask.files import Row, read_json, write_json
+from unmask.files import Row, alone, read_json, write_json
 from unmask.log import console
-from unmask.report.units import count, duration, power
 from unmask.train import TrainConfig, train
 from unmask.train.config import machine
-from unmask.train.owning import owned
+from unmask.units import count, duration, power
 
 Scale = Literal["tiny", "laptop", "gpu"]
 Held = Literal["yes", "no", "not shown at this scale"]
@@ -93,7 +92,7 @@ def experiment(
     one machine or on several that share the folder, and each takes the next cell that nobody owns. Raises ValueError
     where a run's settings differ from those in its folder.
     """
-    with _when_free(out / "claims" / "data"):
+    with _when_free(out, "data"):
         corpus = which.corpus(scale, source, out)
         data = corpus if isinstance(corpus, Path) else prepare(corpus[0], out / "data", tokenizer=corpus[1])
     cells, rows = _known(which, scale, str(data), out)
@@ -108,13 +107,18 @@ def experiment(
     return _conclude(which, scale, rows, out, source)
 
 
+def _claim(out: Path, name: str) -> AbstractContextManager[None]:
+    """Hold a part of the work. Raises ValueError where another process does."""
+    return alone(out / "claims" / name / ".lock", f"{name}: being worked on")
+
+
 @contextmanager
-def _when_free(folder: Path) -> Iterator[None]:
-    """Own the folder, waiting for whoever does."""
+def _when_free(out: Path, name: str) -> Iterator[None]:
+    """Hold a part of the work, waiting for whoever does."""
     with ExitStack() as held:
         while True:
             try:
-                held.enter_context(owned(folder))
+                held.enter_context(_claim(out, name))
                 break
             except ValueError:
                 time.sleep(0.2)
@@ -139,7 +143,7 @@ def _advance(which: Experiment, scale: Scale, cell: Cell, out: Path, source: str
     folder = out / cell.name
     with ExitStack() as held:
         try:
-            held.enter_context(owned(out / "claims" / cell.name))
+            held.enter_context(_claim(out, cell.name))
         except ValueError:
             return False
         if not (folder / RESULT).exists():
