@@ -31,13 +31,19 @@ class Scale:
     """How much the demonstration does; the default takes under five minutes on two CPU cores."""
 
     vocab: int = 512
+    """Tokens of the BPE vocabulary learnt from the text."""
     layers: int = 2
+    """Layers of both networks."""
     width: int = 128
+    """Width of both networks."""
     length: int = 64
+    """Tokens a sequence."""
     steps: int = 1000
+    """Training steps of each, of 64 sequences."""
     sequences: int = 512
     """Held-out sequences scored."""
     draws: int = 16
+    """Maskings a held-out sequence."""
     tokens: int = 60
     """Tokens of a written sample."""
 

@@ -38,6 +38,7 @@ class Prepare:
     folder of such files, a data set of the Hugging Face hub or of a folder laid out like one
     (hf://NAME[:CONFIG][#SPLIT]), or "builtin"."""
     out: Path
+    """A new folder, or one of the same request, which is gone on with."""
     tokenizer: str = "bpe:4096"
     """"bytes", "characters", "bpe:N" (N tokens, trained on the train split), a tokenizer.json, a sentencepiece .model,
     or a folder with one of them or GPT-2's vocab.json and merges.txt."""

@@ -59,6 +59,7 @@ class Confidence:
     """The highest maximal probability first, `tokens` a step."""
 
     tokens: int = 1
+    """Tokens written a step."""
     looks_at_draws = False
     plan = one_stage
 
@@ -83,6 +84,7 @@ class Margin:
     """The largest difference between the two highest probabilities first, `tokens` a step."""
 
     tokens: int = 1
+    """Tokens written a step."""
     looks_at_draws = False
     plan = one_stage
 
@@ -105,6 +107,7 @@ class Entropy:
     """The lowest entropy first, `tokens` a step."""
 
     tokens: int = 1
+    """Tokens written a step."""
     looks_at_draws = False
     plan = one_stage
 
@@ -126,6 +129,7 @@ class Threshold:
     """Every position whose maximal probability reaches `probability`, and at least the surest."""
 
     probability: float = 0.9
+    """What a position's maximal probability must reach, in (0, 1]."""
     looks_at_draws = False
     plan = one_stage
 
@@ -155,6 +159,7 @@ class EntropyBound:
     """
 
     nats: float = 0.1
+    """Joint entropy, less the largest, that may be drawn at once."""
     looks_at_draws = False
     plan = one_stage
 
@@ -188,6 +193,7 @@ class LowConfidence:
     """
 
     steps: int = 64
+    """Steps of equal size; NFE is at most this."""
     looks_at_draws = True
     plan = one_stage
 
@@ -216,7 +222,9 @@ class Greedy:
     """
 
     steps: int = 64
+    """Steps of equal time; NFE is at most this."""
     eps: float = 1e-5
+    """The last time t of the grid."""
     looks_at_draws = True
     plan = one_stage
 

@@ -16,6 +16,7 @@ class Blocks:
     """Open positions in blocks of `size` from the left; `inside` decides within a block."""
 
     size: int = 32
+    """Open positions a block."""
     inside: Planned | AdaptivePolicy | Remasking = field(default_factory=RandomOrder)
 
     def __post_init__(self) -> None:
