@@ -7,10 +7,10 @@ import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from matplotlib.figure import Figure
@@ -28,6 +28,7 @@ from unmask.units import count, duration, power
 Scale = Literal["tiny", "laptop", "gpu"]
 Held = Literal["yes", "no", "not shown at this scale"]
 RESULT = "result.json"
+BUILTIN = "builtin"
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def name_of(experiment: Experiment) -> str:
 
 
 def experiment(
-    which: Experiment, scale: Scale, out: Path, *, source: str = "builtin", dry_run: bool = False
+    which: Experiment, scale: Scale, out: Path, *, source: str = BUILTIN, dry_run: bool = False
 ) -> Path | None:
     """Run what is not there yet in folder `out`; returns its result.json, or None while others still work on it.
 
@@ -181,13 +182,25 @@ def rate() -> float:
     return side**3 / min(times)
 
 
+def command_of(which: Experiment, scale: Scale, out: Path, source: str) -> str:
+    """What to type to have it run again: everything that is not as it is by default, paths as they were given."""
+    words: dict[str, object] = {each.name: getattr(which, each.name) for each in fields(cast(Any, which))}
+    usual = type(which)()
+    own = {name: value for name, value in words.items() if value != getattr(usual, name)}
+    given = {**own, "scale": scale, **({} if source == BUILTIN else {"source": source}), "out": out}
+    typed = ["unmask", "experiment", name_of(which)]
+    for name, value in given.items():
+        typed += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else [value])]
+    return shlex.join(typed)
+
+
 def _conclude(which: Experiment, scale: Scale, rows: list[Row], out: Path, source: str) -> Path:
     name = name_of(which)
     finding = which.find(rows)
     write_json(out / RESULT, {
         "experiment": name,
         "scale": scale,
-        "command": shlex.join(["unmask", "experiment", name, "--scale", scale]),
+        "command": command_of(which, scale, out, source),
         "source": source,
         "unmask": version("unmask"),
         "machine": machine(torch.device(device_of("auto"))),
