@@ -308,14 +308,6 @@ def test_half_precision_weights_keep_exact_output(checkpoint):
     assert logits.dtype == torch.float32
 
 
-@pytest.mark.parametrize("command", ["demo", "prepare", "train", "sample", "evaluate", "compare", "report"])
-def test_help_is_there(capsys, command):
-    with pytest.raises(SystemExit) as caught:
-        main([command, "--help"])
-    assert caught.value.code == 0
-    assert len(capsys.readouterr().out) > 200
-
-
 def test_sample_with_guidance_bans_and_an_end(capsys, checkpoint):
     words = ["sample", "--checkpoint", str(checkpoint), "--template", "a{{3}}b", "--json"]
     main([*words, "--guidance", "1.5", "--count", "2"])

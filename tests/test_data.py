@@ -225,7 +225,11 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
     def second(what: str, done: int, total: int) -> None:
         if what == "tokens" and not again:
             again.append(1)
-            refused(lambda: prepare(source, tmp_path / "out", tokenizer="bytes"), "another process", "wait")
+            refused(
+                lambda: prepare(source, tmp_path / "out", tokenizer="bytes"),
+                "already being prepared by process",
+                "wait",
+            )
 
     prepare(source, tmp_path / "out", tokenizer="bytes", progress=second)
     assert again

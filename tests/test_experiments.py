@@ -4,11 +4,14 @@ import dataclasses
 import json
 import math
 import multiprocessing
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from unmask.cli.experiment import Experiment as ExperimentCommand
+from unmask.cli.parsing import parse
 from unmask.experiments import (
     Caching,
     Guidance,
@@ -25,7 +28,7 @@ from unmask.experiments.averages import mean_error, paired, said
 from unmask.experiments.fitting import gap, interval, law, line, parabola, resampled, size_ratio, surface
 from unmask.experiments.losses import noise
 from unmask.experiments.page import results_page
-from unmask.experiments.running import Cell
+from unmask.experiments.running import Cell, command_of
 from unmask.experiments.scaling import GRIDS, WIDTHS, rate_at
 from unmask.experiments.temporal import period_of, rate_of
 
@@ -280,3 +283,22 @@ def test_the_page_of_results_is_that_of_the_committed_files():
         pytest.skip("no results are committed yet")
     every = [Losses(), Caching(), Scaling(), Reverse(), Temporal(), Guidance(), Tradeoff(), Understanding()]
     assert page.read_text() == results_page(every, DOCS / "results")
+
+
+@pytest.mark.parametrize(
+    ("claim", "source"),
+    [
+        (Losses(seeds=2, local=Path("bench marks")), "builtin"),
+        (Caching(factors=(0.5, 2.0)), "a text.txt"),
+        (Guidance(questions="q.jsonl", weights=(1.0,), temperatures=()), "builtin"),
+        (Temporal(), "builtin"),
+    ],
+)
+def test_the_command_of_a_result_runs_it_again(claim, source):
+    """The words, parsed, are the experiment, its scale, source and folder."""
+    words = shlex.split(command_of(claim, "tiny", Path("runs/an experiment"), source))
+    assert words[:2] == ["unmask", "experiment"]
+    asked = parse(ExperimentCommand, "unmask experiment", words[2:])
+    assert (asked.claim, asked.scale, asked.source, asked.out) == (claim, "tiny", source, Path("runs/an experiment"))
+    if claim == Temporal():
+        assert words == ["unmask", "experiment", "temporal", "--scale", "tiny", "--out", "runs/an experiment"]

@@ -1,13 +1,17 @@
 """Files appear whole or not at all; metrics survive a crash; JSON says what is wrong with it."""
 
+import io
 import json
 import math
 import os
+import re
 import stat
+import time
 
 import pytest
+from rich.console import Console
 
-from unmask.files import atomic, finite, read_json, write_json
+from unmask.files import alone, atomic, finite, read_json, write_json
 from unmask.log import Metrics, progress, read_metrics
 
 
@@ -64,10 +68,54 @@ def test_a_bad_line_is_named(tmp_path):
         read_metrics(path)
 
 
-def test_progress_off_a_terminal_is_quiet_lines(capsys):
-    with progress("work") as report:
+def test_progress_off_a_terminal(capsys, monkeypatch):
+    """Nothing of short work; of long work a line every ten seconds, with rate and time left, not counting from before
+    it was resumed.
+    """
+    now = [100.0]
+    monkeypatch.setattr("unmask.log.time.monotonic", lambda: now[0])
+
+    def lines(seconds: float, done: range) -> list[str]:
+        with progress("work", "tokens", each=500) as report:
+            for i in done:
+                now[0] += seconds
+                report(i, 100, "note")
+        return capsys.readouterr().err.splitlines()
+
+    assert lines(0.09, range(1, 101)) == []
+    long = lines(1.0, range(1, 101))
+    assert len(long) == 10
+    assert long[0] == "work 10/100 note 500 tokens/s, 1 min 30 s left"
+    assert lines(5.0, range(61, 101))[0] == "work 62/100 note 100 tokens/s, 3 min 10 s left"
+
+
+def test_progress_on_a_terminal_has_a_rate(monkeypatch):
+    import unmask.log
+
+    screen = Console(force_terminal=True, width=200, file=io.StringIO())
+    monkeypatch.setattr(unmask.log, "console", screen)
+    with progress("work", "tokens", each=500) as report:
         for i in range(1, 101):
             report(i, 100, "note")
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith("work 100/100 note")
+            time.sleep(0.001)
+    said = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", screen.file.getvalue())  # type: ignore[attr-defined]
+    assert re.search(r"work .* 100/100 .*[\d.]+ [KM] tokens/s.* note", said)
+
+
+def test_two_cannot_hold_one_file(tmp_path):
+    """Also from within one process; who held it is named, and nothing stays behind."""
+    path = tmp_path / "new" / ".lock"
+    with alone(path, "it: in use"):
+        with (
+            pytest.raises(ValueError, match=f"it: in use by process {os.getpid()} on .*: wait for it"),
+            alone(path, "it: in use"),
+        ):
+            pass
+        assert path.exists()
+    assert not path.exists()
+    with alone(path, "it: in use"):
+        pass
+    path.parent.rmdir()
+    path.parent.write_text("", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"cannot write in .*new"), alone(path, "it: in use"):
+        pass

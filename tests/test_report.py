@@ -17,7 +17,7 @@ from unmask.report import replay_html, replay_page, report, svg
 from unmask.report.drawing import style
 from unmask.report.figures import loss_figure, smooth
 from unmask.report.read import Run, find
-from unmask.report.units import count, duration, plain, power, with_error
+from unmask.units import count, duration, plain, power, with_error
 
 HOSTILE = (
     "</script><script>alert(1)</script><img src=x onerror=\"alert('2')\">]]>-->"

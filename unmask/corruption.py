@@ -17,6 +17,7 @@ class LogLinear:
     """alpha(t) = 1 - (1 - eps) t: tokens are masked at a constant rate. The published default, eps 1e-3."""
 
     eps: float = 1e-3
+    """Share of tokens still clean at time 1."""
 
     def __post_init__(self) -> None:
         _require(0 <= self.eps < 1, f"LogLinear(eps={self.eps}): eps must be in [0, 1)")
@@ -35,7 +36,9 @@ class Geometric:
     """sigma_bar(t) = sigma_min^(1-t) sigma_max^t and alpha = exp(-sigma_bar) (SEDD's and RADD's second schedule)."""
 
     sigma_min: float = 1e-4
+    """Total noise at time 0."""
     sigma_max: float = 20.0
+    """Total noise at time 1."""
 
     def __post_init__(self) -> None:
         _require(
@@ -61,6 +64,7 @@ class Cosine:
     """alpha(t) = 1 - (1 - eps) (1 - cos(pi t / 2)): slow near t = 0, where the text is almost whole."""
 
     eps: float = 1e-3
+    """Share of tokens still clean at time 1."""
 
     def __post_init__(self) -> None:
         _require(0 <= self.eps < 1, f"Cosine(eps={self.eps}): eps must be in [0, 1)")

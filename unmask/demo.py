@@ -31,13 +31,19 @@ class Scale:
     """How much the demonstration does; the default takes under five minutes on two CPU cores."""
 
     vocab: int = 512
+    """Tokens of the BPE vocabulary learnt from the text."""
     layers: int = 2
+    """Layers of both networks."""
     width: int = 128
+    """Width of both networks."""
     length: int = 64
+    """Tokens a sequence."""
     steps: int = 1000
+    """Training steps of each, of 64 sequences."""
     sequences: int = 512
     """Held-out sequences scored."""
     draws: int = 16
+    """Maskings a held-out sequence."""
     tokens: int = 60
     """Tokens of a written sample."""
 
@@ -105,7 +111,7 @@ def _measure(models: dict[str, Model], scale: Scale, data: Path) -> list[Row]:
     held_out = prepared(data, first.tokenizer, corpus="held-out documents", **options)
     rows = baselines(held_out, first.vocab)
     for name, model in models.items():
-        with progress(f"perplexity of {name}") as bar:
+        with progress(f"perplexity of {name}", "evaluations") as bar:
             rows.append(perplexity(model, held_out, name=name, draws=scale.draws, progress=bar))
     return rows
 

@@ -1,11 +1,12 @@
-"""Files that appear whole or not at all, and JSON that says what is wrong with it."""
+"""Files that appear whole or not at all, files that one process holds, and JSON that says what is wrong with it."""
 
 import json
 import math
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,6 +30,46 @@ def atomic(path: Path, mode: str = "w") -> Iterator[IO]:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def alone(path: Path, what: str) -> Iterator[None]:
+    """Hold the file `path`, which no two processes can: a lock of the operating system, that a killed one lets go of.
+
+    Raises ValueError, beginning with `what`, where another process holds it, and where nothing can be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = _held(path, what)
+    except OSError as error:
+        raise ValueError(f"cannot write in {path.parent} ({error.strerror}): choose another folder") from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes nothing that is open
+            path.unlink()
+        os.close(handle)
+
+
+def _held(path: Path, what: str) -> int:
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not (path.exists() and os.path.samestat(os.fstat(handle), path.stat())):
+                os.close(handle)  # whoever held it removed it in the meantime: what is locked is no longer there
+                continue
+        except ImportError:
+            pass  # Windows: two writers would spoil each other's work
+        except BlockingIOError:
+            owner = os.read(handle, 200).decode(errors="replace").strip() or "another process"
+            os.close(handle)
+            raise ValueError(f"{what} by {owner}: wait for it, or choose another folder") from None
+        os.ftruncate(handle, 0)
+        os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        return handle
 
 
 def write_json(path: Path, value: object) -> None:

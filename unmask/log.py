@@ -12,9 +12,11 @@ from typing import Protocol
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from unmask.files import Row, atomic, finite
+from unmask.units import count, duration
 
 console = Console(stderr=True, highlight=False)
 
@@ -104,34 +106,55 @@ def say(value: object) -> None:
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Report]:
-    """A bar with rate and time left on a terminal; a line every ten seconds elsewhere."""
+def progress(title: str, unit: str = "", each: float = 1.0) -> Iterator[Report]:
+    """A bar with rate and time left on a terminal; elsewhere, of work that takes longer, a line every ten seconds.
+
+    The rate is in `unit`, of which there are `each` to every piece of work done.
+    """
     if console.quiet:
         yield lambda done, total, note="": None
         return
-    if console.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as bar:
-            task = bar.add_task(title, total=None, note="")
-            yield lambda done, total, note="": bar.update(task, completed=done, total=total, note=note)
+    if not console.is_terminal:
+        yield _Lines(title, unit, each)
         return
-    yield _Lines(title)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(unit, each))
+    with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console) as bar:
+        task = bar.add_task(title, total=None, note="")
+        yield lambda done, total, note="": bar.update(task, completed=done, total=total, note=note)
+
+
+class _Rate(ProgressColumn):
+    """Work done a second, of late."""
+
+    def __init__(self, unit: str, each: float) -> None:
+        super().__init__()
+        self.unit, self.each = unit, each
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else _rate(task.speed * self.each, self.unit), "progress.data.speed")
+
+
+def _rate(speed: float, unit: str) -> str:
+    return f"{count(speed)} {unit}/s" if unit else f"{count(speed)}/s"
 
 
 class _Lines:
     """Progress for a file or a pipe."""
 
-    def __init__(self, title: str) -> None:
-        self.title, self.start, self.last = title, time.monotonic(), time.monotonic()
+    def __init__(self, title: str, unit: str, each: float) -> None:
+        self.title, self.unit, self.each = title, unit, each
+        self.start = self.last = time.monotonic()
         self.first: int | None = None
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
         now = time.monotonic()
-        if self.first is None:
+        if self.first is None:  # a resumed job has done some before
             self.first = done - 1
-        if done < total and now - self.last < 10:
+        if now - self.last < 10:
             return
         self.last = now
         spent = now - self.start
-        left = spent / (done - self.first) * (total - done)
-        print(f"{self.title} {done}/{total} {note} {spent:.0f} s, {left:.0f} s left", file=sys.stderr, flush=True)
+        speed = (done - self.first) / spent
+        rate, left = _rate(speed * self.each, self.unit), duration(round((total - done) / speed))
+        said = f"{self.title} {done:,}/{total:,} {note} {rate}, {left} left"
+        print(" ".join(said.split()), file=sys.stderr, flush=True)

@@ -192,6 +192,7 @@ class TimeDCE:
 
     schedule: Schedule = field(default_factory=LogLinear)
     power: float = 2.0
+    """The time is u^power, power 1 to 8; 1 is the published uniform one."""
 
     def __post_init__(self) -> None:
         _require_power(self.power)
@@ -219,6 +220,7 @@ class TimeDSE:
 
     schedule: Schedule = field(default_factory=LogLinear)
     power: float = 2.0
+    """The time is u^power, power 1 to 8; 1 is the published uniform one."""
 
     def __post_init__(self) -> None:
         _require_power(self.power)

@@ -34,6 +34,7 @@ class Audit:
     draws: int = 10_000
     """Sequences on each canvas."""
     seed: int = 0
+    """What is random is keyed by it: the same seed gives the same result."""
     json: bool = False
     """Print records for machines."""
 

@@ -36,8 +36,11 @@ class Push:
     `unmask push tiny-hf --repository you/tiny`."""
 
     folder: tyro.conf.Positional[Path]
+    """A folder written by `unmask convert`."""
     repository: str
+    """OWNER/NAME on the hub; made where it is not there."""
     private: bool = False
+    """Whether a new repository is private."""
 
     def run(self) -> None:
         say(push(self.folder, self.repository, private=self.private))

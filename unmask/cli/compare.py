@@ -16,7 +16,7 @@ from unmask.log import say
 from unmask.report.read import Run, find
 from unmask.report.runs import different, losses, validations
 from unmask.report.tables import BOUNDS
-from unmask.report.units import count, with_error
+from unmask.units import count, with_error
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ class Completion:
     """
 
     shell: tyro.conf.Positional[Literal["bash", "zsh", "fish", "tcsh"]]
+    """Whose completion."""
 
     def run(self) -> None:
         from unmask.cli import COMMANDS

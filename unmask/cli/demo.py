@@ -15,6 +15,7 @@ class Demo:
     """
 
     out: Path = Path("runs/demo")
+    """Folder of its data, runs, results and report."""
     scale: Scale = field(default_factory=Scale)
     source: str = "builtin"
     """Text to learn: the built-in corpus, a text file or a folder of them."""

@@ -38,6 +38,7 @@ class Prepare:
     folder of such files, a data set of the Hugging Face hub or of a folder laid out like one
     (hf://NAME[:CONFIG][#SPLIT]), or "builtin"."""
     out: Path
+    """A new folder, or one of the same request, which is gone on with."""
     tokenizer: str = "bpe:4096"
     """"bytes", "characters", "bpe:N" (N tokens, trained on the train split), a tokenizer.json, a sentencepiece .model,
     or a folder with one of them or GPT-2's vocab.json and merges.txt."""
@@ -77,7 +78,7 @@ class Prepare:
             console.print(f"about {found.tokens:,} tokens of {found.vocab:,}, {found.disk / 1e6:,.1f} MB in {self.out}")
             console.print(f"about {found.seconds:,.0f} s to tokenise")
             return
-        with progress("prepare") as bar:
+        with progress("prepare", "bytes") as bar:
 
             def told(what: str, done: int, total: int) -> None:
                 bar(done, total, what)
@@ -89,7 +90,7 @@ class Prepare:
 
     def _pairs(self) -> None:
         how = self.of_pairs
-        with progress("reading") as bar:
+        with progress("reading", "rows") as bar:
             prepared = prepare_pairs(
                 self.source,
                 self.out,

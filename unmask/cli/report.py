@@ -17,7 +17,9 @@ class Report:
     """
 
     paths: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders, folders of them, result and sample files."""
     out: Path = Path("report.html")
+    """The page."""
 
     def run(self) -> None:
         say(str(report(self.paths, self.out)))

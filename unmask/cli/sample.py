@@ -34,7 +34,9 @@ class Sample:
     """Where to write next; by default exact: a random order, one token at a time (left to right for a causal model)."""
     draw: Annotated[Draw, tyro.conf.OmitArgPrefixes] = field(default_factory=Draw)
     prompt: str = ""
+    """Text before what is written."""
     suffix: str = ""
+    """Text behind what is written."""
     template: str | None = None
     """Text with blanks, {{8}} or {{2..12}}; @FILE reads it from a file."""
     templates: Path | None = None
@@ -62,9 +64,13 @@ class Sample:
     attempts: int = 1000
     """How often --matching may try for a sample."""
     count: int = 1
+    """Samples of each template."""
     seed: int = 0
+    """What is random is keyed by it: the same seed gives the same result."""
     batch: int = 16
+    """Sequences written at once; changes the time and nothing else."""
     device: str = "auto"
+    """cpu, cuda, cuda:1 or mps; auto takes the first GPU there is."""
     told: Annotated[Told, tyro.conf.OmitArgPrefixes] = field(default_factory=Told)
     out: Path | None = None
     """Also write the samples, with when and how surely each token appeared, for `unmask report`."""

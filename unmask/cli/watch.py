@@ -16,7 +16,7 @@ from unmask.report.console import CONTROL
 from unmask.report.read import Findings, Run, find
 from unmask.report.runs import Progress, progress_of
 from unmask.report.tables import BOUNDS
-from unmask.report.units import count, duration, finite, plain, with_error
+from unmask.units import count, duration, finite, plain, with_error
 
 WIDTH, HEIGHT = 64, 8  # of the curve, in characters of 2 x 4 dots
 

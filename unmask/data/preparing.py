@@ -3,8 +3,7 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from unmask.data.sources import Source
 from unmask.data.splits import MANIFEST, SHARD, SPLITS, load_manifest, load_split
 from unmask.data.tokenizer import FILE, Tokenizer
 from unmask.data.writing import STATE, Piece, write
-from unmask.files import read_json, write_json
+from unmask.files import alone, read_json, write_json
 
 REQUEST = "request.json"
 
@@ -60,7 +59,7 @@ def prepare(
     if _answers(out, request):
         return out
     partial = out.with_name(f".{out.name}.partial")
-    with _alone(out):
+    with alone(out.with_name(f".{out.name}.lock"), f"{out}: already being prepared"):
         try:
             _open(partial, request)
             _fill(partial, plan, request, report)
@@ -169,30 +168,6 @@ def _answers(out: Path, request: dict[str, object]) -> bool:
     for split in SPLITS:
         load_split(out, split)
     return True
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Raises ValueError where another process is writing the same folder, or none can."""
-    path = out.with_name(f".{out.name}.lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")
-    except OSError as error:
-        raise ValueError(f"cannot write in {out.parent} ({error.strerror}): choose another folder") from None
-    with file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:
-            pass  # a system without: two writers would spoil each other's work
-        except OSError:
-            raise ValueError(f"another process is preparing {out}: wait for it, or choose another folder") from None
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
 
 
 def _open(partial: Path, request: dict[str, object]) -> None:

@@ -24,6 +24,7 @@ class EvaluateAnswers:
     """
 
     checkpoint: Path
+    """A run folder, a published file or folder, or hf://owner/repository[/file]."""
     questions: str
     """MT-Bench's question.jsonl, GSM8K's test.jsonl, or any file with prompts and answers (docs/finetuning.md)."""
     out: Path
@@ -49,9 +50,13 @@ class EvaluateAnswers:
     judge: str | None = None
     """Address of an OpenAI-compatible endpoint, such as http://localhost:8000/v1; its key is OPENAI_API_KEY's."""
     judge_model: str = "gpt-4"
+    """The judge's name at that endpoint."""
     seed: int = 0
+    """What is random is keyed by it: the same seed gives the same result."""
     batch: int = 16
+    """Answers written at once; changes the time and nothing else."""
     device: str = "auto"
+    """cpu, cuda, cuda:1 or mps; auto takes the first GPU there is."""
     result: Path | None = None
     """Write the rows as a result file, for `unmask report`."""
     json: bool = False
@@ -74,14 +79,14 @@ class EvaluateAnswers:
             batch=self.batch,
             template=self._template(model),
         )
-        with progress("answering") as bar:
+        with progress("answering", "answers") as bar:
             records = answer_file(model, questions, asking, self.out, name=name, progress=bar)
         rows: list[Row] = []
         if all(question.references for question in questions) and self.judge is None:
             rows.append(exact_match(questions, records, name))
         if self.judge is not None:
             grades = self.out.with_name(f"{self.out.stem}.judgments.jsonl")
-            with progress("grading") as bar:
+            with progress("grading", "answers") as bar:
                 rows.append(grade_file(questions, records, Endpoint(self.judge, self.judge_model), grades, bar))
         how = {"policy": repr(self.policy), "guidance": self.guidance, "passes": self.passes, "seed": self.seed}
         rows = [{**row, **how} for row in rows]

@@ -34,6 +34,7 @@ class Perplexity:
     """
 
     checkpoint: Path
+    """A run folder, a published file or folder, or hf://owner/repository[/file]."""
     order: Annotated[Order | None, tyro.conf.OmitSubcommandPrefixes] = None
     """Exact likelihood of the decoder that writes in this order; by default the random-order bound (an ARM: exact)."""
     data: Path | None = None
@@ -53,8 +54,11 @@ class Perplexity:
     draws: int = 16
     """Maskings a window; the published protocols took 1024."""
     seed: int = 0
+    """What is random is keyed by it: the same seed gives the same result."""
     batch: int = 64
+    """Sequences a network call; changes the time and nothing else."""
     device: str = "auto"
+    """cpu, cuda, cuda:1 or mps; auto takes the first GPU there is."""
     told: Annotated[Told, tyro.conf.OmitArgPrefixes] = field(default_factory=Told)
     out: Path | None = None
     """Write the rows as a result file, for `unmask report` and `unmask compare`."""
@@ -71,7 +75,7 @@ class Perplexity:
         for what in self.corpora or (None,):
             held_out = self._held_out(model, what)
             new = baselines(held_out, model.vocab)
-            with progress(f"perplexity, {held_out.corpus}") as bar:
+            with progress(f"perplexity, {held_out.corpus}", "evaluations") as bar:
                 options = {"order": self.order, "draws": self.draws, "seed": self.seed, "batch": self.batch}
                 new.append(perplexity(model, held_out, name=name, progress=bar, **options))
             rows += new
@@ -112,12 +116,17 @@ class Generation:
     mauve: str | None = None
     """Also MAUVE against the reference, on the features of this GPT-2-like model."""
     count: int = 64
+    """Texts written."""
     length: int | None = None
     """Tokens a text; by default what the checkpoint was trained with."""
     seed: int = 0
+    """What is random is keyed by it: the same seed gives the same result."""
     batch: int = 16
+    """Texts written at once; changes the time and nothing else."""
     judge_batch: int = 4
+    """Texts judged at once; changes the time and nothing else."""
     device: str = "auto"
+    """cpu, cuda, cuda:1 or mps; auto takes the first GPU there is."""
     told: Annotated[Told, tyro.conf.OmitArgPrefixes] = field(default_factory=Told)
     out: Path | None = None
     """Write the rows as a result file, for `unmask report` and `unmask compare`."""
@@ -132,7 +141,7 @@ class Generation:
         judge = load_judge(self.judge, device=self.device)
         texts, said = self._texts()
         rows = []
-        with progress("judging") as bar:
+        with progress("judging", "texts") as bar:
             rows.append(quality(judge, texts, said, batch=self.judge_batch, progress=bar))
         if self.reference is not None:
             length = max(1, round(rows[0]["tokens"] / len(texts)))

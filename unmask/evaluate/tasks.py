@@ -180,6 +180,7 @@ class EvaluateTasks:
     """
 
     checkpoint: Path
+    """A run folder, a published file or folder, or hf://owner/repository[/file]."""
     tasks: tuple[str, ...] | None = None
     """Names known to lm-evaluation-harness; by default SMDM's eight, of which local files need not have all."""
     local: Path | None = None
@@ -193,6 +194,7 @@ class EvaluateTasks:
     draws: int = 128
     """Maskings an answer."""
     seed: int = 0
+    """What is random is keyed by it: the same seed gives the same result."""
     tokens: int = 8192
     """Tokens a network call."""
     length: int | None = None
@@ -200,7 +202,9 @@ class EvaluateTasks:
     guidance: float = 0.0
     """Weight of classifier-free guidance by the context (unsupervised: it is masked for comparison); twice the cost."""
     device: str = "auto"
+    """cpu, cuda, cuda:1 or mps; auto takes the first GPU there is."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Of the network's weights."""
     cache: Path | None = None
     """Folder of answers already given: a run that was killed goes on from them."""
     out: Path | None = None
@@ -213,7 +217,7 @@ class EvaluateTasks:
             from unmask.evaluate.harness import Harness, evaluate_tasks
         except ModuleNotFoundError as error:
             raise ValueError(f'{error.name} is not installed: pip install "unmask[eval]"') from None
-        with progress("tasks") as bar:
+        with progress("tasks", "tokens") as bar:
             harness = Harness(
                 self.checkpoint,
                 estimator=self.estimator,

@@ -9,11 +9,10 @@ from unmask.data import load_manifest, prepare_pairs
 from unmask.data.pairs import load_pairs
 from unmask.data.pairs.rows import ADDITION
 from unmask.evaluate.answers import Question, questions_of
-from unmask.experiments.running import Scale
+from unmask.experiments.running import BUILTIN, Scale
 from unmask.experiments.setting import SETTINGS, Setting
 from unmask.files import atomic
 
-BUILTIN = "builtin"
 LAPTOP = SETTINGS["laptop"]
 SIZES: dict[Scale, Setting] = {
     "tiny": replace(SETTINGS["tiny"], length=64, batch=16, steps=8),

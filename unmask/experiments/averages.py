@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from unmask.files import Row
-from unmask.report.units import with_error
+from unmask.units import with_error
 
 
 def bounded(row: Row) -> Row:

@@ -35,9 +35,11 @@ class Guidance:
     questions: str | None = None
     """Questions to ask, of which the first half chooses the weight; by default those of the built-in sums."""
     weights: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
+    """Weights of guidance tried beside none."""
     temperatures: tuple[float, ...] = (1.0, 0.0)
     """Guidance sharpens, which a low temperature does as well."""
     seeds: int = 3
+    """Runs of each kind, which differ by their seed."""
 
     def corpus(self, scale: Scale, source: str, out: Path) -> Path:
         asked_of(source, self.questions)

@@ -44,6 +44,7 @@ class Losses:
     """Four objectives, one bound: t-DSE, t-DCE, λ-DCE and k-DCE trained alike, beside an ARM."""
 
     seeds: int = 3
+    """Runs of each kind, which differ by their seed."""
     local: Path | None = None
     """Folder of benchmark files, for zero-shot perplexity; without it the validation text alone."""
 

@@ -6,11 +6,11 @@ An experiment is data and four pure functions; everything that takes time, or ca
 import shlex
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from matplotlib.figure import Figure
@@ -19,16 +19,16 @@ from rich.table import Table as Shown
 
 from unmask.checkpoint import device_of
 from unmask.data import prepare
-from unmask.files import Row, read_json, write_json
+from unmask.files import Row, alone, read_json, write_json
 from unmask.log import console
-from unmask.report.units import count, duration, power
 from unmask.train import TrainConfig, train
 from unmask.train.config import machine
-from unmask.train.owning import owned
+from unmask.units import count, duration, power
 
 Scale = Literal["tiny", "laptop", "gpu"]
 Held = Literal["yes", "no", "not shown at this scale"]
 RESULT = "result.json"
+BUILTIN = "builtin"
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def name_of(experiment: Experiment) -> str:
 
 
 def experiment(
-    which: Experiment, scale: Scale, out: Path, *, source: str = "builtin", dry_run: bool = False
+    which: Experiment, scale: Scale, out: Path, *, source: str = BUILTIN, dry_run: bool = False
 ) -> Path | None:
     """Run what is not there yet in folder `out`; returns its result.json, or None while others still work on it.
 
@@ -93,7 +93,7 @@ def experiment(
     one machine or on several that share the folder, and each takes the next cell that nobody owns. Raises ValueError
     where a run's settings differ from those in its folder.
     """
-    with _when_free(out / "claims" / "data"):
+    with _when_free(out, "data"):
         corpus = which.corpus(scale, source, out)
         data = corpus if isinstance(corpus, Path) else prepare(corpus[0], out / "data", tokenizer=corpus[1])
     cells, rows = _known(which, scale, str(data), out)
@@ -108,13 +108,18 @@ def experiment(
     return _conclude(which, scale, rows, out, source)
 
 
+def _claim(out: Path, name: str) -> AbstractContextManager[None]:
+    """Hold a part of the work. Raises ValueError where another process does."""
+    return alone(out / "claims" / name / ".lock", f"{name}: being worked on")
+
+
 @contextmanager
-def _when_free(folder: Path) -> Iterator[None]:
-    """Own the folder, waiting for whoever does."""
+def _when_free(out: Path, name: str) -> Iterator[None]:
+    """Hold a part of the work, waiting for whoever does."""
     with ExitStack() as held:
         while True:
             try:
-                held.enter_context(owned(folder))
+                held.enter_context(_claim(out, name))
                 break
             except ValueError:
                 time.sleep(0.2)
@@ -139,7 +144,7 @@ def _advance(which: Experiment, scale: Scale, cell: Cell, out: Path, source: str
     folder = out / cell.name
     with ExitStack() as held:
         try:
-            held.enter_context(owned(out / "claims" / cell.name))
+            held.enter_context(_claim(out, cell.name))
         except ValueError:
             return False
         if not (folder / RESULT).exists():
@@ -177,13 +182,25 @@ def rate() -> float:
     return side**3 / min(times)
 
 
+def command_of(which: Experiment, scale: Scale, out: Path, source: str) -> str:
+    """What to type to have it run again: everything that is not as it is by default, paths as they were given."""
+    words: dict[str, object] = {each.name: getattr(which, each.name) for each in fields(cast(Any, which))}
+    usual = type(which)()
+    own = {name: value for name, value in words.items() if value != getattr(usual, name)}
+    given = {**own, "scale": scale, **({} if source == BUILTIN else {"source": source}), "out": out}
+    typed = ["unmask", "experiment", name_of(which)]
+    for name, value in given.items():
+        typed += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else [value])]
+    return shlex.join(typed)
+
+
 def _conclude(which: Experiment, scale: Scale, rows: list[Row], out: Path, source: str) -> Path:
     name = name_of(which)
     finding = which.find(rows)
     write_json(out / RESULT, {
         "experiment": name,
         "scale": scale,
-        "command": shlex.join(["unmask", "experiment", name, "--scale", scale]),
+        "command": command_of(which, scale, out, source),
         "source": source,
         "unmask": version("unmask"),
         "machine": machine(torch.device(device_of("auto"))),

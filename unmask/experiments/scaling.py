@@ -69,6 +69,7 @@ class Scaling:
     """IsoFLOP curves of MDM and ARM: best loss and size at each budget, power laws, and the compute gap."""
 
     seeds: int = 1
+    """Runs of each size and budget, which differ by their seed."""
 
     def corpus(self, scale: Scale, source: str, out: Path) -> tuple[str, str]:
         return source, f"bpe:{GRIDS[scale].vocab}"

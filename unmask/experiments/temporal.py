@@ -32,6 +32,7 @@ class Temporal:
     period: int = 10
     """Years a period of the later documents."""
     seeds: int = 3
+    """Runs of each kind, which differ by their seed."""
 
     def corpus(self, scale: Scale, source: str, out: Path) -> tuple[str, str]:
         """The earlier documents, written to a folder of their own; they keep their dates in their names."""

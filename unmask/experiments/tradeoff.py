@@ -35,6 +35,7 @@ class Tradeoff:
     batch: int = 16
     """Answers written at once."""
     seeds: int = 3
+    """Runs of each kind, which differ by their seed."""
 
     def corpus(self, scale: Scale, source: str, out: Path) -> Path:
         """A folder of pairs a length, beside each other; that of the first length."""

@@ -35,6 +35,7 @@ class Understanding:
     limit: int = 200
     """Questions a task, the first ones; 3 at most at the tiny scale."""
     seeds: int = 3
+    """Runs of each kind, which differ by their seed."""
 
     def corpus(self, scale: Scale, source: str, out: Path) -> tuple[str, str]:
         """Nothing is trained before it is known that the tasks can be asked."""

@@ -19,7 +19,7 @@ from unmask.report import figures, results, tables
 from unmask.report.drawing import svg
 from unmask.report.read import Findings, clean, find
 from unmask.report.replay import prepare
-from unmask.report.units import drawable
+from unmask.units import drawable
 
 __all__ = ["replay_html", "replay_page", "report", "svg"]
 

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from unmask.report.drawing import COLOURS, INK, PAPER, SIZE, log_axis, panel, shorten, style, svg
 from unmask.report.read import Run
-from unmask.report.units import count, drawable, power
+from unmask.units import count, drawable, power
 
 KINDS = {"exact": ("o", COLOURS[1]), "upper bound": ("<", COLOURS[0])}  # of a perplexity: marker and colour
 BINS = 60  # of the smoothed training curve

@@ -8,7 +8,7 @@ from typing import Any
 
 from unmask.files import Row, read_json
 from unmask.log import read_metrics
-from unmask.report.units import finite, number
+from unmask.units import finite, number
 
 NAMES = ("config.json", "metrics.jsonl", "result.json", "samples.json")
 LARGEST = 1 << 28  # bytes of a JSON file that is looked into for results

@@ -9,7 +9,7 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
 from unmask.report.read import clean
-from unmask.report.units import MISSING, count, duration, finite, plain
+from unmask.units import MISSING, count, duration, finite, plain
 
 SCALE = colormaps["viridis"]  # sequential, uniform in lightness, readable with colour-blind eyes and in grey
 

@@ -6,7 +6,7 @@ from typing import Any
 from unmask.report.drawing import COLOURS, style
 from unmask.report.figures import Dot, Series, cost_figure, dots_figure
 from unmask.report.tables import Table, notes, say
-from unmask.report.units import drawable, duration, plain, with_error
+from unmask.units import drawable, duration, plain, with_error
 
 Row = Mapping[str, Any]
 

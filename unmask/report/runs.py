@@ -8,7 +8,7 @@ from itertools import pairwise
 from unmask.files import Row
 from unmask.report.read import Run
 from unmask.report.tables import settings
-from unmask.report.units import finite, number
+from unmask.units import finite, number
 
 RECENT = 100  # logged rows that a speed or a loss is the mean of
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unmask.report.read import Run
-from unmask.report.units import MISSING, count, duration, finite, number, plain, power, with_error
+from unmask.units import MISSING, count, duration, finite, number, plain, power, with_error
 
 BOUNDS = {"exact": "", "upper bound": "≤ "}
 

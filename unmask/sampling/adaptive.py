@@ -80,6 +80,7 @@ class Confidence:
     """The highest maximal probability first, `tokens` a step."""
 
     tokens: int = 1
+    """Tokens written a step."""
     by = "maximal probability"
     looks_at_draws = False
     plan, score = one_stage, highest
@@ -104,6 +105,7 @@ class Margin:
     """The largest difference between the two highest probabilities first, `tokens` a step."""
 
     tokens: int = 1
+    """Tokens written a step."""
     by = "margin"
     looks_at_draws = False
     plan, score, choose = one_stage, lead, Confidence.choose
@@ -115,6 +117,7 @@ class Entropy:
     """The lowest entropy first, `tokens` a step."""
 
     tokens: int = 1
+    """Tokens written a step."""
     by = "entropy"
     looks_at_draws = False
     plan, score, choose = one_stage, certainty, Confidence.choose
@@ -126,6 +129,7 @@ class Threshold:
     """Every position whose maximal probability reaches `probability`, and at least the surest."""
 
     probability: float = 0.9
+    """What a position's maximal probability must reach, in (0, 1]."""
     looks_at_draws = False
     plan, score = one_stage, highest
 
@@ -153,6 +157,7 @@ class EntropyBound:
     """
 
     nats: float = 0.1
+    """Joint entropy, less the largest, that may be drawn at once."""
     looks_at_draws = False
     plan, score = one_stage, certainty
 
@@ -184,6 +189,7 @@ class LowConfidence:
     """
 
     steps: int = 64
+    """Steps of equal size; NFE is at most this."""
     looks_at_draws = True
     plan, score = one_stage, of_the_drawn
 
@@ -209,7 +215,9 @@ class Greedy:
     """
 
     steps: int = 64
+    """Steps of equal time; NFE is at most this."""
     eps: float = 1e-5
+    """The last time t of the grid."""
     looks_at_draws = True
     plan, score = one_stage, of_the_drawn
 

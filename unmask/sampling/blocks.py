@@ -21,6 +21,7 @@ class Blocks:
     """
 
     size: int = 32
+    """Open positions a block."""
     inside: Planned | AdaptivePolicy | Remasking = field(default_factory=RandomOrder)
 
     def __post_init__(self) -> None:

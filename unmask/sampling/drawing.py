@@ -13,14 +13,15 @@ from unmask.draws import categorical, widest
 class Draw:
     """How a token is drawn from a prediction. Defaults draw from the network's own law; anything else is another law.
 
-    temperature: logits are divided by it; 0 takes the most probable token. top_k: keep the k most probable (and
-    what equals the last of them). top_p: keep the fewest most probable tokens whose mass reaches p. Filters apply
-    after the temperature, top_k first.
+    Filters apply after the temperature, top_k first.
     """
 
     temperature: float = 1.0
+    """Logits are divided by it; 0 takes the most probable token."""
     top_k: int | None = None
+    """Keep so many of the most probable tokens, and what equals the last of them."""
     top_p: float | None = None
+    """Keep the fewest of the most probable tokens whose mass reaches this."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):

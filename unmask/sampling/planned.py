@@ -33,6 +33,7 @@ class Tweedie:
     """
 
     steps: int = 64
+    """Steps of equal time; NFE is at most this."""
     schedule: Schedule = field(default_factory=LogLinear)
 
     def __post_init__(self) -> None:
@@ -60,6 +61,7 @@ class Euler:
     """
 
     steps: int = 64
+    """Steps of equal time; NFE is at most this."""
     schedule: Schedule = field(default_factory=LogLinear)
 
     def __post_init__(self) -> None:
@@ -86,6 +88,7 @@ class RandomOrder:
     """
 
     tokens: int = 1
+    """Tokens written a step; 1 is exact."""
 
     def __post_init__(self) -> None:
         at_least_one(self, "tokens")
@@ -103,6 +106,7 @@ class LeftToRight:
     """Open positions from the left, `tokens` a step: the order a causal network must be sampled in."""
 
     tokens: int = 1
+    """Tokens written a step; 1 is exact."""
 
     def __post_init__(self) -> None:
         at_least_one(self, "tokens")
@@ -123,7 +127,9 @@ class FixedOrder:
     """
 
     order: tuple[int, ...] = ()
+    """Positions of the canvas, the begin token being 0; negative ones count from the right end."""
     tokens: int = 1
+    """Tokens written a step; 1 is exact."""
 
     def __post_init__(self) -> None:
         at_least_one(self, "tokens")

@@ -27,13 +27,18 @@ class Remasking:
     """
 
     steps: int = 128
+    """Steps of equal time; NFE is at most this."""
     cap: float = 0.02
+    """Largest probability with which a written token is erased in a step."""
     scale: float = 1.0
+    """Factor on that probability."""
     by_confidence: bool = False
     """ReMDM-conf: sigma is shared out over the written tokens by a softmax of minus the probability each had when it
     was written."""
     start: float = 1.0
+    """Time at which erasing begins; writing begins at 1."""
     stop: float = 0.0
+    """Time at which erasing ends; writing ends at 0."""
     schedule: Schedule = field(default_factory=LogLinear)
     plan = one_stage
 

@@ -33,6 +33,7 @@ class Speculative:
 
     inside: RandomOrder | LeftToRight | FixedOrder | Blocks = field(default_factory=RandomOrder)
     drafts: int = 4
+    """Tokens guessed ahead at most."""
 
     def __post_init__(self) -> None:
         at_least_one(self, "drafts")

@@ -33,6 +33,7 @@ class TrainConfig:
     is causal is opened where this network is not (best with `network.shifted`)."""
     objective: Objective = field(default_factory=AnyOrder)
     name: str = "run"
+    """What the run is called in tables and reports; its folder is runs/NAME unless --out says otherwise."""
     length: int = 128
     """Tokens a sequence, the begin token not counted."""
     batch: int = 32
@@ -49,6 +50,7 @@ class TrainConfig:
     accumulate: int = 1
     """Parts a step is computed in, to save memory."""
     steps: int = 1000
+    """Optimiser steps; --tokens, --flops, --true-flops and --minutes are other ways to say how long a run is."""
     minutes: float | None = None
     """Stop after so many minutes of the run, saved; the learning rate still follows `steps`."""
     optimiser: Optimiser = field(default_factory=Optimiser)
@@ -58,10 +60,15 @@ class TrainConfig:
     precision: Precision = "auto"
     """Of matrix products. auto: bfloat16 where a measurement finds it at least 1.5 times faster, else float32."""
     device: str = "auto"
+    """cpu, cuda, cuda:1 or mps; auto takes the first GPU there is."""
     seed: int = 0
+    """What is random is keyed by it: the same seed gives the same result."""
     validate_every: int = 200
+    """Steps between two measurements on held-out text."""
     validation_sequences: int = 64
+    """Held-out sequences measured, always the same ones."""
     save_every: int = 500
+    """Steps between two checkpoints."""
     keep: int = 2
     """Checkpoints that stay, the last ones; the one that does best on held-out text stays as well."""
     parallel: Parallel = "ddp"

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -23,13 +23,12 @@ from unmask.checkpoint import CONFIG, TOKENIZER
 from unmask.corruption import stratified
 from unmask.data import Pairs, Tokenizer, batch_indices, batch_length, sequences
 from unmask.draws import keyed_generator
-from unmask.files import Row, read_json
+from unmask.files import Row, alone, read_json
 from unmask.likelihood import Estimate, log_likelihood
 from unmask.log import Metrics, Tracker, console, progress
 from unmask.train import checkpoints
 from unmask.train.config import TrainConfig, settle
 from unmask.train.mirror import Mirror
-from unmask.train.owning import owned
 from unmask.train.parallel import clip, gathered_whole, summed
 from unmask.train.precision import Later, autocast
 from unmask.train.state import State, Weights
@@ -54,7 +53,8 @@ def train(config: TrainConfig, out: Path) -> Path:
             parts = f"{ranks.world()} processes x accumulate {config.accumulate}"
             raise ValueError(f"batch {config.batch} must be a multiple of {parts}")
         initial = None if checkpoints.checkpoints(out) else config.initial(tokenizer)
-        with owned(out):
+        with ExitStack() as held:
+            ranks.agreed(lambda: held.enter_context(alone(out / ".lock", f"{out}: already being trained")))
             return _train(_Run(config, out, tokenizer, initial), out)
 
 
@@ -66,7 +66,7 @@ def _train(run: "_Run", out: Path) -> Path:
         return out
     stopped = 0
     try:
-        with progress(config.name) as report, _asked_to_stop() as signum:
+        with progress(config.name, "tokens", config.batch * config.length) as report, _asked_to_stop() as signum:
             while run.step < config.steps and not stopped:
                 run.advance()
                 saves = run.step % config.save_every == 0 or run.step == config.steps

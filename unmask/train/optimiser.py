@@ -13,10 +13,15 @@ class Optimiser:
     """AdamW with linear warm-up, then a cosine from `rate` to `final` x rate. Norms and biases do not decay."""
 
     rate: float = 1e-3
+    """Learning rate after the warm-up."""
     final: float = 0.1
+    """Learning rate at the end, as a share of `rate`."""
     warmup: int = 100
+    """Steps over which the learning rate rises from 0."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """Decays of AdamW's two moments."""
     weight_decay: float = 0.1
+    """AdamW's decay, of matrices only."""
     clip: float = 1.0
     """Largest norm of the gradient; 0 for no limit."""
 

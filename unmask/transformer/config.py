@@ -14,10 +14,15 @@ class TransformerConfig:
     vocab: int
     """Real tokens V; the mask is one id more unless `mask_id` says otherwise."""
     layers: int = 6
+    """Blocks of attention and MLP."""
     heads: int = 4
+    """Heads of attention; they divide the width."""
     width: int = 256
+    """Width D of the residual stream."""
     causal: bool = False
+    """Positions see what is left of them alone, as in an ARM."""
     flavour: Literal["llama", "dit"] = "llama"
+    """llama: RMS norms, SwiGLU, no biases (SMDM's); dit: layer norms, GELU, with biases (RADD's)."""
     kv_heads: int | None = None
     """Grouped queries: heads of keys and values (default: as many as `heads`)."""
     mlp: int | None = None
@@ -32,12 +37,15 @@ class TransformerConfig:
     mask_id: int | None = None
     """Default V, one past the real tokens. An id below V (LLaDA) is a row of the vocabulary that is never predicted."""
     dropout: float = 0.0
+    """Share of activations dropped in training."""
     rotary_base: float = 10_000.0
+    """Base of the rotary angles: larger turns slower, for longer texts."""
     rotary_dtype: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 reproduces SMDM's released code, which rounds its tables; only for parity with its checkpoints."""
     rotary_scaling: tuple[float, ...] | None = None
     """(factor,) turns all pairs so much slower; (factor, low, high, length) is Llama 3.1's rule: see `frequencies`."""
     norm_eps: float = 1e-5
+    """Added to the variance in norms."""
 
     def __post_init__(self) -> None:
         sizes = {"vocab": self.vocab, "layers": self.layers, "heads": self.heads, "width": self.width}
