@@ -15,6 +15,7 @@ from unmask.experiments import (
     Losses,
     Reverse,
     Scaling,
+    Starting,
     Temporal,
     Tradeoff,
     Understanding,
@@ -215,7 +216,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("which", [Losses(), Caching(), Scaling(), Reverse()], ids=name_of)
+@pytest.mark.parametrize("which", [Losses(), Caching(), Scaling(), Reverse(), Starting()], ids=name_of)
 def test_a_claim_runs_at_its_tiny_scale(which, text: Path, tmp_path: Path):
     """It ends with a result, a figure and a finding; run again, it trains nothing and says the same."""
     out = tmp_path / "out"
@@ -278,5 +279,5 @@ def test_the_page_of_results_is_that_of_the_committed_files():
     page = DOCS / "results.md"
     if not page.exists():
         pytest.skip("no results are committed yet")
-    every = [Losses(), Caching(), Scaling(), Reverse(), Temporal(), Guidance(), Tradeoff(), Understanding()]
+    every = [Losses(), Caching(), Scaling(), Reverse(), Temporal(), Guidance(), Tradeoff(), Understanding(), Starting()]
     assert page.read_text() == results_page(every, DOCS / "results")
