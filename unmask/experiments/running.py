@@ -7,7 +7,7 @@ import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, Protocol
@@ -177,13 +177,25 @@ def rate() -> float:
     return side**3 / min(times)
 
 
+def told(which: object) -> list[str]:
+    """The words that say what differs from its defaults."""
+    words: list[str] = []
+    for each in fields(which):  # pyrefly: ignore
+        value = getattr(which, each.name)
+        if is_dataclass(value):
+            words += told(value)
+        elif value != each.default and value is not None:
+            words += [f"--{each.name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else [value])]
+    return words
+
+
 def _conclude(which: Experiment, scale: Scale, rows: list[Row], out: Path, source: str) -> Path:
     name = name_of(which)
     finding = which.find(rows)
     write_json(out / RESULT, {
         "experiment": name,
         "scale": scale,
-        "command": shlex.join(["unmask", "experiment", name, "--scale", scale]),
+        "command": shlex.join(["unmask", "experiment", name, *told(which), "--scale", scale]),
         "source": source,
         "unmask": version("unmask"),
         "machine": machine(torch.device(device_of("auto"))),
