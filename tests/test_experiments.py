@@ -18,6 +18,7 @@ from unmask.experiments import (
     Losses,
     Reverse,
     Scaling,
+    Starting,
     Temporal,
     Tradeoff,
     Understanding,
@@ -218,7 +219,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("which", [Losses(), Caching(), Scaling(), Reverse()], ids=name_of)
+@pytest.mark.parametrize("which", [Losses(), Caching(), Scaling(), Reverse(), Starting()], ids=name_of)
 def test_a_claim_runs_at_its_tiny_scale(which, text: Path, tmp_path: Path):
     """It ends with a result, a figure and a finding; run again, it trains nothing and says the same."""
     out = tmp_path / "out"
@@ -281,7 +282,7 @@ def test_the_page_of_results_is_that_of_the_committed_files():
     page = DOCS / "results.md"
     if not page.exists():
         pytest.skip("no results are committed yet")
-    every = [Losses(), Caching(), Scaling(), Reverse(), Temporal(), Guidance(), Tradeoff(), Understanding()]
+    every = [Losses(), Caching(), Scaling(), Reverse(), Temporal(), Guidance(), Tradeoff(), Understanding(), Starting()]
     assert page.read_text() == results_page(every, DOCS / "results")
 
 
@@ -295,10 +296,10 @@ def test_the_page_of_results_is_that_of_the_committed_files():
     ],
 )
 def test_the_command_of_a_result_runs_it_again(claim, source):
-    """The words, parsed, are the experiment, its scale, source and folder."""
-    words = shlex.split(command_of(claim, "tiny", Path("runs/an experiment"), source))
+    """The words, parsed, are the experiment, its scale and source."""
+    words = shlex.split(command_of(claim, "tiny", source))
     assert words[:2] == ["unmask", "experiment"]
     asked = parse(ExperimentCommand, "unmask experiment", words[2:])
-    assert (asked.claim, asked.scale, asked.source, asked.out) == (claim, "tiny", source, Path("runs/an experiment"))
+    assert (asked.claim, asked.scale, asked.source) == (claim, "tiny", source)
     if claim == Temporal():
-        assert words == ["unmask", "experiment", "temporal", "--scale", "tiny", "--out", "runs/an experiment"]
+        assert words == ["unmask", "experiment", "temporal", "--scale", "tiny"]

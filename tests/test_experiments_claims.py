@@ -11,7 +11,7 @@ import pytest
 from unmask.checkpoint import Model
 from unmask.data import byte_tokenizer
 from unmask.data.pairs import Pairs, load_pairs
-from unmask.experiments import Reverse, Understanding, experiment
+from unmask.experiments import Reverse, Starting, Understanding, experiment
 from unmask.experiments.facts import (
     KEYS,
     REVERSE,
@@ -26,6 +26,7 @@ from unmask.experiments.facts import (
     published,
 )
 from unmask.experiments.reverse import prepare_facts
+from unmask.experiments.starting import ARM, IN_PLACE, SCRATCH, SHIFTED
 from unmask.transformer import Transformer, TransformerConfig
 
 # --- facts ------------------------------------------------------------------------------------------------------------
@@ -216,3 +217,61 @@ def test_understanding_runs_at_its_tiny_scale(tmp_path: Path):
     assert experiment(which, "tiny", out, source=str(texts)) == path
     assert json.loads(path.read_text())["rows"] == found
     assert weights == {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")}
+
+
+# --- beginning as an ARM ----------------------------------------------------------------------------------------------
+
+
+def test_budgets_are_equal_with_the_arm_left_out_and_counted():
+    """What begins as an ARM waits for it; each has a twin from scratch of its FLOPs, and one of both runs' FLOPs."""
+    which = Starting(arm=0.25, shares=(0.25, 0.75), seeds=2)
+    assert {cell.labels["start"] for cell in which.plan("laptop", "x/data", [])} == {ARM, SCRATCH}
+    cells = which.plan("laptop", "x/data", [{"start": ARM, "seed": 1}])
+    begun = [cell for cell in cells if cell.labels["start"] in (SHIFTED, IN_PLACE)]
+    assert [cell.labels["seed"] for cell in begun] == [1, 1, 1]
+    spent = {
+        (cell.labels["start"], cell.labels["share"]): cell.config.cost()["flops_true"]
+        for cell in cells
+        if cell.labels["seed"] == 1
+    }
+    for cell in begun:
+        config, share = cell.config, cell.labels["share"]
+        assert config.init == "x/arm-0.25-1"
+        assert config.network.shifted == (cell.labels["start"] == SHIFTED)
+        assert config.seed != next(each.config.seed for each in cells if each.name == "arm-0.25-1")
+        alone = spent[cell.labels["start"], share]
+        assert alone == spent[SCRATCH, share]
+        assert math.isclose(spent[ARM, 0.25] + alone, spent[SCRATCH, 0.25 + share], rel_tol=0.002)
+    with pytest.raises(ValueError, match="all above 0"):
+        Starting(shares=())
+
+
+def begun_rows(free: list[float], paid: list[float]) -> list[dict]:
+    """Three seeds: those that began as an ARM gain `free` on as many FLOPs from scratch, `paid` on both runs'."""
+    rows = []
+    for seed, (gain, less) in enumerate(zip(free, paid, strict=True)):
+        values = [(ARM, 0.25, 3.0), (SHIFTED, 0.25, 4 + seed), (SCRATCH, 0.25, 4 + seed + gain)]
+        values += [(SCRATCH, 0.5, 4 + seed + less), (IN_PLACE, 0.25, 4.5 + seed)]
+        rows += [
+            {"start": start, "share": share, "seed": seed, "nats_per_token": value, "flops_true": 4e13 * share,
+             "curve": [[1e12, 5.0], [2e12, value]]}
+            for start, share, value in values
+        ]  # fmt: skip
+    return rows
+
+
+def test_whether_it_pays_to_begin_as_an_arm_is_told_from_pairs():
+    """However far the seeds lie apart; three seeds are sure at 4.3 standard errors, not at two."""
+    sure, level, two_errors = [0.30, 0.31, 0.32], [-0.1, 0.0, 0.1], [0.05, 0.30, 0.55]
+    for free, paid, held, told in (
+        (sure, sure, "yes", "pays even where the ARM has to be trained"),
+        (sure, level, "yes", "pays where the ARM is there anyway"),
+        (two_errors, level, "not shown at this scale", "not surely better at every budget"),
+        ([-0.30, -0.31, -0.32], [-0.3, -0.3, -0.3], "no", "not surely better at every budget"),
+    ):
+        finding = Starting().find(begun_rows(free, paid))
+        assert finding.held == held
+        assert told in finding.measured
+    finding = Starting().find(begun_rows(sure, level))
+    assert "−0.3100 ± 0.0058 at 1.00 × 10¹³ (the ARM for free)" in finding.measured
+    assert len(finding.tables[0].rows) == 4

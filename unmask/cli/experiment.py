@@ -25,7 +25,8 @@ class Experiment:
     out: Path | None = None
     """Folder of its runs (default runs/experiments/NAME-SCALE)."""
     source: str = "builtin"
-    """Text to train on: the built-in corpus, a text file or a folder of them."""
+    """What to train on: the built-in corpus or any source of `unmask prepare`; a file of prompts and answers for claims
+    that ask questions."""
     dry_run: bool = False
     """Say which runs it takes and what they cost, and stop."""
 

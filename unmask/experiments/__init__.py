@@ -6,11 +6,12 @@ from unmask.experiments.losses import Losses
 from unmask.experiments.reverse import Reverse
 from unmask.experiments.running import Scale, experiment, name_of
 from unmask.experiments.scaling import Scaling
+from unmask.experiments.starting import Starting
 from unmask.experiments.temporal import Temporal
 from unmask.experiments.tradeoff import Tradeoff
 from unmask.experiments.understanding import Understanding
 
-Experiment = Losses | Caching | Scaling | Reverse | Temporal | Guidance | Tradeoff | Understanding
+Experiment = Losses | Caching | Scaling | Reverse | Temporal | Guidance | Tradeoff | Understanding | Starting
 
 __all__ = [
     "Caching",
@@ -20,6 +21,7 @@ __all__ = [
     "Reverse",
     "Scale",
     "Scaling",
+    "Starting",
     "Temporal",
     "Tradeoff",
     "Understanding",

@@ -33,12 +33,12 @@ def asked_of(source: str, questions: str | None) -> str:
     return questions or f"{ADDITION}:test"
 
 
-def prepared(source: str, scale: Scale, out: Path, file: str | None = None) -> Path:
-    """The folder `out` of the pairs of `source`, or of a `file` made of it: the built-in ones by characters, others by
-    a tokenizer trained on them.
+def prepared(source: str, scale: Scale, out: Path, tokenizer: Path | None, file: str | None = None) -> Path:
+    """The folder `out` of the pairs of `source`, or of a `file` made of it, by the `tokenizer`; without one the
+    built-in ones by characters, others by a tokenizer trained on them.
     """
-    tokenizer = "characters" if source in (ADDITION, BUILTIN) else SIZES[scale].tokenizer
-    return prepare_pairs(file or learnt_from(source), out, tokenizer=tokenizer).folder
+    made = "characters" if source in (ADDITION, BUILTIN) else SIZES[scale].tokenizer
+    return prepare_pairs(file or learnt_from(source), out, tokenizer=str(tokenizer or made)).folder
 
 
 def sized(scale: Scale, data: str | Path) -> Setting:

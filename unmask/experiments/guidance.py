@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import tyro
 from matplotlib.figure import Figure
 
 from unmask.checkpoint import Model, load
@@ -15,6 +17,7 @@ from unmask.evaluate.answers import Asking, Question
 from unmask.evaluate.scoring import Answer, Scorer
 from unmask.experiments.asked import asked_of, prepared, sized, together
 from unmask.experiments.averages import mean_error, said
+from unmask.experiments.beginning import Beginning
 from unmask.experiments.running import Cell, Finding, Scale, Table
 from unmask.experiments.setting import Setting
 from unmask.files import Row
@@ -40,10 +43,11 @@ class Guidance:
     """Guidance sharpens, which a low temperature does as well."""
     seeds: int = 3
     """Runs of each kind, which differ by their seed."""
+    beginning: Annotated[Beginning, tyro.conf.OmitArgPrefixes] = field(default_factory=Beginning)
 
     def corpus(self, scale: Scale, source: str, out: Path) -> Path:
         asked_of(source, self.questions)
-        return prepared(source, scale, out / "pairs")
+        return prepared(source, scale, out / "pairs", self.beginning.tokenizer(out))
 
     def plan(self, scale: Scale, data: str, rows: Sequence[Row]) -> list[Cell]:
         setting = sized(scale, data)
@@ -51,7 +55,7 @@ class Guidance:
         for seed in range(1 if scale == "tiny" else self.seeds):
             for kind, share in DROPPED.items():
                 config = setting.config(data, AnyOrder(0.5), seed=seed, drop_prompt=share)
-                cells.append(Cell(f"{kind}-{seed}", config, {"training": kind, "seed": seed}))
+                cells.append(self.beginning(Cell(f"{kind}-{seed}", config, {"training": kind, "seed": seed})))
         return cells
 
     def run(self, scale: Scale, cell: Cell, folder: Path, source: str) -> list[Row]:

@@ -7,10 +7,10 @@ import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Literal, Protocol
 
 import torch
 from matplotlib.figure import Figure
@@ -182,16 +182,22 @@ def rate() -> float:
     return side**3 / min(times)
 
 
-def command_of(which: Experiment, scale: Scale, out: Path, source: str) -> str:
+def command_of(which: Experiment, scale: Scale, source: str) -> str:
     """What to type to have it run again: everything that is not as it is by default, paths as they were given."""
-    words: dict[str, object] = {each.name: getattr(which, each.name) for each in fields(cast(Any, which))}
-    usual = type(which)()
-    own = {name: value for name, value in words.items() if value != getattr(usual, name)}
-    given = {**own, "scale": scale, **({} if source == BUILTIN else {"source": source}), "out": out}
-    typed = ["unmask", "experiment", name_of(which)]
-    for name, value in given.items():
-        typed += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else [value])]
-    return shlex.join(typed)
+    given = [] if source == BUILTIN else ["--source", source]
+    return shlex.join(["unmask", "experiment", name_of(which), *told(which), "--scale", scale, *given])
+
+
+def told(which: object) -> list[str]:
+    """The words that say what differs from its defaults."""
+    words: list[str] = []
+    for each in fields(which):  # pyrefly: ignore
+        value = getattr(which, each.name)
+        if is_dataclass(value):
+            words += told(value)
+        elif value != each.default and value is not None:
+            words += [f"--{each.name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else [value])]
+    return words
 
 
 def _conclude(which: Experiment, scale: Scale, rows: list[Row], out: Path, source: str) -> Path:
@@ -200,7 +206,7 @@ def _conclude(which: Experiment, scale: Scale, rows: list[Row], out: Path, sourc
     write_json(out / RESULT, {
         "experiment": name,
         "scale": scale,
-        "command": command_of(which, scale, out, source),
+        "command": command_of(which, scale, source),
         "source": source,
         "unmask": version("unmask"),
         "machine": machine(torch.device(device_of("auto"))),

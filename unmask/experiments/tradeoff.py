@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
+import tyro
 from matplotlib.figure import Figure
 
 from unmask.checkpoint import load
@@ -12,6 +14,7 @@ from unmask.evaluate.ablation import paired, tradeoff_rows
 from unmask.evaluate.answers import Asking
 from unmask.experiments.asked import asked_of, learnt_from, prepared, sized, together, written
 from unmask.experiments.averages import mean_error, said
+from unmask.experiments.beginning import Beginning
 from unmask.experiments.running import Cell, Finding, Held, Scale, Table
 from unmask.files import Row
 from unmask.objectives import AnyOrder, NextToken
@@ -36,15 +39,17 @@ class Tradeoff:
     """Answers written at once."""
     seeds: int = 3
     """Runs of each kind, which differ by their seed."""
+    beginning: Annotated[Beginning, tyro.conf.OmitArgPrefixes] = field(default_factory=Beginning)
 
     def corpus(self, scale: Scale, source: str, out: Path) -> Path:
         """A folder of pairs a length, beside each other; that of the first length."""
         asked_of(source, self.questions)
+        tokenizer = self.beginning.tokenizer(out)
         for count in self.together:
             file = None
             if count > 1:
                 file = written(together(learnt_from(source), count), out / f"together-{count}.jsonl")
-            prepared(source, scale, out / f"pairs-{count}", file)
+            prepared(source, scale, out / f"pairs-{count}", tokenizer, file)
         return out / f"pairs-{self.together[0]}"
 
     def plan(self, scale: Scale, data: str, rows: Sequence[Row]) -> list[Cell]:
@@ -57,7 +62,8 @@ class Tradeoff:
                 for seed in range(1 if scale == "tiny" else self.seeds):
                     if kind == "ARM" or (count, seed) in trained:
                         config = sized(scale, folder).config(str(folder), objective, seed=seed)
-                        cells.append(Cell(f"{kind.lower()}-{count}-{seed}", config, {"together": count, "seed": seed}))
+                        cell = Cell(f"{kind.lower()}-{count}-{seed}", config, {"together": count, "seed": seed})
+                        cells.append(self.beginning(cell))
         return cells
 
     def run(self, scale: Scale, cell: Cell, folder: Path, source: str) -> list[Row]:

@@ -2,14 +2,17 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
+import tyro
 from matplotlib.figure import Figure
 
 from unmask.checkpoint import load
 from unmask.evaluate.tasks import TASKS, local_file
 from unmask.experiments.averages import said
+from unmask.experiments.beginning import Beginning
 from unmask.experiments.running import Cell, Finding, Scale, Table
 from unmask.experiments.setting import SETTINGS
 from unmask.files import Row
@@ -36,6 +39,7 @@ class Understanding:
     """Questions a task, the first ones; 3 at most at the tiny scale."""
     seeds: int = 3
     """Runs of each kind, which differ by their seed."""
+    beginning: Annotated[Beginning, tyro.conf.OmitArgPrefixes] = field(default_factory=Beginning)
 
     def corpus(self, scale: Scale, source: str, out: Path) -> tuple[str, str]:
         """Nothing is trained before it is known that the tasks can be asked."""
@@ -44,7 +48,7 @@ class Understanding:
         except ModuleNotFoundError as error:
             raise ValueError(f'{error.name} is not installed: pip install "unmask[eval]"') from None
         check_tasks(self.tasks(), self.local)
-        return source, SETTINGS[scale].tokenizer
+        return source, str(self.beginning.tokenizer(out) or SETTINGS[scale].tokenizer)
 
     def tasks(self) -> list[str]:
         """Those that are at hand. Raises ValueError for a folder that has none."""
@@ -58,7 +62,11 @@ class Understanding:
     def plan(self, scale: Scale, data: str, rows: Sequence[Row]) -> list[Cell]:
         setting = SETTINGS[scale]
         return [
-            Cell(f"{kind.lower()}-{seed}", setting.config(data, objective, seed=seed), {"model": kind, "seed": seed})
+            self.beginning(
+                Cell(
+                    f"{kind.lower()}-{seed}", setting.config(data, objective, seed=seed), {"model": kind, "seed": seed}
+                )
+            )
             for seed in range(1 if scale == "tiny" else self.seeds)
             for kind, objective in KINDS.items()
         ]

@@ -30,7 +30,7 @@ class TrainConfig:
     """Folder written by `unmask prepare`."""
     init: str | None = None
     """Checkpoint whose weights to begin from, with the same tokenizer and sizes; by default they are drawn. One that
-    is causal is opened where this network is not (best with `network.shifted`)."""
+    is causal is opened where this network is not (best with `--shifted`)."""
     objective: Objective = field(default_factory=AnyOrder)
     name: str = "run"
     """What the run is called in tables and reports; its folder is runs/NAME unless --out says otherwise."""

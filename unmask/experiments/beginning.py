@@ -1,0 +1,84 @@
+"""What the runs of an experiment begin as: new weights of the scale's size, or checkpoints that the user names."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from unmask.checkpoint import Model, fetched, load
+from unmask.data.pairs import template_of
+from unmask.experiments.running import Cell
+from unmask.files import atomic
+from unmask.train import TrainConfig
+from unmask.transformer import TransformerConfig
+
+FOLDER = "begun"
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Checkpoints, whose sizes and tokenizer the runs take, and how much they are trained."""
+
+    init: tuple[str, ...] = ()
+    """Checkpoints to begin from instead of new weights, at most one of each kind. An MDM begins as the MDM, or else as
+    the causal one, opened."""
+    steps: int | None = None
+    """Steps of each run, instead of the scale's."""
+    rate: float | None = None
+    """Learning rate, instead of the scale's, which is for new weights."""
+
+    def tokenizer(self, out: Path) -> Path | None:
+        """A folder with the checkpoints' tokenizer and chat template, or None where there are none.
+
+        Raises ValueError for two of one kind, of two tokenizers, and for one that no run can begin as.
+        """
+        if not self.init:
+            return None
+        models = list(self._models())
+        if len({model.tokenizer.inner.to_str() for model in models}) > 1:
+            raise ValueError(f"init {' '.join(self.init)}: two tokenizers: name checkpoints of one")
+        folder, chat = out / FOLDER, template_of(fetched(self.init[0]))
+        folder.mkdir(parents=True, exist_ok=True)
+        models[0].tokenizer.save(folder)
+        with atomic(folder / "chat_template.jinja") as file:
+            file.write(chat.source)
+        return folder
+
+    def __call__(self, cell: Cell) -> Cell:
+        """The run as it begins here. Raises ValueError for a causal one where no causal checkpoint is named."""
+        config, optimiser = cell.config, cell.config.optimiser
+        steps, rate = self.steps or config.steps, self.rate or optimiser.rate
+        if steps != config.steps:
+            often = {"validate_every": max(1, steps // 8), "save_every": max(1, min(config.save_every, steps // 2))}
+            config, optimiser = replace(config, steps=steps, **often), replace(optimiser, warmup=max(1, steps // 20))
+        config = replace(config, optimiser=replace(optimiser, rate=rate))
+        return replace(cell, config=self._begun(config) if self.init else config)
+
+    def _begun(self, config: TrainConfig) -> TrainConfig:
+        networks = {name: _network(name) for name in self.init}
+        same = [name for name, network in networks.items() if network.causal == config.network.causal]
+        if not same and config.network.causal:
+            raise ValueError(f"init {self.init[0]}: a bidirectional model begins no ARM: name an ARM as well")
+        name = (same or list(networks))[0]
+        network = replace(networks[name], dropout=config.network.dropout)
+        if network.causal and not config.network.causal:
+            network = replace(network, causal=False, shifted=True)
+        return replace(config, network=network, init=name)
+
+    def _models(self) -> Iterator[Model]:
+        """Raises ValueError for what no run can begin as."""
+        kinds = {}
+        for name in self.init:
+            model = load(name)
+            if not isinstance(model.network.config, TransformerConfig):
+                raise ValueError(f"init {name}: a network that is told the level begins no other: name another")
+            if (other := kinds.setdefault(model.causal, name)) != name:
+                raise ValueError(f"init {other} {name}: two of one kind: name one ARM, one MDM, or one of each")
+            yield model
+
+
+@cache
+def _network(name: str) -> TransformerConfig:
+    config = load(name).network.config
+    assert isinstance(config, TransformerConfig)
+    return config
