@@ -26,6 +26,8 @@ from unmask.draws import keyed_generator
 from unmask.files import write_json
 from unmask.likelihood import log_likelihood
 from unmask.objectives import AnyOrder, weighted
+from unmask.train import Optimiser
+from unmask.train.optimiser import muon_flops, optimisers
 from unmask.transformer import Transformer, TransformerConfig
 
 
@@ -70,27 +72,6 @@ class Setting:
     layers: int = 4
 
 
-def muon_flops(network: Transformer) -> float:
-    """Of a step's orthogonalisations: 5 iterations of 4 m^2 n + 2 m^3 for an m x n matrix, m the smaller side."""
-    sides = [sorted(p.shape) for p in network.blocks.parameters() if p.dim() == 2]
-    return 5.0 * sum(4 * m * m * n + 2 * m**3 for m, n in sides)
-
-
-def optimisers(network: Transformer, variant: Variant, rate: float) -> list[torch.optim.Optimizer]:
-    matrices = [p for p in network.blocks.parameters() if p.dim() == 2] if variant.muon else []
-    chosen = {id(p) for p in matrices}
-    others = [p for p in network.parameters() if id(p) not in chosen]
-    groups = [
-        {"params": [p for p in others if p.dim() >= 2], "weight_decay": variant.decay},
-        {"params": [p for p in others if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    made: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=rate, betas=(0.9, variant.beta), fused=True)]
-    if matrices:
-        muon = torch.optim.Muon(matrices, lr=rate, weight_decay=variant.decay, adjust_lr_fn="match_rms_adamw")
-        made.append(muon)
-    return made
-
-
 def uniforms(variant: Variant, batch: int, length: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
     """(u [B], noise [B L]) of a batch's levels and masks."""
     draw = {"generator": generator, "dtype": torch.float64}
@@ -109,7 +90,8 @@ def run(variant: Variant, rate: float, seed: int, setting: Setting, data: str) -
     heads = variant.width // 32
     config = TransformerConfig(tokenizer.vocab, setting.layers, heads, variant.width, tied=variant.tied)
     network = Transformer(config, seed=seed)
-    made = optimisers(network, variant, rate)
+    settings = Optimiser(rate, betas=(0.9, variant.beta), weight_decay=variant.decay, muon=variant.muon)
+    made = optimisers(network, settings)
     objective = AnyOrder(variant.importance)
     train = Packed(load_split(Path(data), "train"), length, tokenizer.begin)
     batch = setting.batch // (2 if variant.levels == "complementary" else 1)
@@ -120,7 +102,7 @@ def run(variant: Variant, rate: float, seed: int, setting: Setting, data: str) -
         share = float(objective.corrupt(full, u, torch.zeros(full.shape, dtype=torch.float64)).level.mean())
         return 3 * setting.batch * config.forward_flops(length + 1, share * length)
 
-    extra = muon_flops(network) if variant.muon else 0.0
+    extra = muon_flops(config) if variant.muon else 0.0
     costs: dict[int, float] = {}
     spent, step, tokens, start = 0.0, 0, 0, time.monotonic()
     while spent < setting.flops:

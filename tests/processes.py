@@ -29,9 +29,11 @@ def run(jobs: list[dict], timeout: float = 900) -> list[list]:
 def training(out: str, config: dict) -> None:
     from settings import small
 
-    from unmask.train import train
+    from unmask.train import Optimiser, train
 
     data = Path(config.pop("data"))
+    if "optimiser" in config:
+        config["optimiser"] = Optimiser(**config["optimiser"])
     train(small(data, **config), Path(out))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import processes
@@ -11,11 +12,14 @@ from settings import prepared_words, small
 
 from unmask.checkpoint import load
 from unmask.log import read_metrics
-from unmask.train import checkpoints, train
+from unmask.train import Optimiser, checkpoints, train
 
 STEPS = 12
 WAYS = [(2, 2, "ddp"), (2, 2, "fsdp"), (4, 1, "ddp"), (4, 1, "fsdp")]
 COMMON = {"steps": STEPS, "ema": 0.9, "layers": 2, "save_every": 4, "validate_every": 6, "validation_sequences": 7}
+
+
+MUON = Optimiser(rate=1e-2, warmup=5, muon=hasattr(torch.optim, "Muon"))
 
 
 def rows(folder: Path, kind: str) -> list[dict]:
@@ -45,6 +49,9 @@ def runs(tmp_path_factory) -> tuple[Path, list]:
     narrow = {"steps": 4, "precision": "bfloat16", "recompute": True, "save_every": 4, "layers": 2, "data": str(data)}
     train(small(**{**narrow, "data": data, "accumulate": 4}), folder / "narrow-1")
     jobs[0]["work"].append(["training", str(folder / "narrow-2"), {**narrow, "accumulate": 2, "parallel": "fsdp"}])
+    muon = {"steps": STEPS, "layers": 2, "optimiser": MUON}
+    train(small(data, **muon, accumulate=2), folder / "muon-1")
+    jobs[0]["work"].append(["training", str(folder / "muon-2"), {**muon, "optimiser": asdict(MUON), "data": str(data)}])
     jobs[1]["work"] += [
         ["training", str(folder / "cut-4"), {**cut, "accumulate": 1}],
         ["training", str(folder / "cut-ddp"), {**cut, "accumulate": 1, "parallel": "ddp"}],
@@ -101,6 +108,16 @@ def test_bfloat16_and_recomputation_when_sharded(runs):
     one, many = (rows(folder / f"narrow-{world}", "train") for world in (1, 2))
     assert [row["loss"] for row in many] == pytest.approx([row["loss"] for row in one], rel=2e-3)
     assert [row["grad_norm"] for row in many] == pytest.approx([row["grad_norm"] for row in one], rel=2e-2)
+
+
+def test_two_processes_take_one_step_of_muon(runs):
+    """Both have the whole gradient, and so the same step, to the rounding of its iterations in bfloat16."""
+    folder, _ = runs
+    one, many = (rows(folder / f"muon-{world}", "train") for world in (1, 2))
+    assert [row["loss"] for row in many] == pytest.approx([row["loss"] for row in one], rel=2e-4)
+    left, right = (load(folder / f"muon-{world}").network.state_dict() for world in (1, 2))
+    for name in left:
+        assert torch.allclose(left[name], right[name], atol=2e-3), name
 
 
 def test_a_sharded_checkpoint_holds_no_pickle(runs):

@@ -9,6 +9,7 @@ from unmask.corruption import stratified
 from unmask.files import Row
 from unmask.objectives import AnyOrder
 from unmask.train.config import TrainConfig
+from unmask.train.optimiser import hidden_matrices
 from unmask.train.precision import Precision, autocast
 from unmask.transformer import Transformer, TransformerConfig
 
@@ -32,12 +33,14 @@ def steps_for(
 def memory(config: TrainConfig) -> Row:
     """Bytes: of weights, gradients, two moments and the average, in float32; and about what one part of a step keeps.
 
-    The latter of float32 activations: of a position and layer 8 widths and 3 of the MLP's. bfloat16 takes half.
+    Muon keeps one moment of its matrices. The activations are in float32, of a position and layer 8 widths and 3 of
+    the MLP's; bfloat16 takes half.
     """
     size, kept = config.network, 4 + bool(config.ema)
     positions = config.batch // config.accumulate * (config.length + 1)
+    matrices = hidden_matrices(Transformer(size, seed=None)) if config.optimiser.muon else []
     return {
-        "state": 4 * kept * size.parameters()["total"],
+        "state": 4 * (kept * size.parameters()["total"] - sum(p.numel() for p in matrices)),
         "activations": 4 * positions * size.layers * (8 * size.width + 3 * size.mlp_width),
     }
 

@@ -1,7 +1,7 @@
 """What a run is: its settings, its cost, and its config.json."""
 
 import platform
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +15,7 @@ from unmask.corruption import stratified
 from unmask.data import Tokenizer, load_manifest
 from unmask.files import Row, read_json, write_json
 from unmask.objectives import AnyOrder, NextToken, Objective
-from unmask.train.optimiser import Optimiser
+from unmask.train.optimiser import Optimiser, muon_flops
 from unmask.train.parallel import Parallel
 from unmask.train.precision import Precision, best_precision
 from unmask.transformer import TransformerConfig
@@ -95,6 +95,8 @@ class TrainConfig:
             raise ValueError("a causal network trains with NextToken, a bidirectional one with a denoising objective")
         if self.minutes is not None and not self.minutes > 0:
             raise ValueError(f"minutes {self.minutes} must be above 0")
+        if self.optimiser.muon and self.parallel == "fsdp":
+            raise ValueError("muon: its iterations need whole matrices, which fsdp has none of: choose --parallel ddp")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema {self.ema} must be in [0, 1)")
         if not 0 <= self.drop_prompt < 1:
@@ -117,13 +119,14 @@ class TrainConfig:
     def cost(self) -> Row:
         """Tokens and training FLOPs of the whole run: 6ND as the papers count, and the true count beside it.
 
-        True: 3 times the forward pass, with attention, and the output layer where it runs.
+        True: 3 times the forward pass, with attention, and the output layer where it runs; and Muon's iterations.
         """
         whole = self.steps * self.batch * self.length
         tokens = round(whole * (1 - self.short_batches * (1 - 1 / self.length) / 2))
         size = self.network.parameters()
         predicted = expected_level(self.objective, self.length) * self.length
         true = 3 * self.network.forward_flops(self.length + 1, predicted) * tokens / self.length
+        true += self.steps * muon_flops(self.network) if self.optimiser.muon else 0
         return {"tokens": tokens, "flops_6nd": 6.0 * size["non_embedding"] * tokens, "flops_true": true}
 
 
@@ -155,7 +158,10 @@ def settle(config: TrainConfig, out: Path) -> TrainConfig:
     if path.exists():
         stored = read_json(path)
         old = stored.get("requested") or {}
-        usual = {field.name: field.default for field in fields(TrainConfig)}  # of options that it is older than
+        usual = _defaults(TrainConfig)  # of options that it is older than
+        for name in ("network", "optimiser"):
+            if isinstance(old.get(name), dict):
+                old[name] = {**_defaults(type(getattr(config, name))), **old[name]}
         different = [name for name in IDENTITY if old.get(name, usual.get(name)) != requested[name]]
         if different:
             what = ", ".join(f"{name} {old.get(name)} there, {requested[name]} here" for name in different[:3])
@@ -174,6 +180,10 @@ def settle(config: TrainConfig, out: Path) -> TrainConfig:
         "requested": requested,
     })  # fmt: skip
     return replace(config, device=str(device), precision=precision)
+
+
+def _defaults(kind: type) -> Row:
+    return {field.name: describe(field.default) for field in fields(kind) if field.default is not MISSING}
 
 
 def asdict_of(config: TrainConfig) -> Row:

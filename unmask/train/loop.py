@@ -167,8 +167,6 @@ class _Run:
         noise = torch.rand((config.batch, width), generator=generator, dtype=torch.float64)[mine]
         tokens = max(1, *ranks.total(int(maskable.sum())))  # a short batch may hold prompts alone
         rate = config.optimiser.at(step, config.steps)
-        for group in state.optimiser.param_groups:
-            group["lr"] = rate
         loss = torch.zeros((), device=self.device)
         state.network.train()
         for part in range(config.accumulate):
@@ -181,7 +179,7 @@ class _Run:
                 (share * ranks.world()).backward()  # gradients are averaged over processes
                 loss += share.detach()
         norm = clip(state.network, config.optimiser.clip)
-        state.advance(step)
+        state.advance(step, rate)
         self.step += 1
         self.pending.append((self.step, rate, Later(torch.stack([ranks.summed(loss), norm.to(loss)]))))
         self._tell(behind=0 if self.device.type == "cpu" else 1)

@@ -10,7 +10,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from unmask.train import checkpoints
 from unmask.train.config import TrainConfig
-from unmask.train.optimiser import _adamw, _fused_on
+from unmask.train.optimiser import _fused_on, optimisers
 from unmask.train.parallel import place, sharded, together
 from unmask.transformer import Transformer
 
@@ -27,7 +27,10 @@ class State:
         self.network = put(self._drawn(initial), recompute=config.recompute, compiled=config.compile)
         self.average = put(self._drawn(initial)) if config.ema else None
         self.call = together(self.network, config.parallel)
-        self.optimiser = _adamw(self.network, config.optimiser)
+        self.optimisers = optimisers(self.network, config.optimiser)
+        self.moments = {
+            p: each.state[p] for each in self.optimisers for part in each.param_groups for p in part["params"]
+        }
 
     def _drawn(self, initial: Weights | None) -> Transformer:
         network = Transformer(self.config.network, seed=self.config.seed)
@@ -35,10 +38,13 @@ class State:
             network.load_state_dict(dict(initial))
         return network
 
-    def advance(self, step: int) -> None:
-        """Use and forget the gradient of step `step` (from 0), and move the average."""
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+    def advance(self, step: int, rate: float) -> None:
+        """Use and forget the gradient of step `step` (from 0) at a learning rate, and move the average."""
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
         if self.average is not None:
             decay = min(self.config.ema, (2 + step) / (11 + step))
             means, values = (tuple(network.parameters()) for network in (self.average, self.network))
@@ -52,7 +58,7 @@ class State:
         if self.average is not None:
             rest |= {f"network.{name}": value for name, value in network.items()}
         for name, parameter in network.items():
-            rest |= {f"{key}.{name}": moment for key, moment in self.optimiser.state[parameter].items()}
+            rest |= {f"{key}.{name}": moment for key, moment in self.moments[parameter].items()}
         checkpoints.write(folder, self._used(), rest, sharded=self.sharded)
 
     def restore(self, folder: Path) -> int:
@@ -65,8 +71,8 @@ class State:
         keys = {name.partition(".")[0] for name in found} - {"network"}
         for name, parameter in network.items():
             moments = {key: found[f"{key}.{name}"] for key in sorted(keys) if f"{key}.{name}" in found}
-            self.optimiser.state[parameter] = {key: self._empty(parameter, shape) for key, shape in moments.items()}
-            into |= {f"{key}.{name}": moment for key, moment in self.optimiser.state[parameter].items()}
+            self.moments[parameter].update({key: self._empty(parameter, shape) for key, shape in moments.items()})
+            into |= {f"{key}.{name}": moment for key, moment in self.moments[parameter].items()}
             if not moments:
                 raise ValueError(f"{folder}: no moments of {name}: remove it to go back to the checkpoint before it")
         wanted = {name: tuple(value.shape) for name, value in into.items()}
