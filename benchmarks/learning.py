@@ -28,6 +28,7 @@ from unmask.likelihood import log_likelihood
 from unmask.objectives import AnyOrder, weighted
 from unmask.train import Optimiser
 from unmask.train.optimiser import muon_flops, optimisers
+from unmask.train.precision import autocast, best_precision
 from unmask.transformer import Transformer, TransformerConfig
 
 
@@ -46,6 +47,7 @@ class Variant:
     width: int = 128
 
 
+CPU = torch.device("cpu")
 VARIANTS = {
     "plain": Variant(),
     "stratified": Variant(levels="stratified"),
@@ -59,7 +61,7 @@ VARIANTS = {
     "beta-0.99": Variant(levels="stratified", beta=0.99),
 }
 AGAINST = {"stratified": "plain"}  # the others stand on stratified levels
-RATES = {False: (2e-3, 4e-3, 8e-3), True: (4e-3, 8e-3, 16e-3)}
+RATES = {False: (2e-3, 4e-3, 8e-3), True: (8e-3, 16e-3, 32e-3)}
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,8 @@ def run(variant: Variant, rate: float, seed: int, setting: Setting, data: str) -
         for each in made:
             for group in each.param_groups:
                 group["lr"] = now
-        loss = weighted(network, x_0, objective.corrupt(maskable, u, noise)).sum() / int(maskable.sum())
+        with autocast(CPU, best_precision(CPU)):
+            loss = weighted(network, x_0, objective.corrupt(maskable, u, noise)).sum() / int(maskable.sum())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         for each in made:
@@ -173,7 +176,7 @@ def main() -> None:
     parser.add_argument("--sweep", action="store_true", help="learning rates of each variant on seed 0, nothing else")
     parser.add_argument("--flops", type=float, default=2e13)
     parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=0.0)
     parser.add_argument("--rate-muon", type=float, default=0.0)
     options = parser.parse_args()

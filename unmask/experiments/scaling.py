@@ -35,6 +35,7 @@ class Grid(NamedTuple):
     vocab: int
     length: int
     batch: int
+    """Of the largest budget; others have less, see `batch_at`."""
     budgets: dict[str, tuple[float, ...]]
     """6ND in FLOPs."""
     center: tuple[int, int]
@@ -109,7 +110,7 @@ class Scaling:
             grid.vocab, layers, width // (32 if width < 512 else 64), width, causal=kind == "ARM"
         )
         size = network.parameters()["non_embedding"]
-        batch = grid.batch
+        batch = batch_at(grid, budget)
         steps = max(2, round(budget / (6 * size * batch * grid.length)))
         config = TrainConfig(
             network=network, data=data, objective=objective, length=grid.length, batch=batch, steps=steps,
@@ -239,6 +240,14 @@ def _widths(grid: Grid, along: float, rows: Sequence[Row]) -> list[int]:
         else:
             break
     return [WIDTHS[i] for i in range(low, high + 1)]
+
+
+def batch_at(grid: Grid, budget: float) -> int:
+    """Sequences a step: C^(1/3) (DeepSeek-AI, arXiv 2401.02954, fit 0.33), to a power of two, so that small budgets
+    are not spent in a few dozen steps.
+    """
+    top = max(max(budgets) for budgets in grid.budgets.values())
+    return 2 ** round(math.log2(grid.batch * (budget / top) ** (1 / 3)))
 
 
 def points_of(rows: Sequence[Row], kind: str) -> dict[float, list[tuple[float, float]]]:
