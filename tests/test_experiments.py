@@ -31,7 +31,7 @@ from unmask.experiments.losses import noise
 from unmask.experiments.page import results_page
 from unmask.experiments.running import Cell, command_of
 from unmask.experiments.scaling import GRIDS, WIDTHS, rate_at
-from unmask.experiments.temporal import period_of, rate_of
+from unmask.experiments.temporal import matched, more, period_of, rate_of
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -140,6 +140,31 @@ def test_the_error_of_a_rate_is_a_ratios():
 def test_periods_count_from_the_date():
     assert period_of("1980-01-01", "1980-01-01", 10) == "1980–1989"
     assert period_of("2004-06-01", "1984-01-01", 10) == "2004–2013"
+
+
+def test_temporal_matches_an_arm_of_fewer_steps():
+    """Of halved ARMs, planned until one is no better than the MDM, the nearest stands beside it; in a world where loss
+    alone decides what later text costs, the MDM's advantage is one over the full ARM only.
+    """
+    losses = {("MDM", 1.0): 3.0, ("ARM", 1.0): 2.0, ("ARM", 0.5): 2.5, ("ARM", 0.25): 3.1}
+    rng, rows = np.random.default_rng(0), []
+    for _ in range(6):
+        cells = Temporal(seeds=2).plan("laptop", "data", rows)
+        done = {(row["model"], row["seed"], row["share"]) for row in rows}
+        for cell in cells:
+            labels = cell.labels
+            if (labels["model"], labels["seed"], labels["share"]) in done:
+                continue
+            loss = losses[labels["model"], labels["share"]]
+            for period, later in (("trained period", 0.0), ("1980–1989", 1.0)):
+                nats = 100 * (loss + later * (4 - loss) * 0.1) + 0.1 * rng.standard_normal(8)
+                rows.append({**labels, "period": period, "nats": nats.tolist(), "tokens": [100] * 8})
+    assert len({(row["seed"], row["model"], row["share"]) for row in rows}) == 8
+    assert matched(rows) == {0: 0.25, 1: 0.25}
+    (full, error), (fair, fair_error) = (more(rows, ["1980–1989"], kind) for kind in ("ARM", "ARM, fewer steps"))
+    assert abs(full + 0.1) < 4 * error
+    assert abs(fair - 0.01) < 4 * fair_error
+    assert Temporal().find(rows).held == "not shown at this scale"
 
 
 def test_the_noise_of_a_gradient_is_its_variance():
