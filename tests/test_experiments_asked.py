@@ -41,7 +41,7 @@ def test_it_runs_at_its_tiny_scale(which, tmp_path: Path):
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / f"{name_of(which)}.json").write_bytes(path.read_bytes())
     finding = which.find(rows)
-    assert finding.measured in results_page([which], tmp_path / "results")
+    assert finding.measured in results_page(tmp_path / "results")
     with pytest.raises(ValueError, match="which questions"):
         experiment(dataclasses.replace(which, questions=None), "tiny", out, source=source)
 

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import tyro
 
+from unmask.experiments.page import publish, told
 from unmask.log import say
 from unmask.report import report
+from unmask.report.read import find
 
 
 @dataclass(frozen=True)
 class Report:
-    """One self-contained HTML page of runs, results and samples.
+    """One self-contained HTML page of runs, results, experiments and samples.
 
     `unmask report runs/ --out report.html`
     """
@@ -20,6 +22,10 @@ class Report:
     """Run folders, folders of them, result and sample files."""
     out: Path = Path("report.html")
     """The page."""
+    results: Path | None = None
+    """Folder to write results.md of the experiments to, with results/NAME.json and .svg beside it."""
 
     def run(self) -> None:
-        say(str(report(self.paths, self.out)))
+        say(str(report(self.paths, self.out, told=told)))
+        if self.results is not None:
+            say(str(publish(find(self.paths).claims, self.results)))

@@ -121,7 +121,7 @@ class Guidance:
                     weights, [v for v, _ in values], [e for _, e in values],
                     label=kind, marker=MARKERS[i], color=COLOURS[i], capsize=2,
                 )  # fmt: skip
-            panel.set(title=measure, xlabel="weight", ylabel="right, development part")
+            panel.set(title=measure, xlabel="guidance weight", ylabel="share right, development part")
             panel.legend()
         return figure
 

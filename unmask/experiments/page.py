@@ -1,11 +1,19 @@
-"""docs/results.md: a pure function of result files, so that a page that disagrees with them can be told."""
+"""The results of experiments as a page: docs/results.md, a pure function of result files, and what a report tells."""
 
+import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
-from unmask.experiments.running import Experiment, Finding, Table, name_of
-from unmask.files import Row, read_json
+from unmask.experiments import Experiment
+from unmask.experiments.running import Finding
+from unmask.files import Row, atomic, finite, read_json
+from unmask.report import Claim
+from unmask.report.claims import LONG
+from unmask.report.drawing import svg_file
 
+DIGITS = 6  # of a published number: far below its error
 HEAD = """# Results
 
 The papers' claims, rerun. Each section is computed from the result file beside it in [results/](results); its command
@@ -13,36 +21,117 @@ reruns it, at the scale and on the kind of machine stated. ± is a standard erro
 """
 
 
-def results_page(experiments: Sequence[Experiment], folder: Path) -> str:
-    """The page of all results in `folder`, NAME.json each, in the order of `experiments`."""
-    known = [(each, folder / f"{name_of(each)}.json") for each in experiments]
-    return "\n".join([HEAD, *(section(each, read_json(path)) for each, path in known if path.exists())])
+def publish(results: Sequence[tuple[str, Row]], folder: Path) -> Path:
+    """Write folder/results/NAME.json and .svg of each (name, result), and folder/results.md of all that are there.
+
+    Raises ValueError where two results have one name.
+    """
+    names = [name for name, _ in results]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"{', '.join(sorted(twice))}: the name of more than one result: rename a folder")
+    for name, result in results:
+        small = brief(result)
+        with atomic(folder / "results" / f"{name}.json") as file:
+            file.write(small)
+        with atomic(folder / "results" / f"{name}.svg", "wb") as file:
+            file.write(svg_file(told(name, json.loads(small)).figure))
+    with atomic(folder / "results.md") as file:
+        file.write(results_page(folder / "results"))
+    return folder / "results.md"
 
 
-def section(experiment: Experiment, result: Row) -> str:
+def results_page(folder: Path) -> str:
+    """The page of all results in `folder`, NAME.json each: by experiment, then by name."""
+    found = [(file.stem, read_json(file)) for file in sorted(folder.glob("*.json"))]
+    order = [kind.__name__.lower() for kind in get_args(Experiment)]
+    claims = [told(*each) for each in sorted(found, key=lambda each: order.index(each[1]["experiment"]))]
+    lines = [f"| [{each.title}](#{each.name}) | {each.says} | {each.held} |" for each in claims]
+    table = "\n".join(["| experiment | the paper | held |", "| --- | --- | --- |", *lines])
+    return "\n".join([HEAD, f"{table}\n", *map(_section, claims)])
+
+
+def told(name: str, result: Row) -> Claim:
+    """What an experiment's result means.
+
+    Raises ValueError, naming it, for an experiment that is not known here or rows that are not its own.
+    """
+    kinds = {kind.__name__.lower(): kind for kind in get_args(Experiment)}
+    kind = kinds.get(result["experiment"])
+    if kind is None:
+        raise ValueError(f"{name}: no experiment {result['experiment']!r} here; there are {', '.join(kinds)}")
+    try:
+        finding: Finding = kind().find(result["rows"])
+        figure = kind().figure(result["rows"])
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        raise ValueError(f"{name}: rows that are not those of {result['experiment']} ({error!r}): rerun it") from None
+    return Claim(
+        name=name,
+        title=name.replace("-", ", ").capitalize(),
+        says=finding.claim,
+        measured=finding.measured,
+        held=finding.held,
+        scale=result["scale"],
+        how=f"text {_shown(result['source'])}; {result['machine']}; unmask {result['unmask']}",
+        command=_command(result["command"]),
+        tables=[(table.title, table.header, table.rows) for table in finding.tables],
+        figure=figure,
+    )
+
+
+def brief(result: Row) -> str:
+    """A result as a small file: a line a row, numbers to as many digits as mean something."""
+    told = {**result, "source": _shown(result["source"]), "command": _command(result["command"])}
+    rows = ",\n".join(f"  {_dumped(row)}" for row in told.pop("rows"))
+    head = [f' "{key}": {_dumped(value)},' for key, value in told.items()]
+    return "\n".join(["{", *head, ' "rows": [', rows, " ]", "}", ""])
+
+
+def _dumped(value: object) -> str:
+    return json.dumps(_rounded(finite(value)), ensure_ascii=False, separators=(",", ":"))
+
+
+def _rounded(value: object) -> object:
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list) else value
+
+
+def _shown(source: str) -> str:
+    """A path without what lies above it on the machine at hand."""
+    return Path(source).name if Path(source).is_absolute() else source
+
+
+def _command(words: str) -> str:
+    return shlex.join(map(_shown, shlex.split(words)))
+
+
+def _section(each: Claim) -> str:
     """One claim: the paper's words, ours, and the numbers."""
-    finding: Finding = experiment.find(result["rows"])
-    name = name_of(experiment)
     lines = [
-        f"## {name.capitalize()}",
+        f'<a id="{each.name}"></a>',
         "",
-        f"**The paper:** {finding.claim}",
+        f"## {each.title}",
         "",
-        f"**Measured:** {finding.measured}",
+        f"**The paper:** {each.says}",
         "",
-        f"**Held:** {finding.held}.",
+        f"**Measured:** {each.measured}",
         "",
-        f"Scale {result['scale']}, text: {result['source']}; `{result['command']}`; {result['machine']}; "
-        f"unmask {result['unmask']}.",
+        f"**Held:** {each.held}.",
         "",
-        f"![{name}](results/{name}.svg)",
+        f"Scale {each.scale}; `{each.command}`; {each.how}.",
+        "",
+        f"![{each.title}: the figure](results/{each.name}.svg)",
         "",
     ]
-    return "\n".join([*lines, *(markdown(table) for table in finding.tables)])
+    return "\n".join([*lines, *(markdown(*table) for table in each.tables)])
 
 
-def markdown(table: Table) -> str:
-    """A table in Markdown, its title above."""
-    rows = [table.header, ("---",) * len(table.header), *table.rows]
-    body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
-    return f"{table.title}\n\n{body}\n"
+def markdown(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, its title above; folded where it is long."""
+    cells = [header, ["---"] * len(header), *rows]
+    body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells)
+    if len(rows) > LONG:
+        return f"<details><summary>{title}</summary>\n\n{body}\n\n</details>\n"
+    return f"{title}\n\n{body}\n"

@@ -24,6 +24,7 @@ from unmask.objectives import AnyOrder, NextToken
 from unmask.report.drawing import COLOURS, MARKERS
 from unmask.train import Optimiser, TrainConfig
 from unmask.transformer import TransformerConfig
+from unmask.units import count, power
 
 KINDS = {"MDM": AnyOrder(0.5), "ARM": NextToken()}
 WIDTHS = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1280, 1536)
@@ -161,23 +162,24 @@ class Scaling:
     def figure(self, rows: Sequence[Row]) -> Figure:
         figure = Figure(figsize=(11, 3.8), layout="constrained")
         panels = dict(zip((*KINDS, "law"), figure.subplots(1, 3), strict=True))
-        for kind, color in zip(KINDS, COLOURS[:2], strict=False):
+        for kind, color, marker in zip(KINDS, COLOURS, MARKERS, strict=False):
             points = points_of(rows, kind)
             for i, (budget, each) in enumerate(sorted(points.items())):
                 sizes, losses = zip(*sorted(each), strict=True)
                 panels[kind].plot(
-                    sizes, losses, MARKERS[i % 6], color=COLOURS[i % 6], label=f"{budget:.0e} FLOPs", markersize=4
+                    sizes, losses, MARKERS[i % 6], color=COLOURS[i % 6], label=f"{power(budget, 1)} FLOPs", markersize=4
                 )
                 if len(set(sizes)) >= 3:
                     _draw_parabola(panels[kind], budget, each, COLOURS[i % 6])
             panels[kind].set(
-                xscale="log", xlabel="N, non-embedding parameters", ylabel="held-out nats a token", title=kind
-            )
-            panels[kind].legend(fontsize=7)
+                xscale="log", xlabel="N (non-embedding parameters)", ylabel="held-out loss (nats a token)",
+                title=f"{kind} (+: lowest point)",
+            )  # fmt: skip
+            panels[kind].legend(fontsize=8)
             fit = _law(points)
             if fit is not None:
                 budgets = [each.budget for each in fit.best]
-                panels["law"].plot(budgets, [each.loss for each in fit.best], "o", color=color, label=kind)
+                panels["law"].plot(budgets, [each.loss for each in fit.best], marker, color=color, label=kind)
                 panels["law"].plot(budgets, [fit.loss.at(c) for c in budgets], color=color)
         panels["law"].set(xscale="log", yscale="log", xlabel="C = 6ND (FLOPs)", ylabel="best loss (nats a token)")
         panels["law"].yaxis.set_major_formatter("{x:.2f}")
@@ -317,7 +319,7 @@ def _best_table(fits: dict) -> Table:
     for kind, fit in fits.items():
         for each in fit.best if fit else ():
             where = "" if each.inside else ", at the edge: no optimum"
-            rows.append((kind, f"{each.budget:.0e}", f"{each.loss:.4f}", f"{each.size:.3g}{where}"))
+            rows.append((kind, power(each.budget, 1), f"{each.loss:.4f}", f"{count(each.size)}{where}"))
     return Table("Lowest point of each budget's parabola", ("model", "C = 6ND", "L* (nats a token)", "N*"), tuple(rows))
 
 
@@ -328,7 +330,7 @@ def _runs_table(rows: Sequence[Row]) -> Table:
         header,
         tuple(
             (
-                row["model"], row["stage"], f"{row['budget']:.0e}", f"{row['flops_true']:.2e}", f"{row['size']:,}",
+                row["model"], row["stage"], power(row["budget"], 1), power(row["flops_true"]), f"{row['size']:,}",
                 f"{row['tokens']:,}", f"{row['rate']:g}",
                 f"{row['nats_per_token']:.4f} ± {row['stderr_mc_per_token']:.4f}",
             )

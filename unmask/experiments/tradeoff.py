@@ -131,7 +131,7 @@ class Tradeoff:
                         capsize=2, markersize=4,
                     )  # fmt: skip
                 label = {"nfe": "evaluations an answer", "seconds": "seconds an answer"}[axis]
-                panel.set(xscale="log", xlabel=label, ylabel="exact match", title=f"{count} at once")
+                panel.set(xscale="log", xlabel=label, ylabel="exact match (share)", title=f"{count} at once")
         figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
         return figure
 

@@ -6,7 +6,8 @@ alone, so equal files give an equal page. It asks the network for nothing and it
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,22 +15,36 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from unmask.files import atomic
+from unmask.files import Row, atomic
 from unmask.report import figures, results, tables
+from unmask.report.claims import Claim, overview
 from unmask.report.drawing import svg
 from unmask.report.read import Findings, clean, find
 from unmask.report.replay import prepare
 from unmask.units import drawable
 
-__all__ = ["replay_html", "replay_page", "report", "svg"]
+__all__ = ["Claim", "replay_html", "replay_page", "report", "svg"]
 
 
-def report(paths: Sequence[Path], out: Path, title: str = "unmask report") -> Path:
+def report(
+    paths: Sequence[Path],
+    out: Path,
+    title: str = "unmask report",
+    *,
+    told: Callable[[str, Row], Claim] | None = None,
+) -> Path:
     """Write one page about everything found under `paths` (run folders, folders of them, result files) to `out`.
 
-    Raises: ValueError where nothing to report is found or a file is malformed (its name, and the line in a .jsonl).
+    `told(name, result)` says what the result of an experiment means (`experiments.page.told`); without it its rows are
+    shown as they are. Raises: ValueError where nothing to report is found or a file is malformed (its name, and the
+    line in a .jsonl).
     """
-    page = _render("page.html", title=clean(title), **_content(find(paths)))
+    found = find(paths)
+    if told is None:
+        rows = [{**row, "experiment": name} for name, result in found.claims for row in result["rows"]]
+        found = replace(found, rows=[*found.rows, *rows])
+    claims = [] if told is None else [told(*each) for each in found.claims]
+    page = _render("page.html", title=clean(title), **_content(found, claims))
     return _write(Path(out), page)
 
 
@@ -49,7 +64,7 @@ def replay_page(sample: Mapping[str, Any]) -> str:
     return _render("page.html", title=ready.title, **_content(Findings([], [], [])) | {"replays": [ready]})
 
 
-def _content(found: Findings) -> dict[str, Any]:
+def _content(found: Findings, claims: Sequence[Claim] = ()) -> dict[str, Any]:
     """What page.html shows, section by section; an empty one is left out there."""
     kinds = {kind: [row for row in found.rows if row["experiment"] == kind] for kind in KNOWN}
     perplexity = tables.perplexities(kinds["perplexity"])
@@ -60,6 +75,8 @@ def _content(found: Findings) -> dict[str, Any]:
     losses = [figures.loss_figure(found.runs, against) for against in ("flops", "tokens")]
     asked, askers = results.tasks_figures(kinds["tasks"])
     return {
+        "claims": claims,
+        "overview": overview(claims) if len(claims) > 1 else None,
         "replays": [prepare(sample) for sample in found.samples],
         "dots": [(*tables.heading(*key), _dots(key, group)) for key, group in perplexity.items()],
         "perplexity": tables.perplexity_table(perplexity) if perplexity else None,

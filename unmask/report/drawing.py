@@ -7,7 +7,7 @@ import warnings
 import xml.etree.ElementTree as ET
 import zlib
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -20,6 +20,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 GLYPHS = ("●", "■", "▲", "◆", "▼", "✚")  # the same marks as text, for the legend in the page
 INK, PAPER = "#010203", "#fdfcfb"  # stand-ins, replaced in the SVG by the page's text and background colour
+OF_PAGE = dict.fromkeys((INK, "#000000"), "currentColor") | dict.fromkeys((PAPER, "#ffffff"), "var(--paper, #fff)")
 SIZE = (5.0, 3.3)  # inches of 72 px: drawn small, so that its text stays readable at the width of a phone
 
 
@@ -68,21 +69,26 @@ def log_axis(axis: Axis, say: Callable[[float], str], ratio: float) -> None:
         axis.set_minor_locator(NullLocator())
 
 
-def svg(figure: Figure, label: str) -> str:
-    """`figure` as an <svg> for use inside HTML: no fixed size, no foreign ids, ink = currentColor, `label` read aloud.
-
-    Colours INK and PAPER become the page's text and background. Equal figures give equal text.
-    """
+def svg_file(figure: Figure, **look: Any) -> bytes:
+    """`figure` as an SVG file, its text as text; equal figures give equal files."""
     buffer = io.BytesIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "unmask"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # measured as a box here; the browser has it
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=False, facecolor="none", metadata=nothing)
-    root = ET.fromstring(buffer.getvalue())
+        figure.savefig(buffer, format="svg", transparent=False, metadata=nothing, **look)
+    return buffer.getvalue()
+
+
+def svg(figure: Figure, label: str) -> str:
+    """`figure` as an <svg> for use inside HTML: no fixed size, no foreign ids, ink = currentColor, `label` read aloud.
+
+    Colours INK and black become the page's text, PAPER and white its background. Equal figures give equal text.
+    """
+    root = ET.fromstring(svg_file(figure, facecolor="none"))
     _tidy(root)
     for attribute in ("width", "height", "version"):
         root.attrib.pop(attribute, None)
-    root.attrib |= {"xmlns": "http://www.w3.org/2000/svg", "role": "img", "aria-label": label}
+    root.attrib |= {"fill": "currentColor", "xmlns": "http://www.w3.org/2000/svg", "role": "img", "aria-label": label}
     _distinct(root)
     return ET.tostring(root, encoding="unicode")
 
@@ -93,7 +99,9 @@ def _tidy(element: ET.Element) -> None:
     element.attrib = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
     if look := element.get("style"):
         look = re.sub(r"font: [^;]*?([\d.]+px)[^;]*", r"font-size: \1", look)
-        element.set("style", look.replace(INK, "currentColor").replace(PAPER, "var(--paper, #fff)"))
+        for colour, of_page in OF_PAGE.items():
+            look = look.replace(colour, of_page)
+        element.set("style", look)
     for child in list(element):
         _tidy(child)
         if child.tag in ("metadata", "style") or (child.tag == "defs" and not len(child)):

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,9 @@ from unmask.files import Row, read_json
 from unmask.log import read_metrics
 from unmask.units import finite, number
 
-NAMES = ("config.json", "metrics.jsonl", "result.json", "samples.json")
+RESULT = "result.json"
+NAMES = ("config.json", "metrics.jsonl", RESULT, "samples.json")
+STATED = ("experiment", "scale", "source", "command", "machine", "unmask")  # by the result of an experiment
 LARGEST = 1 << 28  # bytes of a JSON file that is looked into for results
 PERPLEXITY = ("perplexity", "nats", "tokens", "bits_per_byte", "stderr_mc", "stderr_data", "seconds")
 GENERATION = (
@@ -44,10 +46,12 @@ class Findings:
     runs: list[Run]
     rows: list[Row]  # of every result file, in order
     samples: list[Row]
+    claims: list[tuple[str, Row]] = field(default_factory=list)
+    """(name, result) of each experiment that is done: its file's name, or its folder's."""
 
 
 def find(paths: Sequence[Path]) -> Findings:
-    """Everything below `paths`, each file read once.
+    """Everything below `paths`, each file read once; of the folder of an experiment that is done, its result alone.
 
     Raises: ValueError where a path is missing, a file is malformed, or nothing at all is found.
     """
@@ -57,8 +61,15 @@ def find(paths: Sequence[Path]) -> Findings:
             once.setdefault(file.resolve(), file)
     configs: dict[Path, Row] = {}
     metrics: dict[Path, tuple[list, list]] = {}
+    claims = {file: result for file in once.values() if (result := _claim(file)) is not None}
+    named: dict[tuple, Row] = {}
+    for file, result in claims.items():
+        named.setdefault(_name(file, result), result)
+    done = {file.resolve().parent for file in claims if file.name == RESULT}
     rows, samples = [], []
-    for file in once.values():
+    for real, file in once.items():
+        if file in claims or done.intersection(real.parents):
+            continue
         if file.suffix == ".jsonl":
             metrics[file] = _metrics(file)
         elif file.name == "config.json":
@@ -67,10 +78,10 @@ def find(paths: Sequence[Path]) -> Findings:
             more_rows, more_samples = _results(file)
             rows += [row for row in more_rows if not (row.get("yardstick") and row in rows)]  # measured once a model
             samples += more_samples
-    if not (configs or metrics or rows or samples):
+    if not (configs or metrics or rows or samples or claims):
         given = ", ".join(map(str, paths)) or "no path"
         raise ValueError(f"{given}: nothing to report; give run folders or files such as {', '.join(NAMES)}")
-    return Findings(_runs(configs, metrics), rows, samples)
+    return Findings(_runs(configs, metrics), rows, samples, [(key[0], each) for key, each in named.items()])
 
 
 def _files(path: Path) -> Iterator[Path]:
@@ -90,13 +101,32 @@ def _files(path: Path) -> Iterator[Path]:
 
 def _holds_results(file: Path) -> bool:
     """Whether a file that has a name of its own is a result file; a folder may hold any other JSON."""
+    content = _peek(file)
+    return any(isinstance(content.get(key), list) for key in ("rows", "samples"))
+
+
+def _claim(file: Path) -> Row | None:
+    """The result of a whole experiment, None where the file is another one."""
+    content = _peek(file) if file.suffix == ".json" and file.name != "config.json" else {}
+    whole = isinstance(content.get("rows"), list) and all(isinstance(content.get(key), str) for key in STATED)
+    return clean(content) if whole else None
+
+
+def _name(file: Path, result: Row) -> tuple[str, str, str, int]:
+    """What a result is called, and what tells it from another of that name: a published copy is the same."""
+    name = file.resolve().parent.name if file.name == RESULT else file.stem
+    return name, result["experiment"], result["scale"], len(result["rows"])
+
+
+def _peek(file: Path) -> Row:
+    """What a file holds if that is a JSON object, else nothing."""
     try:
         if file.stat().st_size > LARGEST:
-            return False
+            return {}
         content = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(content, dict) and any(isinstance(content.get(key), list) for key in ("rows", "samples"))
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _runs(configs: dict[Path, Row], metrics: dict[Path, tuple[list, list]]) -> list[Run]:
