@@ -216,6 +216,11 @@ def test_mdlm_fixture_by_one_call():
     close(ours, forward["backbone_at_sigma"][..., :-1], atol=5e-5)
     sedd = unmask.load(fixtures("mdlm") / "model.safetensors", config={**note, "parameterization": "sedd"})
     assert not sedd.normalised
+    d3pm = unmask.load(fixtures("mdlm") / "model.safetensors", config={**note, "parameterization": "d3pm"})
+    theirs = forward["d3pm_log_probs"][..., :-1].log_softmax(-1)
+    close(everywhere(d3pm, forward["x"]).log_softmax(-1), theirs, atol=5e-5)
+    with pytest.raises(ValueError, match="MDLM with parameterization 'ar': only subs, sedd and d3pm are read"):
+        unmask.load(fixtures("mdlm") / "model.safetensors", config={**note, "parameterization": "ar"})
 
 
 RADD_CONFIG = TransformerConfig(vocab=11, layers=2, heads=2, width=16, flavour="dit", mlp=64)
