@@ -8,14 +8,18 @@ import json
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from hubs import as_cache, offline_hub
 from safetensors.torch import load_file, save_file
 from test_families import close, everywhere, fixtures
 from torch import Tensor
 
 import unmask
+from unmask.cli import main
+from unmask.data.tokenizer import byte_letters
 from unmask.families import LLADA, RADD, SMDM, published_config, to_published
 from unmask.transformer import Transformer, TransformerConfig
 
@@ -216,6 +220,11 @@ def test_mdlm_fixture_by_one_call():
     close(ours, forward["backbone_at_sigma"][..., :-1], atol=5e-5)
     sedd = unmask.load(fixtures("mdlm") / "model.safetensors", config={**note, "parameterization": "sedd"})
     assert not sedd.normalised
+    d3pm = unmask.load(fixtures("mdlm") / "model.safetensors", config={**note, "parameterization": "d3pm"})
+    theirs = forward["d3pm_log_probs"][..., :-1].log_softmax(-1)
+    close(everywhere(d3pm, forward["x"]).log_softmax(-1), theirs, atol=5e-5)
+    with pytest.raises(ValueError, match="MDLM with parameterization 'ar': only subs, sedd and d3pm are read"):
+        unmask.load(fixtures("mdlm") / "model.safetensors", config={**note, "parameterization": "ar"})
 
 
 RADD_CONFIG = TransformerConfig(vocab=11, layers=2, heads=2, width=16, flavour="dit", mlp=64)
@@ -295,33 +304,9 @@ def test_weights_are_mapped_and_cast(llada):
         assert "model-00001-of-00002.safetensors" in maps.read_text(), "what needs no copy stays in its file"
 
 
-def as_cache(home: Path, repository: str, folder: Path) -> None:
-    """A folder laid out as the hub's cache lays it out."""
-    place = home / ("models--" + repository.replace("/", "--"))
-    revision = "0123456789abcdef0123456789abcdef01234567"
-    snapshot = place / "snapshots" / revision
-    snapshot.mkdir(parents=True)
-    (place / "blobs").mkdir()
-    (place / "refs").mkdir()
-    (place / "refs" / "main").write_text(revision)
-    for number, file in enumerate(sorted(each for each in folder.rglob("*") if each.is_file())):
-        blob = place / "blobs" / f"{number:064x}"
-        blob.write_bytes(file.read_bytes())
-        link = snapshot / file.relative_to(folder)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(blob)
-
-
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of the hub, and no network."""
-    import huggingface_hub.constants
-
-    home = tmp_path / "hub"
-    home.mkdir()
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(home))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    return home
+    return offline_hub(tmp_path, monkeypatch)
 
 
 def test_the_hubs_cache_without_network(hub: Path, llada):
@@ -383,7 +368,109 @@ def test_tokenizers_come_with_them(hub: Path, tmp_path: Path, llada):
         small.canvas("Some")
 
 
+def test_a_vocabulary_with_merges_beside_the_weights(hub: Path, tmp_path: Path):
+    """GPT-2's files without tokenizer.json; one without GPT-2's end token, as Dream's, is not read by GPT-2's rules."""
+    config = TransformerConfig(vocab=259, layers=1, heads=1, width=4, flavour="dit", mlp=16)
+    save_file(to_published(RADD, Transformer(config, seed=0).state_dict(), config), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(published_config(RADD, config)))
+    vocab = {letter: i for i, letter in enumerate(byte_letters())} | {"Ġt": 256, "Ġth": 257, "<|endoftext|>": 258}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nĠ t\nĠt h\n")
+    tokenizer = unmask.load(tmp_path).tokenizer
+    assert tokenizer.encode("a the") == [ord("a"), 257, ord("e")]
+    assert (tokenizer.vocab, tokenizer.end, tokenizer.decode([257, ord("e")])) == (259, 258, " the")
+    vocab["other"] = vocab.pop("<|endoftext|>")
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    with pytest.raises(ValueError, match="no tokenizer with these weights: give tokenizer="):
+        unmask.load(tmp_path).tokenizer.encode("a")
+    (tmp_path / "vocab.json").write_text("{")
+    with pytest.raises(ValueError, match=r"vocab\.json: not JSON"):
+        unmask.load(tmp_path).tokenizer.encode("a")
+
+
 # ---- what is wrong is said in one line
+
+
+def test_answers_of_the_hub(monkeypatch: pytest.MonkeyPatch):
+    """A repository that is not there, one that is gated, a revision that is none, and a network that breaks off."""
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    errors, response = huggingface_hub.errors, SimpleNamespace(headers={}, status_code=404, request=None)
+    for error, message in (
+        (
+            errors.RepositoryNotFoundError("404", response=response),
+            "hf://a/b: no such repository on the hub",
+        ),
+        (errors.GatedRepoError("403", response=response), "hf://a/b: its owner gives it on request: ask on its page"),
+        (errors.RevisionNotFoundError("404", response=response), "hf://a/b: the repository has no revision 'c'"),
+        (ConnectionError("broken\npipe"), "hf://a/b: cannot be fetched (broken)"),
+    ):
+
+        def answer(*_: object, error: Exception = error, **__: object) -> str:
+            raise error
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", answer)
+        refused("hf://a/b@c", message)
+
+
+def wrong(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A checkpoint with one thing wrong."""
+    save_file(llada_of(theirs("Llama")), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(LLADA_CONFIG))
+    file = folder / "model.safetensors"
+    if kind == "truncated file":
+        file.write_bytes(file.read_bytes()[:-50])
+    elif kind == "wrong shape":
+        (folder / "config.json").write_text(json.dumps({**LLADA_CONFIG, "mlp_hidden_size": 50}))
+    elif kind == "unknown family":
+        (folder / "config.json").write_text('{"model_type": "mamba"}')
+    elif kind == "corrupt JSON":
+        (folder / "config.json").write_text('{"model_type": ')
+    elif kind == "pickle with code":
+        Trap.where = folder / "ran"
+        torch.save({"model": {"x": Trap()}}, folder / "a.pth")
+        return str(folder / "a.pth")
+    elif kind == "not enough memory":
+        monkeypatch.setattr("unmask.checkpoint.loading.free_memory", lambda device: 0)
+    elif kind == "no repository":
+        monkeypatch.setattr("huggingface_hub.snapshot_download", no_repository)
+        return "hf://a/b"
+    elif kind == "no network":
+        offline_hub(folder, monkeypatch)
+        return "hf://a/b"
+    return str(folder)
+
+
+def no_repository(*_: object, **__: object) -> str:
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    raise RepositoryNotFoundError("404", response=SimpleNamespace(headers={}, status_code=404, request=None))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    {
+        "truncated file": "not a whole safetensors file", "wrong shape": "misshapen",
+        "unknown family": "none of the families",
+        "corrupt JSON": "not JSON", "pickle with code": "never run", "not enough memory": "not enough memory",
+        "no repository": "no such repository", "no network": "no network to fetch it",
+    }.items(),
+)  # fmt: skip
+def test_bad_input_is_one_line_and_exit_2(kind: str, message: str, tmp_path, capsys, monkeypatch):
+    address = wrong(kind, tmp_path, monkeypatch)
+    words = ["evaluate", "perplexity", "--checkpoint", address, "--data", str(tmp_path)]
+    for command in (
+        ["sample", "--checkpoint", address],
+        words,
+        ["convert", address, "--to", "hf", "--out", str(tmp_path / "x")],
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(command)
+        said = capsys.readouterr()
+        assert caught.value.code == 2
+        assert message in " ".join(said.err.split())
+        assert "Traceback" not in said.err
+        assert said.out == ""
+    assert not (tmp_path / "ran").exists()
 
 
 def refused(path: object, message: str, **options: object) -> None:

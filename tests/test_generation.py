@@ -8,8 +8,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from hubs import as_cache, offline_hub
 
-from unmask.checkpoint import CONFIG, MODEL, Model, describe, write_tensors
+from unmask.checkpoint import CONFIG, MODEL, Model, convert, describe, write_tensors
+from unmask.cli import main
 from unmask.data import byte_tokenizer, prepare
 from unmask.evaluate import caution, generation, judge_texts, load_judge, mauve, quality, reference_texts
 from unmask.evaluate.generation import diversity, read_texts
@@ -110,6 +112,34 @@ def test_any_hugging_face_causal_model_judges(gpt2):
         assert nats == pytest.approx(float(model(ids, labels=ids).loss.detach()) * (ids.shape[1] - 1), rel=1e-5)
     long = judge_texts(judge, ["a text of more than fifteen tokens"])
     assert long.tokens.tolist() == [34]
+
+
+def test_a_published_model_judges_by_its_address(gpt2, tmp_path, capsys, monkeypatch):
+    """Ours where `load` reads it (an ARM in SMDM's layout or Llama's, or one file), else transformers."""
+    transformers, hub = pytest.importorskip("transformers"), offline_hub(tmp_path, monkeypatch)
+    run, text = make_run(tmp_path / "arm", causal=True), "a text that is judged"
+    truth = judge_texts(load_judge(str(run)), [text]).nats
+    for to in ("smdm", "llama"):
+        as_cache(hub, f"someone/{to}", convert(run, tmp_path / to, to))
+    for address in ("someone/smdm", "someone/smdm/model.safetensors", "someone/llama"):
+        judge = load_judge(f"hf://{address}")
+        assert judge.name == address.rpartition("/")[2]
+        assert judge_texts(judge, [text]).nats == pytest.approx(truth, rel=1e-5)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(str(tmp_path / "llama")).eval()
+    ids = torch.tensor([[256, *text.encode()]])
+    assert float(theirs(ids, labels=ids).loss.detach()) * len(text) == pytest.approx(float(truth[0]), rel=1e-4)
+    as_cache(hub, "someone/gpt2", gpt2)
+    far, near = (load_judge(name) for name in ("hf://someone/gpt2", str(gpt2)))
+    assert (far.name, far.length) == ("gpt2", near.length)
+    assert judge_texts(far, [text]).nats == pytest.approx(judge_texts(near, [text]).nats)
+    addresses = ["--checkpoint", "hf://someone/smdm", "--judge", "hf://someone/gpt2"]
+    main(["evaluate", "generation", *addresses, "--count", "2", "--length", "4", "left-to-right"])
+    assert "by gpt2" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="hf://someone/none: not in the hub's cache, and no network"):
+        load_judge("hf://someone/none")
+    as_cache(hub, "someone/mdm", convert(make_run(tmp_path / "mdm", causal=False), tmp_path / "smdm-mdm", "smdm"))
+    with pytest.raises(ValueError, match="hf://someone/mdm: a judge must be causal"):
+        load_judge("hf://someone/mdm")
 
 
 def test_a_judge_that_is_not_there(tmp_path):

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hubs import as_cache, offline_hub
 
-from unmask.checkpoint import Model
+from unmask.checkpoint import CONFIG, MODEL, Model, convert, describe, write_tensors
 from unmask.cli import main
 from unmask.data import Packed, byte_tokenizer, load_split, prepare
 from unmask.evaluate.scoring import number_of
 from unmask.evaluate.tasks import TASKS, local_rows, table
+from unmask.files import write_json
 from unmask.likelihood import log_likelihood, ordered_log_likelihood
 from unmask.sampling import Confidence, Draw, LeftToRight, draw_plan, sample
 from unmask.transformer import Transformer, TransformerConfig
@@ -388,7 +390,7 @@ def test_the_published_files_are_read_whole(task):
 
 
 def test_the_command_prints_the_table_and_writes_the_rows(folder, arm, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("unmask.evaluate.harness.load", lambda path, **_: arm)
+    monkeypatch.setattr("unmask.checkpoint.loading.load", lambda path, **_: arm)
     out = tmp_path / "result.json"
     words = ["evaluate", "tasks", "--checkpoint", "anywhere", "--local", str(folder), "--out", str(out)]
     main([*words, "--tasks", "piqa", "race"])
@@ -403,6 +405,26 @@ def test_the_command_prints_the_table_and_writes_the_rows(folder, arm, tmp_path,
     with pytest.raises(SystemExit) as end:
         main([*words, "--tasks", "race", "--shots", "1"])
     assert end.value.code == 2
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_published_model_is_asked_by_its_address(causal, folder, tmp_path, capsys, monkeypatch):
+    """As the run folder that it was made of is, both without any run folder at hand."""
+    model, hub = random_model(causal), offline_hub(tmp_path, monkeypatch)
+    run = tmp_path / "run"
+    run.mkdir()
+    config = {"name": "random", "network": describe(model.network.config), "requested": {"length": LENGTH}}
+    write_json(run / CONFIG, config)
+    write_tensors(run / MODEL, {name: each.float() for name, each in model.network.state_dict().items()})
+    BYTES.save(run)
+    as_cache(hub, "someone/random", convert(run, tmp_path / "smdm", "smdm"))
+    seen, words = [], ["--local", str(folder), "--tasks", "piqa", "--draws", "2", "--length", str(LENGTH), "--json"]
+    for checkpoint in (str(run), "hf://someone/random"):
+        main(["evaluate", "tasks", "--checkpoint", checkpoint, *words])
+        rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        seen.append([(row["metric"], row["value"], row["cut"]) for row in rows])
+    assert seen[0] == seen[1]
+    assert [row["model"] for row in rows] == ["random"] * len(rows)
 
 
 def test_the_hub_is_asked_where_no_folder_is_given(arm, monkeypatch):

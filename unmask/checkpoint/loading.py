@@ -167,7 +167,7 @@ def _tokenizer(found: Found, family: Family, vocab: int, given: str | Path | Non
     if given is not None:
         bare = PREFIX.match(str(given)) and parts_of(str(given))[2] is None
         path = fetched(f"{given}/{TOKENIZER}" if bare else given)  # a repository's weights are not wanted
-    elif any((found.folder / name).is_file() for name in (TOKENIZER, "tokenizer.model")):
+    elif any((found.folder / name).is_file() for name in (TOKENIZER, "tokenizer.model")) or _like_gpt2(found.folder):
         path = found.folder
     elif family.tokenizer and family.tokenizer[1] == vocab:
         path = fetched(f"hf://{family.tokenizer[0]}/{TOKENIZER}")
@@ -177,6 +177,15 @@ def _tokenizer(found: Found, family: Family, vocab: int, given: str | Path | Non
     if text.vocab > vocab:  # a network may have rows to spare, but not too few
         raise ValueError(f"{path}: {text.vocab} tokens, but the network has {vocab}: not its tokenizer")
     return text
+
+
+def _like_gpt2(folder: Path) -> bool:
+    """Whether a vocabulary with merges lies there that cuts words as GPT-2 does: its end token is among the pieces.
+
+    Qwen's and Dream's is not, and their words are others.
+    """
+    vocab = folder / "vocab.json"
+    return vocab.is_file() and (folder / "merges.txt").is_file() and "<|endoftext|>" in read_json(vocab)
 
 
 class _named:

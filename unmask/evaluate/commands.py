@@ -103,7 +103,7 @@ class Generation:
     """
 
     judge: str
-    """An ARM's run folder, or any Hugging Face causal model: a name or a folder."""
+    """An ARM's run folder, or any causal model that is published: a folder, hf://owner/repository or its plain name."""
     policy: Annotated[Planned | AdaptivePolicy | Remasking | Blocks | None, tyro.conf.OmitSubcommandPrefixes] = None
     """Where to write next; by default exact: a random order, one token at a time (left to right for a causal model)."""
     draw: Annotated[Draw, tyro.conf.OmitArgPrefixes] = field(default_factory=Draw)

@@ -78,7 +78,8 @@ class Harness(LM):
         self.model = checkpoint if loaded else load(checkpoint, device=device, dtype=getattr(torch, dtype))
         trained = self.model.config.get("requested", {}).get("length")
         if length is None and trained is None:
-            raise ValueError(f"{checkpoint}: its config does not say what length it was trained on: give the length")
+            name = self.model.config.get("name", "model")
+            raise ValueError(f"{name}: its config does not say what length it was trained on: give the length")
         self.length = int(length or trained)
         self.scorer = Scorer(self.model, estimator, draws, seed, tokens, guidance)
         self.progress = progress

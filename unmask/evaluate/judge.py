@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from unmask import ranks
-from unmask.checkpoint import CONFIG, MODEL, device_of, load
+from unmask.checkpoint import CONFIG, MODEL, Model, device_of, fetched, load
 from unmask.evaluate.protocols import spans
 from unmask.files import read_json
 from unmask.likelihood import log_likelihood
@@ -26,7 +26,7 @@ class Judge:
     """A causal network with its tokenizer, and how many tokens it reads at once, begin token apart."""
 
     name: str
-    """A run folder's name with a digest of its weights, or the hub's name."""
+    """A run folder's name with a digest of its weights, or the checkpoint's name."""
     network: Network
     encode: Callable[[str], list[int]]
     decode: Callable[[list[int]], str]
@@ -46,14 +46,18 @@ class Verdicts:
 
 
 def load_judge(name: str, *, device: str = "auto") -> Judge:
-    """The judge in a run folder of ours, in a folder of Hugging Face's, or of that name on the hub.
+    """The judge in a run folder of ours, in a published checkpoint, or of that name or hf:// address on the hub.
 
-    Raises ValueError where there is none, or it is not causal: a bound on a text's probability is no judgement.
+    What `load` does not read, such as GPT-2, is left to transformers. Raises ValueError where there is none, or it is
+    not causal: a bound on a text's probability is no judgement.
     """
-    config = Path(name) / CONFIG
+    path = fetched(name)
+    config = path / CONFIG
     if config.is_file() and "network" in read_json(config):
-        return _ours(name, device)
-    return _theirs(name, device)
+        which = hashlib.blake2b((path / MODEL).read_bytes(), digest_size=4).hexdigest()
+        return _ours(name, load(path, device=device), which)
+    model = _published(path, device) if path.exists() else None
+    return _theirs(name, str(path), device) if model is None else _ours(name, model)
 
 
 def judge_texts(
@@ -96,17 +100,27 @@ def _windows(count: int, length: int) -> list[tuple[int, int]]:
     return list(spans(0, count, length, max(1, length // 2))) if count else []
 
 
-def _ours(name: str, device: str) -> Judge:
-    model = load(name, device=device)
+def _published(path: Path, device: str) -> Model | None:
+    """The model of a checkpoint that `load` reads with its tokenizer. Raises ValueError for a file that it does not."""
+    try:
+        model = load(path, device=device, dtype=torch.float32)
+        model.tokenizer.encode("")  # which is looked for when it is first used
+    except ValueError:
+        if path.is_file():
+            raise
+        return None
+    return model
+
+
+def _ours(name: str, model: Model, which: str = "") -> Judge:
     if not model.causal:
         raise ValueError(f"{name}: a judge must be causal, and this is a bidirectional model: give an ARM's run folder")
-    which = hashlib.blake2b((Path(name) / MODEL).read_bytes(), digest_size=4).hexdigest()
-    title = f"{model.config.get('name', Path(name).name)} {which}"
+    title = f"{model.config.get('name', Path(name).name)} {which}" if which else Path(name).name
     tokenizer, length = model.tokenizer, model.config.get("requested", {}).get("length", 1024)
     return Judge(title, model, tokenizer.encode, tokenizer.decode, tokenizer.begin, length)
 
 
-def _theirs(name: str, device: str) -> Judge:
+def _theirs(name: str, path: str, device: str) -> Judge:
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError:
@@ -114,8 +128,8 @@ def _theirs(name: str, device: str) -> Judge:
             f"judge {name}: no run folder of ours, and Hugging Face's models need: pip install 'unmask[eval]'"
         ) from None
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(name)
-        tokenizer: Any = AutoTokenizer.from_pretrained(name)
+        model: Any = AutoModelForCausalLM.from_pretrained(path)
+        tokenizer: Any = AutoTokenizer.from_pretrained(path)
     except Exception as error:  # not there, no network, no such architecture: each has its own exception
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ValueError(f"judge {name}: not to be loaded ({reason}): give a folder or a causal model's name") from None

@@ -8,12 +8,16 @@ lm-evaluation-harness.
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
 
 from unmask import ranks
+from unmask.checkpoint import Told
 from unmask.files import Row, finite, write_json
 from unmask.log import console, progress
 
@@ -205,6 +209,7 @@ class EvaluateTasks:
     """cpu, cuda, cuda:1 or mps; auto takes the first GPU there is."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Of the network's weights."""
+    told: Annotated[Told, tyro.conf.OmitArgPrefixes] = field(default_factory=Told)
     cache: Path | None = None
     """Folder of answers already given: a run that was killed goes on from them."""
     out: Path | None = None
@@ -219,15 +224,13 @@ class EvaluateTasks:
             raise ValueError(f'{error.name} is not installed: pip install "unmask[eval]"') from None
         with progress("tasks", "tokens") as bar:
             harness = Harness(
-                self.checkpoint,
+                self.told.load(self.checkpoint, self.device, getattr(torch, self.dtype)),
                 estimator=self.estimator,
                 draws=self.draws,
                 seed=self.seed,
                 length=self.length,
                 tokens=self.tokens,
                 guidance=self.guidance,
-                device=self.device,
-                dtype=self.dtype,
                 progress=bar,
             )
             rows = evaluate_tasks(

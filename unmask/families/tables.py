@@ -131,10 +131,13 @@ SEDD = Family(
 
 
 def _mdlm(row: Row) -> Row:
-    """vocab_size counts the mask; a configuration that does not speak of time leaves it out."""
+    """vocab_size counts the mask; a configuration that does not speak of time leaves it out.
+
+    d3pm's network predicts the mask too: what is read is its law given that a token is written.
+    """
     kind = row.get("parameterization", "subs")
-    if kind not in ("subs", "sedd"):
-        raise ValueError(f"MDLM with parameterization {kind!r}: only subs and sedd are read")
+    if kind not in ("subs", "sedd", "d3pm"):
+        raise ValueError(f"MDLM with parameterization {kind!r}: only subs, sedd and d3pm are read")
     more: Row = {"timed": bool(row.get("time_conditioning", False)), **_end_of_noise(row)}
     if kind == "sedd":
         more |= {"reading": "scaled score" if (row.get("model") or {}).get("scale_by_sigma", True) else "score"}
