@@ -19,8 +19,8 @@ LONGEST = 1 << 24  # scores of one group of heads beyond which torch's attention
 
 
 def by_hand(x: Tensor) -> bool:
-    """Whether the functions of this module are for x: a gradient is wanted, on a CPU."""
-    return x.device.type == "cpu" and torch.is_grad_enabled() and x.requires_grad
+    """Whether the functions of this module are for x: a gradient is wanted, on a CPU, and no compiler is at work."""
+    return x.device.type == "cpu" and torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling()
 
 
 def times(x: Float[Tensor, "n D"], y: Float[Tensor, "m D"]) -> Float[Tensor, "n m"]:
