@@ -7,6 +7,7 @@ import tyro
 
 from unmask.log import say
 from unmask.report import report
+from unmask.report.read import find
 
 
 @dataclass(frozen=True)
@@ -21,5 +22,12 @@ class Report:
     out: Path = Path("report.html")
     """The page."""
 
+    json: bool = False
+    """Print records for machines."""
+
     def run(self) -> None:
-        say(str(report(self.paths, self.out)))
+        page = report(self.paths, self.out)
+        if not self.json:
+            return say(str(page))
+        found = find(self.paths)
+        say({"report": str(page), "runs": len(found.runs), "rows": len(found.rows), "samples": len(found.samples)})

@@ -36,6 +36,7 @@ class Starting:
     shares: tuple[float, ...] = (0.25, 0.5)
     """What the MDM that begins as one is trained for. From scratch it has as much, and as much with the ARM's."""
     seeds: int = 3
+    """Runs of each kind, which differ by their seed."""
 
     def __post_init__(self) -> None:
         if not self.shares or not min(self.arm, *self.shares) > 0:
