@@ -16,10 +16,12 @@ from unmask.evaluate import baselines, errors, perplexity, prepared, write
 from unmask.files import Row, read_json, write_json
 from unmask.log import console, progress
 from unmask.objectives import AnyOrder, NextToken
+from unmask.rehearsal import Cost
 from unmask.report import report
 from unmask.report.console import unmasking
 from unmask.sampling import RandomOrder, Tweedie
 from unmask.train import Optimiser, TrainConfig, train
+from unmask.train.config import expected_level
 from unmask.transformer import TransformerConfig
 
 PROMPT = "The people of the United States"
@@ -78,6 +80,22 @@ def demo(out: Path, scale: Scale | None = None, source: str = "builtin") -> Path
     page = report([out / "mdm", out / "arm", out], out / "report.html", title="unmask: a first result")
     console.print(f"[bold]5  report[/]  {page}   ({time.monotonic() - start:.0f} s in all)")
     return page
+
+
+def cost(scale: Scale, rate: float) -> Cost:
+    """What it would take at `rate` FLOPs a second: two trainings, and the scoring of both, beside which the rest is
+    little.
+    """
+    mdm, arm = (_config(scale, Path(), scale.vocab, name=name, causal=name == "arm") for name in ("mdm", "arm"))
+    trained = [config.cost()["flops_true"] for config in (mdm, arm)]
+    rows = [scale.sequences * scale.draws, scale.sequences]
+    shares = [expected_level(config.objective, scale.length) for config in (mdm, arm)]
+    scored = [
+        n * config.network.forward_flops(scale.length + 1, share * scale.length)
+        for n, config, share in zip(rows, (mdm, arm), shares, strict=True)
+    ]
+    flops = sum(trained) + sum(scored)
+    return Cost(2 * scale.steps * mdm.batch + sum(rows), flops, flops / rate)
 
 
 def _config(scale: Scale, data: Path, vocab: int, *, name: str, causal: bool) -> TrainConfig:

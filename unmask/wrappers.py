@@ -4,7 +4,8 @@ What wraps a network changes its law, so samplers, likelihoods and constraints a
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -162,3 +163,37 @@ class Apart:
         segments = self.segments if rows is None else self.segments[rows.cpu()]
         network: Callable[..., Reading] = self.network
         return network(tokens, at, then=then, rows=rows, level=level, segments=segments)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A network (or a model) that counts the rows it runs; in all else what it wraps."""
+
+    network: Any
+    calls: list[int] = field(default_factory=list)
+    """Rows of each call."""
+
+    @property
+    def ran(self) -> int:
+        """Rows run."""
+        return sum(self.calls)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.network, name)
+
+    def cached(self, slots: int, length: int) -> "Counted":
+        """See `unmask.network.remembering`; what the view runs is counted here."""
+        return replace(self, network=remembering(self.network, slots, length))
+
+    def __call__(
+        self,
+        tokens: Int[Tensor, "B L"],
+        at: Int[Tensor, " N"],
+        *,
+        then: Then | None = None,
+        rows: Int[Tensor, " B"] | None = None,
+        level: Float[Tensor, " B"] | None = None,
+    ) -> Reading:
+        """See `unmask.network.Network`."""
+        self.calls.append(len(tokens) * evaluations(self.network))
+        return self.network(tokens, at, then=then, rows=rows, level=level)

@@ -12,16 +12,17 @@ from functools import partial
 from typing import Any, Protocol, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from scipy.stats import chi2, norm
 from torch import Tensor
 
 from unmask.audit.findings import Audit, Finding
 from unmask.audit.laws import Canvas, IndependentLaw, Law, follow
 from unmask.audit.stated import in_words, own_law, stated_law
-from unmask.network import Network, Reading, Then, evaluations
+from unmask.network import Network, evaluations
 from unmask.sampling import Draw, Policy, sample
 from unmask.world import InconsistentTable, JointTable, Wide
+from unmask.wrappers import Counted
 
 RARE = 1e-5  # 4.4 standard deviations
 LENGTH = 4
@@ -65,6 +66,7 @@ def audit(
     draw: Draw | None = None,
     draws: int = 10_000,
     seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Audit:
     """Compare a policy, or any sampler, with its law.
 
@@ -72,7 +74,8 @@ def audit(
     vocabulary and predicts the same everywhere. The laws of the package's policies are known. Without a law, a policy
     is held to the plans it draws and to its own choices row by row; a sampler to what every law asks: no mask left,
     given tokens kept, evaluations counted, rows that do not see each other. `draw` is how a policy's tokens are
-    drawn, and how a sampler, which draws by itself, says it does. Raises ValueError for fewer than 1000 draws.
+    drawn, and how a sampler, which draws by itself, says it does. `progress` is told of
+    findings. Raises ValueError for fewer than 1000 draws.
     """
     if draws < 1000:
         raise ValueError(f"{draws} draws show little: take 1000 or more")
@@ -80,39 +83,22 @@ def audit(
     policy = cast(Policy, subject) if hasattr(subject, "plan") else None
     run = cast(Sampler, subject if policy is None else partial(sample, policy=policy, draw=draw))
     stated = law or (None if policy is None else stated_law(policy))
-    findings = []
+    work: list[Callable[[], Finding]] = []
     for name, world in worlds.items():
         laws = _laws(policy, stated, world.mask_id, seed)
         for words, canvases in _canvases(world, length).items():
-            findings.append(_on_canvases(run, f"{name}, {words}", world, canvases, laws, draw, draws, seed))
-        findings.append(_on_every_canvas(run, name, world, length, seed))
+            where = f"{name}, {words}"
+            work.append(partial(_on_canvases, run, where, world, canvases, laws, draw, draws, seed))
+        work.append(partial(_on_every_canvas, run, name, world, length, seed))
     if wide is not None:
-        findings.append(_on_the_wide(run, wide, policy, stated, draw, draws // 5, seed))
+        work.append(partial(_on_the_wide, run, wide, policy, stated, draw, draws // 5, seed))
+    findings = []
+    for each in work:
+        findings.append(each())
+        if progress is not None:
+            progress(len(findings), len(work))
     name = repr(subject) if policy is not None else getattr(subject, "__name__", repr(subject))
     return Audit(name, in_words(policy, law, stated, draw), tuple(findings))
-
-
-@dataclass
-class Counted:
-    """A network that counts the rows it runs."""
-
-    network: Network
-    rows: int = 0
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self.network, name)
-
-    def __call__(
-        self,
-        tokens: Int[Tensor, "B L"],
-        at: Int[Tensor, " N"],
-        *,
-        then: Then | None = None,
-        rows: Int[Tensor, " B"] | None = None,
-        level: Float[Tensor, " B"] | None = None,
-    ) -> Reading:
-        self.rows += len(tokens) * evaluations(self.network)
-        return self.network(tokens, at, then=then, rows=rows, level=level)
 
 
 @dataclass(frozen=True)
@@ -145,8 +131,8 @@ def _run(
         faults.append(f"{unfinished} of {len(tokens)} sequences with a mask left")
     if overwritten:
         faults.append(f"given tokens changed in {overwritten} of {len(tokens)} sequences")
-    ran = counted.rows / len(tokens)
-    if int(nfe.sum()) != counted.rows:
+    ran = counted.ran / len(tokens)
+    if int(nfe.sum()) != counted.ran:
         faults.append(f"says NFE {float(nfe.sum()) / len(tokens):.3f} a sequence, the network ran {ran:.3f}")
     return Run(tokens, nfe, ran, tuple(faults))
 

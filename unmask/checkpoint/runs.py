@@ -7,6 +7,8 @@ tokenizer.json, and state.safetensors (weights, optimiser moments, average, step
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -29,10 +31,27 @@ def network_config(config: Row, path: Path) -> Config:
     if not isinstance(values, dict) or not set(values) <= known:
         surplus = sorted(set(values) - known) if isinstance(values, dict) else "no such entry"
         raise ValueError(f'{path}: "network" does not describe a network of this version ({surplus})')
+    hints = get_type_hints(kind)
+    if wrong := [name for name, value in values.items() if not _fits(value, hints[name])]:
+        raise ValueError(f'{path}: "network": {wrong[0]} {values[wrong[0]]!r:.60} is of the wrong kind: restore it')
     try:
         return kind(**values)
     except (TypeError, ValueError) as error:
         raise ValueError(f'{path}: "network": {error}') from None
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Whether JSON data are of a field's type; any finite number is a float."""
+    inner = get_args(kind)
+    if get_origin(kind) in (Union, UnionType):
+        return any(_fits(value, each) for each in inner)
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in inner
+    if get_origin(kind) is tuple:
+        return isinstance(value, list | tuple) and all(_fits(each, inner[0]) for each in value)
+    if kind is float:
+        return type(value) in (int, float) and abs(value) < 1e300  # type: ignore[arg-type]
+    return type(value) is kind
 
 
 def assign(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

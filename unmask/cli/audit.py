@@ -1,5 +1,6 @@
 """`unmask audit`."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -9,9 +10,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from unmask.audit import EVERY, HEADER, audit
+from unmask.audit.checking import WIDE, WORLDS
 from unmask.cli.policies import Chosen
-from unmask.log import say
-from unmask.sampling import Draw
+from unmask.files import Row
+from unmask.log import progress, say
+from unmask.rehearsal import Count, rehearsed
+from unmask.sampling import Draw, Policy
 
 
 @dataclass(frozen=True)
@@ -35,13 +39,20 @@ class Audit:
     """Sequences on each canvas."""
     seed: int = 0
     """What is random is keyed by it: the same seed gives the same result."""
+    dry_run: bool = False
+    """Say what it would cost, judged by its first seconds, and stop."""
     json: bool = False
     """Print records for machines."""
 
     def run(self) -> None:
+        policies = EVERY if isinstance(self.policy, All) else (self.policy,)
+        how: Row = {"draw": self.draw, "draws": self.draws, "seed": self.seed}
+        if self.dry_run:
+            return rehearsed(lambda counted, told: _every(policies, how, counted, told)).tell(json=self.json)
         passed = True
-        for policy in EVERY if isinstance(self.policy, All) else (self.policy,):
-            result = audit(policy, draw=self.draw, draws=self.draws, seed=self.seed)
+        for policy in policies:
+            with progress(f"audit of {policy}", "findings") as bar:
+                result = audit(policy, progress=bar, **how)
             passed &= result.passed
             if self.json:
                 for row in result.rows():
@@ -53,3 +64,13 @@ class Audit:
             Console().print(table)
         if not passed:
             raise SystemExit(1)
+
+
+def _every(policies: Sequence[Policy], how: Row, counted: Count, told: Callable[[int, int], None]) -> None:
+    worlds = {name: counted(world) for name, world in WORLDS.items()}
+    for before, policy in enumerate(policies):
+
+        def one(done: int, of: int, before: int = before) -> None:
+            told(before * of + done, len(policies) * of)
+
+        audit(policy, worlds=worlds, wide=counted(WIDE), progress=one, **how)

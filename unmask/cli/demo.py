@@ -3,7 +3,10 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from unmask.demo import Scale, demo
+from unmask.cli.recipes import rate_here
+from unmask.demo import Scale, cost, demo
+from unmask.files import read_json
+from unmask.log import say
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,16 @@ class Demo:
     scale: Scale = field(default_factory=Scale)
     source: str = "builtin"
     """Text to learn: the built-in corpus, a text file or a folder of them."""
+    dry_run: bool = False
+    """Say what it would cost, and stop."""
+    json: bool = False
+    """Print records for machines."""
 
     def run(self) -> None:
-        demo(self.out, self.scale, self.source)
+        if self.dry_run:
+            return cost(self.scale, rate_here("auto")).tell(json=self.json)
+        page = demo(self.out, self.scale, self.source)
+        if self.json:
+            for row in read_json(page.with_name("result.json"))["rows"]:
+                say({name: value for name, value in row.items() if name != "values"})
+            say({"report": str(page)})

@@ -9,6 +9,8 @@ import tyro
 
 from unmask.experiments import Experiment as Claim
 from unmask.experiments import Scale, experiment, name_of
+from unmask.files import read_json
+from unmask.log import say
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,16 @@ class Experiment:
     that ask questions."""
     dry_run: bool = False
     """Say which runs it takes and what they cost, and stop."""
+    json: bool = False
+    """Print records for machines."""
 
     def run(self) -> None:
         # each process of a job works on runs of its own
         for name in ("RANK", "WORLD_SIZE"):
             os.environ.pop(name, None)
         out = self.out or Path("runs/experiments") / f"{name_of(self.claim)}-{self.scale}"
-        experiment(self.claim, self.scale, out, source=self.source, dry_run=self.dry_run)
+        result = experiment(self.claim, self.scale, out, source=self.source, dry_run=self.dry_run, json=self.json)
+        if result is not None and self.json:
+            finding = self.claim.find(read_json(result)["rows"])
+            told = {"claim": finding.claim, "measured": finding.measured, "held": finding.held}
+            say({"experiment": name_of(self.claim), "scale": self.scale, **told, "result": str(result)})

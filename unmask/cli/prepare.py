@@ -9,7 +9,8 @@ import tyro
 
 from unmask.data import Plan, estimate, load_manifest, load_split, prepare, prepare_pairs
 from unmask.data.pairs import Reading
-from unmask.log import console, progress
+from unmask.log import console, progress, say
+from unmask.units import duration
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Prepare:
     """A note on the right to use the texts, for the manifest."""
     dry_run: bool = False
     """Say what would be made, judged by the beginning of each source, and stop."""
+    json: bool = False
+    """Print records for machines."""
 
     pairs: bool = False
     """The sources hold prompts with answers, chats or texts to infill: .jsonl, .json, .parquet, .txt, .tsv, hf://NAME
@@ -62,6 +65,8 @@ class Prepare:
     of_pairs: Annotated[OfPairs, tyro.conf.OmitArgPrefixes] = dataclasses.field(default_factory=OfPairs)
 
     def run(self) -> None:
+        if self.pairs and self.dry_run:
+            raise ValueError("--dry-run: of --pairs nothing is told beforehand: rows are read in seconds; leave it out")
         if self.pairs:
             return self._pairs()
         options = {
@@ -76,8 +81,8 @@ class Prepare:
             found = estimate(Plan.of(self.source, **options))
             console.print(f"{found.files:,} files, {found.bytes / 1e6:,.1f} MB")
             console.print(f"about {found.tokens:,} tokens of {found.vocab:,}, {found.disk / 1e6:,.1f} MB in {self.out}")
-            console.print(f"about {found.seconds:,.0f} s to tokenise")
-            return
+            console.print(f"about {duration(found.seconds)} to tokenise")
+            return say(dataclasses.asdict(found)) if self.json else None
         with progress("prepare", "bytes") as bar:
 
             def told(what: str, done: int, total: int) -> None:
@@ -87,6 +92,12 @@ class Prepare:
         for name in ("train", "validation"):
             split = load_split(folder, name)
             console.print(f"{folder}: {len(split.tokens):,} {name} tokens in {len(split.names):,} documents")
+        self._tell(folder)
+
+    def _tell(self, folder: Path) -> None:
+        if self.json:
+            for name, counts in load_manifest(folder)["splits"].items():
+                say({"folder": str(folder), "split": name, **counts})
 
     def _pairs(self) -> None:
         how = self.of_pairs
@@ -108,3 +119,4 @@ class Prepare:
         for name, count in load_manifest(prepared.folder)["splits"].items():
             answers, tokens = f"{count['answers']:,} tokens of answers", f"{count['tokens']:,}"
             console.print(f"{prepared.folder}: {count['documents']:,} {name} examples, {answers} among {tokens}")
+        self._tell(prepared.folder)

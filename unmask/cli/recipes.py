@@ -10,6 +10,7 @@ from unmask.checkpoint import device_of
 from unmask.files import Row
 from unmask.log import console, say
 from unmask.recipes import RECIPES
+from unmask.train import TrainConfig
 from unmask.train.budget import measured_rate, memory
 from unmask.train.precision import best_precision
 from unmask.units import duration
@@ -29,15 +30,13 @@ class Recipes:
     """Print records for machines."""
 
     def run(self) -> None:
-        device = torch.device(device_of(self.device))
-        precision = best_precision(device)
-        rate = measured_rate(device, precision)
-        records = [row(name, rate) for name in RECIPES]
+        rate = rate_here(self.device)
+        records: list[Row] = [{"recipe": name, **row(recipe(), rate)} for name, recipe in RECIPES.items()]
         if self.json:
             for record in records:
                 say(record)
             return
-        title = f"{device}, {precision}: {rate / 1e9:,.0f} GFLOP/s measured in a small network's steps"
+        title = f"{device_of(self.device)}: {rate / 1e9:,.0f} GFLOP/s measured in a small network's steps"
         names = ("recipe", "parameters", "N", "tokens", "6ND", "true FLOPs", "memory", "time here")
         table = Table(*names, title=title, title_justify="left")
         for record in records:
@@ -55,12 +54,16 @@ class Recipes:
         console.print("memory: weights, gradients, moments, average and one part of a step's activations, in float32")
 
 
-def row(name: str, rate: float) -> Row:
-    """One recipe's sizes, cost, memory in bytes and seconds at `rate` FLOPs a second."""
-    config = RECIPES[name]()
+def rate_here(device: str) -> float:
+    """FLOPs a second of a training step, measured."""
+    found = torch.device(device_of(device))
+    return measured_rate(found, best_precision(found))
+
+
+def row(config: TrainConfig, rate: float) -> Row:
+    """A run's sizes, cost, memory in bytes and seconds at `rate` FLOPs a second."""
     size, cost = config.network.parameters(), config.cost()
     return {
-        "recipe": name,
         "parameters": size["total"],
         "non_embedding": size["non_embedding"],
         **cost,

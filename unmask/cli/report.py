@@ -24,8 +24,14 @@ class Report:
     """The page."""
     results: Path | None = None
     """Folder to write results.md of the experiments to, with results/NAME.json and .svg beside it."""
+    json: bool = False
+    """Print records for machines."""
 
     def run(self) -> None:
-        say(str(report(self.paths, self.out, told=told)))
+        made = {"report": str(report(self.paths, self.out, told=told))}
+        found = find(self.paths)
         if self.results is not None:
-            say(str(publish(find(self.paths).claims, self.results)))
+            made["results"] = str(publish(found.claims, self.results))
+        if not self.json:
+            return say("\n".join(made.values()))
+        say({**made, "runs": len(found.runs), "rows": len(found.rows), "samples": len(found.samples)})

@@ -13,8 +13,9 @@ from unmask.checkpoint import Model, Told
 from unmask.cli.policies import Chosen
 from unmask.evaluate import write
 from unmask.evaluate.infilling import likely_lengths, templates_of
-from unmask.files import read_json, write_json
-from unmask.log import console, say
+from unmask.files import Row, read_json, write_json
+from unmask.log import console, progress, say
+from unmask.rehearsal import rehearsed
 from unmask.report.console import unmasking
 from unmask.sampling import Constraint, Draw
 
@@ -72,6 +73,8 @@ class Sample:
     device: str = "auto"
     """cpu, cuda, cuda:1 or mps; auto takes the first GPU there is."""
     told: Annotated[Told, tyro.conf.OmitArgPrefixes] = field(default_factory=Told)
+    dry_run: bool = False
+    """Say what it would cost, judged by its first seconds, and stop."""
     out: Path | None = None
     """Also write the samples, with when and how surely each token appeared, for `unmask report`."""
     json: bool = False
@@ -89,23 +92,29 @@ class Sample:
         first = model.canvas(asked[0], seed=self.seed)
         constraint = self._constraint(model, first)
         texts = [text for text in asked for _ in range(self.count)]
-        quiet = self.json or len(texts) > 1 or self.matching
-        with unmasking(console, first, model.mask_id, model.tokenizer.pieces) as show:
-            on_step = None if quiet else show
-            records = write(
-                model,
-                texts,
-                self.policy,
-                draw=self.draw,
-                seed=self.seed,
-                batch=self.batch,
-                guidance=self.guidance,
-                bias=dict.fromkeys((_single(model, text) for text in self.ban), -math.inf),
-                until_end=self.until_end,
-                constraint=constraint,
-                attempts=self.attempts if self.matching else None,
-                on_step=on_step,
-            )
+        how: Row = {
+            "draw": self.draw,
+            "seed": self.seed,
+            "batch": self.batch,
+            "guidance": self.guidance,
+            "bias": dict.fromkeys((_single(model, text) for text in self.ban), -math.inf),
+            "until_end": self.until_end,
+            "constraint": constraint,
+            "attempts": self.attempts if self.matching else None,
+        }
+        if self.dry_run:
+            if self.matching:
+                raise ValueError(
+                    "--dry-run: how often --matching tries is only known when it has: leave out one of them"
+                )
+            work = rehearsed(lambda counted, told: write(counted(model), texts, self.policy, progress=told, **how))
+            return work.tell(json=self.json)
+        if self.json or len(texts) > 1 or self.matching:
+            with progress("writing", "tokens") as bar:
+                records = write(model, texts, self.policy, progress=bar, **how)
+        else:
+            with unmasking(console, first, model.mask_id, model.tokenizer.pieces) as show:
+                records = write(model, texts, self.policy, on_step=show, **how)
         if self.out is not None and ranks.rank() == 0:
             write_json(self.out, {"samples": records})
         for record in records:

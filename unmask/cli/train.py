@@ -1,7 +1,7 @@
 """`unmask train`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, make_dataclass, replace
+from dataclasses import asdict, dataclass, field, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,10 +9,14 @@ import tyro
 
 from unmask import ranks
 from unmask.cli.parsing import nearest
-from unmask.log import console
+from unmask.cli.recipes import rate_here, row
+from unmask.log import console, say
 from unmask.recipes import RECIPES, on_its_data
+from unmask.report.read import find
+from unmask.report.runs import progress_of
 from unmask.train import TrainConfig, train
 from unmask.train.budget import steps_for
+from unmask.units import duration
 
 SHOWN = ("tiny", "tiny-ar", "radd-small", "radd-medium", "smdm-113", "ar-113")
 BUDGETS = ("--steps", "--tokens", "--flops", "--true-flops", "--minutes")
@@ -32,6 +36,8 @@ class Options:
     """... for so many FLOPs with attention, and the output layer where it runs."""
     dry_run: bool = False
     """Say what it would cost, and stop."""
+    json: bool = False
+    """Print records for machines."""
 
 
 def command(words: Sequence[str]) -> type:
@@ -89,6 +95,10 @@ class Train:
             f"6ND = {cost['flops_6nd']:.2e} FLOPs, true count {cost['flops_true']:.2e}"
         )
         if options.dry_run:
-            return
+            record = row(config, rate_here(config.device))
+            console.print(f"about {duration(record['seconds'])} on this machine")
+            return say(record) if options.json else None
         train(config, out)
+        if options.json and ranks.rank() == 0:
+            return say({"run": str(out), **asdict(progress_of(find([out]).runs[0]))})
         console.print(f"next: unmask sample --checkpoint {out}")

@@ -9,7 +9,7 @@ import tyro
 from unmask.checkpoint import Model, Told
 from unmask.data.pairs import Template, is_pairs, load_template, named_template, template_of
 from unmask.data.splits import MANIFEST
-from unmask.evaluate.answers import Asking, answer_file, exact_match, questions_of
+from unmask.evaluate.answers import Asking, answer_file, cost, exact_match, questions_of
 from unmask.evaluate.grading import Endpoint, grade_file
 from unmask.files import Row, write_json
 from unmask.log import progress, say
@@ -57,6 +57,8 @@ class EvaluateAnswers:
     """Answers written at once; changes the time and nothing else."""
     device: str = "auto"
     """cpu, cuda, cuda:1 or mps; auto takes the first GPU there is."""
+    dry_run: bool = False
+    """Say what it would cost, judged by its first seconds, and stop."""
     result: Path | None = None
     """Write the rows as a result file, for `unmask report`."""
     json: bool = False
@@ -79,6 +81,8 @@ class EvaluateAnswers:
             batch=self.batch,
             template=self._template(model),
         )
+        if self.dry_run:
+            return cost(model, questions, asking).tell(json=self.json)
         with progress("answering", "answers") as bar:
             records = answer_file(model, questions, asking, self.out, name=name, progress=bar)
         rows: list[Row] = []

@@ -18,8 +18,10 @@ from unmask.checkpoint import Model
 from unmask.data.pairs import Chat, Plain, Reading, Template, prompt_ids, rows_of
 from unmask.data.pairs.layouts import second_pass
 from unmask.evaluate.exact import same
+from unmask.evaluate.writing import counting
 from unmask.files import Row, atomic
 from unmask.network import Network
+from unmask.rehearsal import Cost, rehearsed
 from unmask.sampling import Draw, LeftToRight, Policy, RandomOrder, Remasking, inside_of, sample
 from unmask.wrappers import Guided
 
@@ -149,6 +151,15 @@ def _answered(
     return done
 
 
+def cost(model: Model, questions: Sequence[Question], asking: Asking) -> Cost:
+    """What answering would take, judged by the beginning of the first turns."""
+    prompts = [_prompt(model, question, (), asking) for question in questions]
+    numbers = range(len(prompts))
+    first = rehearsed(lambda counted, told: fill(counted(model), prompts, numbers, asking, progress=told))
+    turns = sum(len(question.turns) for question in questions)
+    return first * (asking.passes * turns / len(questions))
+
+
 def _prompt(model: Model, question: Question, before: Sequence[Written], asking: Asking) -> list[int]:
     if not question.chat:
         return prompt_ids(Plain(question.turns[0], ""), model.tokenizer, asking.template)
@@ -159,7 +170,12 @@ def _prompt(model: Model, question: Question, before: Sequence[Written], asking:
 
 
 def fill(
-    model: Model, prompts: Sequence[Sequence[int]], numbers: Sequence[int], asking: Asking, length: int | None = None
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    numbers: Sequence[int],
+    asking: Asking,
+    length: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[Written]:
     """What the model writes behind each prompt, up to its first end token."""
     length, tokenizer = length or asking.length, model.tokenizer
@@ -180,6 +196,7 @@ def fill(
         sequences=numbers,
         batch=asking.batch,
         end=None if revises else tokenizer.end,
+        on_step=counting(canvases, model.mask_id, progress),
     )
     found = []
     for ids, prompt, tokens, nfe in zip(seen, prompts, samples.tokens, samples.nfe.tolist(), strict=True):

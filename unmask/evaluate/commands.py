@@ -1,9 +1,11 @@
 """`unmask evaluate` and `unmask compare`: their options, and rows printed and written."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
+import torch
 import tyro
 
 from unmask import ranks
@@ -12,11 +14,12 @@ from unmask.evaluate.answering import EvaluateAnswers
 from unmask.evaluate.corpora import CORPORA
 from unmask.evaluate.generation import caution, generation, mauve, quality, read_texts, reference_texts
 from unmask.evaluate.heldout import HeldOut, benchmark, running_text
-from unmask.evaluate.judge import load_judge
+from unmask.evaluate.judge import Judge, judge_texts, load_judge
 from unmask.evaluate.perplexity import Order, baselines, errors, perplexity
 from unmask.evaluate.tasks import EvaluateTasks
 from unmask.files import Row, write_json
-from unmask.log import progress, say
+from unmask.log import Report, progress, say
+from unmask.rehearsal import Cost, Count, rehearsed, total
 from unmask.sampling import AdaptivePolicy, Blocks, Draw, Planned, Remasking
 
 if TYPE_CHECKING:
@@ -60,6 +63,8 @@ class Perplexity:
     device: str = "auto"
     """cpu, cuda, cuda:1 or mps; auto takes the first GPU there is."""
     told: Annotated[Told, tyro.conf.OmitArgPrefixes] = field(default_factory=Told)
+    dry_run: bool = False
+    """Say what it would cost, judged by its first seconds, and stop."""
     out: Path | None = None
     """Write the rows as a result file, for `unmask report` and `unmask compare`."""
     json: bool = False
@@ -72,11 +77,15 @@ class Perplexity:
             raise ValueError(f"--local {self.local} is one file: give a folder for {len(self.corpora)} corpora")
         model = self.told.load(self.checkpoint, self.device)
         name, rows = _name(model, self.checkpoint), []
+        options: Row = {"order": self.order, "draws": self.draws, "seed": self.seed, "batch": self.batch}
+        if self.dry_run:
+            texts = [self._held_out(model, what) for what in self.corpora or (None,)]
+            works = [lambda counted, told, x=x: perplexity(counted(model), x, progress=told, **options) for x in texts]
+            return total(map(rehearsed, works)).tell(json=self.json)
         for what in self.corpora or (None,):
             held_out = self._held_out(model, what)
             new = baselines(held_out, model.vocab)
             with progress(f"perplexity, {held_out.corpus}", "evaluations") as bar:
-                options = {"order": self.order, "draws": self.draws, "seed": self.seed, "batch": self.batch}
                 new.append(perplexity(model, held_out, name=name, progress=bar, **options))
             rows += new
             if self.out is not None and ranks.rank() == 0:
@@ -128,6 +137,8 @@ class Generation:
     device: str = "auto"
     """cpu, cuda, cuda:1 or mps; auto takes the first GPU there is."""
     told: Annotated[Told, tyro.conf.OmitArgPrefixes] = field(default_factory=Told)
+    dry_run: bool = False
+    """Say what it would cost, judged by its first seconds, and stop."""
     out: Path | None = None
     """Write the rows as a result file, for `unmask report` and `unmask compare`."""
     json: bool = False
@@ -139,7 +150,10 @@ class Generation:
         if self.mauve is not None and self.reference is None:
             raise ValueError("--mauve compares with people's texts: give --reference PATH")
         judge = load_judge(self.judge, device=self.device)
-        texts, said = self._texts()
+        if self.dry_run:
+            return self._cost(judge).tell(json=self.json)
+        with progress("writing", "tokens") as bar:
+            texts, said = self._texts(bar)
         rows = []
         with progress("judging", "texts") as bar:
             rows.append(quality(judge, texts, said, batch=self.judge_batch, progress=bar))
@@ -156,16 +170,40 @@ class Generation:
         for row in rows:
             say(_without_values(row) if self.json else _line(row))
 
-    def _texts(self) -> tuple[list[str], Row]:
+    def _texts(self, told: Report) -> tuple[list[str], Row]:
         if self.samples is not None:
             return read_texts(self.samples)
+        model, length = self._writer()
+        return self._written(model, length, told)
+
+    def _writer(self) -> tuple[Model, int]:
+        """The model, and the length of its texts."""
         model = self.told.load(cast(Path, self.checkpoint), self.device)
         length = self.length or model.config.get("requested", {}).get("length", 64)
         if self.count < 2 or length < 1:
             raise ValueError(f"count {self.count} must be at least 2 and length {length} at least 1")
-        options = {"policy": self.policy, "draw": self.draw, "seed": self.seed, "batch": self.batch}
+        return model, length
+
+    def _written(self, model: Model, length: int, told: Callable[[int, int], None]) -> tuple[list[str], Row]:
+        options: Row = {"policy": self.policy, "draw": self.draw, "seed": self.seed, "batch": self.batch}
         name = _name(model, cast(Path, self.checkpoint))
-        return generation(model, name=name, count=self.count, length=length, **options)
+        return generation(model, name=name, count=self.count, length=length, progress=told, **options)
+
+    def _cost(self, judge: Judge) -> Cost:
+        """That of writing, and of judging texts as long: before they are written, of random tokens."""
+        costs = []
+        if self.samples is not None:
+            texts = read_texts(self.samples)[0]
+        else:
+            model, length = self._writer()
+            costs.append(rehearsed(lambda counted, told: self._written(counted(model), length, told)))
+            random = torch.randint(model.vocab, (self.count, length), generator=torch.Generator().manual_seed(0))
+            texts = [model.decode(tokens) for tokens in random]
+
+        def judging(counted: Count, told: Callable[[int, int], None]) -> None:
+            judge_texts(replace(judge, network=counted(judge.network)), texts, batch=self.judge_batch, progress=told)
+
+        return total([*costs, rehearsed(judging) * (1 if self.reference is None else 2)])
 
 
 @dataclass(frozen=True)

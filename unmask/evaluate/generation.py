@@ -35,9 +35,10 @@ def generation(
     draw: Draw | None = None,
     seed: int = 0,
     batch: int = 16,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[str], Row]:
     """`count` texts of `length` tokens written from nothing, and how: policy, law, NFE, seconds a text."""
-    records = write(model, [f"{{{{{length}}}}}"] * count, policy, draw=draw, seed=seed, batch=batch)
+    records = write(model, [f"{{{{{length}}}}}"] * count, policy, draw=draw, seed=seed, batch=batch, progress=progress)
     first = records[0]
     said = {
         "model": name,

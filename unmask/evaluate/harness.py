@@ -4,6 +4,7 @@ Importing this module registers the model as "unmask"; later versions of the har
 the entry point `lm_eval.models`. Needs the extra `eval`.
 """
 
+import copy
 import hashlib
 import json
 import logging
@@ -12,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,6 +86,13 @@ class Harness(LM):
         self.scorer = Scorer(self.model, estimator, draws, seed, tokens, guidance)
         self.progress = progress
         self._notes: dict[str, Note] = {}
+
+    def of(self, model: Model, progress: Callable[[int, int], None]) -> "Harness":
+        """The same around a model that is wrapped, telling its progress."""
+        other = copy.copy(self)
+        other.model, other.progress, other._notes = model, progress, {}
+        other.scorer = replace(self.scorer, network=model)
+        return other
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """(log p(continuation | context) in nats, whether greedy decoding writes it) of each request.
@@ -162,6 +171,7 @@ class Harness(LM):
         ]
         scores: list[list[Score]] = [[] for _ in requests]
         results, done = [(0.0, True)] * len(requests), 0
+        sizes = [len(answer.tokens) for _, answer in work]
         for some, scored in self.scorer([answer for _, answer in work]):
             for i, score in zip((work[j][0] for j in some), scored, strict=True):
                 scores[i].append(score)
@@ -170,7 +180,7 @@ class Harness(LM):
                     stderr = math.hypot(*(each.stderr for each in scores[i]))
                     note = Note(stderr, cuts[i], score.estimator, score.bound)
                     self._keep(kind, requests[i].args, results[i] if kind == "loglikelihood" else results[i][0], note)
-            self._tell(done := done + len(some), len(work))
+            self._tell(done := done + sum(sizes[j] for j in some), sum(sizes))
         return results
 
     def _prompt(self, request: Instance) -> Prompt:

@@ -46,7 +46,7 @@ def perplexity(
         if isinstance(order, LeftToRight):
             plan = draw_plan(order, maskable[rows])
             return ordered_log_likelihood(model, x_0[rows], plan, progress=progress, **told)
-        return decoder_log_likelihood(model, x_0[rows], maskable[rows], order, **told)
+        return decoder_log_likelihood(model, x_0[rows], maskable[rows], order, progress=progress, **told)
 
     estimate = ranks.likelihood(score, len(x_0), documents)
     seconds = time.perf_counter() - start

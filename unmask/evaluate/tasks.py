@@ -18,8 +18,9 @@ import tyro
 
 from unmask import ranks
 from unmask.checkpoint import Told
-from unmask.files import Row, finite, write_json
-from unmask.log import console, progress
+from unmask.files import Row, write_json
+from unmask.log import console, progress, say
+from unmask.rehearsal import Count, rehearsed
 
 LETTERS = "ABCDE"
 
@@ -212,6 +213,8 @@ class EvaluateTasks:
     told: Annotated[Told, tyro.conf.OmitArgPrefixes] = field(default_factory=Told)
     cache: Path | None = None
     """Folder of answers already given: a run that was killed goes on from them."""
+    dry_run: bool = False
+    """Say what it would cost, judged by its first seconds, and stop."""
     out: Path | None = None
     """Write the rows as a result file, for `unmask report`."""
     json: bool = False
@@ -222,23 +225,28 @@ class EvaluateTasks:
             from unmask.evaluate.harness import Harness, evaluate_tasks
         except ModuleNotFoundError as error:
             raise ValueError(f'{error.name} is not installed: pip install "unmask[eval]"') from None
+        harness = Harness(
+            self.told.load(self.checkpoint, self.device, getattr(torch, self.dtype)),
+            estimator=self.estimator,
+            draws=self.draws,
+            seed=self.seed,
+            length=self.length,
+            tokens=self.tokens,
+            guidance=self.guidance,
+        )
+        asked: Row = {"names": self.tasks, "local": self.local, "limit": self.limit, "shots": self.shots}
+        if self.dry_run:
+            model = harness.model
+
+            def work(counted: Count, told: Callable[[int, int], None]) -> None:
+                evaluate_tasks(harness.of(counted(model), told), **asked)
+
+            return rehearsed(work).tell(json=self.json)
         with progress("tasks", "tokens") as bar:
-            harness = Harness(
-                self.told.load(self.checkpoint, self.device, getattr(torch, self.dtype)),
-                estimator=self.estimator,
-                draws=self.draws,
-                seed=self.seed,
-                length=self.length,
-                tokens=self.tokens,
-                guidance=self.guidance,
-                progress=bar,
-            )
-            rows = evaluate_tasks(
-                harness, self.tasks, local=self.local, limit=self.limit, shots=self.shots, cache=self.cache
-            )
+            rows = evaluate_tasks(harness.of(harness.model, bar), cache=self.cache, **asked)
         if self.tasks is None and (absent := TASKS.keys() - {row["task"] for row in rows}):
             console.print(f"{self.local}: no file of {', '.join(sorted(absent))}", soft_wrap=True)
         if self.out is not None and ranks.rank() == 0:
             write_json(self.out, {"rows": rows})
-        for line in (json.dumps(finite(row), ensure_ascii=False) for row in rows) if self.json else [table(rows)]:
-            print(line, flush=True)
+        for each in rows if self.json else [table(rows)]:
+            say(each)

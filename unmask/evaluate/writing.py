@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from torch import Tensor
+
 from unmask import ranks
 from unmask.checkpoint import Model
 from unmask.files import Row
@@ -36,6 +38,7 @@ def write(
     constraint: Constraint | None = None,
     attempts: int | None = None,
     on_step: Callable[[Step], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[Row]:
     """Fill the blanks of each text; a record a text: the tokens' pieces, when and how confidently each was written,
     NFE. Under torchrun each process writes its share, and all get the whole.
@@ -43,8 +46,9 @@ def write(
     The default policy is exact: a random order one token at a time, left to right for a causal model. `guidance` is
     the weight of classifier-free guidance by what is given behind the begin token, `bias` nats on single tokens (-inf
     bans); with `until_end` a blank's text ends at its first end token. With a `constraint` every text fits it, at each
-    reveal or, where `attempts` says how many may be made, as p(x | fits). `seconds` are those of the whole batch,
-    without `on_step`'s. Raises ValueError for what the model cannot write.
+    reveal or, where `attempts` says how many may be made, as p(x | fits). `progress` is told of tokens written and to
+    be written. `seconds` are those of the whole batch, without what its watchers take. Raises ValueError for what the
+    model cannot write.
     """
     policy = policy or (LeftToRight() if model.causal else RandomOrder())
     draw = draw or Draw()
@@ -59,6 +63,7 @@ def write(
     end = model.tokenizer.end if until_end else None
     watched = 0.0
     told: list[list[Event]] = [[] for _ in mine]
+    count = counting(canvases, model.mask_id, progress)
 
     def watch(step: Step) -> None:
         """The reader's time is not the sampler's."""
@@ -67,6 +72,7 @@ def write(
         _tell(told, step)
         if on_step is not None:
             on_step(step)
+        count(step)
         watched += time.perf_counter() - begun
 
     start = time.perf_counter()
@@ -107,6 +113,22 @@ def write(
         for i, number in enumerate(mine)
     ]
     return ranks.gathered(records, len(texts))
+
+
+def counting(
+    canvases: Sequence[Tensor], mask_id: int, progress: Callable[[int, int], None] | None
+) -> Callable[[Step], None]:
+    """An `on_step` that tells how many of the open positions are written."""
+    done, total = 0, sum(int((canvas == mask_id).sum()) for canvas in canvases)
+
+    def on_step(step: Step) -> None:
+        nonlocal done
+        erased = int((step.token == mask_id).sum())
+        done += len(step.token) - 2 * erased
+        if progress is not None and total:
+            progress(done, total)
+
+    return on_step
 
 
 Event = tuple[int, int, int, float]

@@ -20,7 +20,7 @@ from rich.table import Table as Shown
 from unmask.checkpoint import device_of
 from unmask.data import prepare
 from unmask.files import Row, alone, read_json, write_json
-from unmask.log import console
+from unmask.log import console, say
 from unmask.train import TrainConfig, train
 from unmask.train.config import machine
 from unmask.units import count, duration, power
@@ -85,12 +85,13 @@ def name_of(experiment: Experiment) -> str:
 
 
 def experiment(
-    which: Experiment, scale: Scale, out: Path, *, source: str = BUILTIN, dry_run: bool = False
+    which: Experiment, scale: Scale, out: Path, *, source: str = BUILTIN, dry_run: bool = False, json: bool = False
 ) -> Path | None:
     """Run what is not there yet in folder `out`; returns its result.json, or None while others still work on it.
 
     Each cell is an ordinary run folder with a result.json of its own. Start the same command in several processes, on
-    one machine or on several that share the folder, and each takes the next cell that nobody owns. Raises ValueError
+    one machine or on several that share the folder, and each takes the next cell that nobody owns. With `dry_run` the
+    cells are told, with `json` for machines too. Raises ValueError
     where a run's settings differ from those in its folder.
     """
     with _when_free(out, "data"):
@@ -99,8 +100,10 @@ def experiment(
     cells, rows = _known(which, scale, str(data), out)
     _announce(which, scale, cells, out)
     if dry_run:
+        for cell in cells if json else ():
+            say({"run": cell.name, **_sizes(cell), "done": _done(cell, out)})
         return None
-    while todo := [cell for cell in cells if not (out / cell.name / RESULT).exists()]:
+    while todo := [cell for cell in cells if not _done(cell, out)]:
         if not any(_advance(which, scale, cell, out, source) for cell in todo):
             console.print(f"{len(todo)} cells are other processes' work: run this again when they are done")
             return None
@@ -156,17 +159,24 @@ def _advance(which: Experiment, scale: Scale, cell: Cell, out: Path, source: str
 
 
 def _announce(which: Experiment, scale: Scale, cells: Sequence[Cell], out: Path) -> None:
-    todo = [cell for cell in cells if not (out / cell.name / RESULT).exists()]
+    todo = [cell for cell in cells if not _done(cell, out)]
     total = sum(cell.config.cost()["flops_true"] for cell in todo)
     table = Shown("run", "parameters", "tokens", "6ND", "FLOPs", "state")
     for cell in cells:
-        cost, size = cell.config.cost(), cell.config.network.parameters()
-        state = "done" if (out / cell.name / RESULT).exists() else "to do"
-        numbers = (count(size["non_embedding"]), count(cost["tokens"]), power(cost["flops_6nd"]))
-        table.add_row(cell.name, *numbers, power(cost["flops_true"]), state)
+        size = _sizes(cell)
+        numbers = (count(size["non_embedding"]), count(size["tokens"]), power(size["flops_6nd"]))
+        table.add_row(cell.name, *numbers, power(size["flops_true"]), "done" if _done(cell, out) else "to do")
     console.print(table)
     said = f"{name_of(which)}, {scale}: {len(todo)} of {len(cells)} runs to do, {total:.1e} FLOPs"
     console.print(said + (f", about {duration(total / rate())} on this machine" if todo else ""))
+
+
+def _sizes(cell: Cell) -> Row:
+    return {"non_embedding": cell.config.network.parameters()["non_embedding"], **cell.config.cost()}
+
+
+def _done(cell: Cell, out: Path) -> bool:
+    return (out / cell.name / RESULT).exists()
 
 
 def rate() -> float:

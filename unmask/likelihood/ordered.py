@@ -133,6 +133,7 @@ def decoder_log_likelihood(
     *,
     batch: int = 64,
     documents: Int[Tensor, " S"] | None = None,
+    progress: Progress | None = None,
 ) -> Estimate:
     """Exact -log p of each text under the decoder that would write it, at temperature 1.
 
@@ -152,7 +153,7 @@ def decoder_log_likelihood(
             f"{type(inside).__name__} draws its plan, so its likelihood is a mean over all plans: bound it with "
             "log_likelihood or importance_log_likelihood, or score one plan with ordered_log_likelihood"
         )
-    nats, cost = decode_nats(network, x_0, maskable, policy, batch=batch)
+    nats, cost = decode_nats(network, x_0, maskable, policy, batch=batch, progress=progress)
     return Estimate.of(
         nats[:, None],
         maskable,

@@ -85,14 +85,16 @@ def find(paths: Sequence[Path]) -> Findings:
 
 
 def _files(path: Path) -> Iterator[Path]:
-    """The result files that `path` stands for; folders are searched to any depth, hidden ones left out."""
+    """The result files that `path` stands for; folders are searched to any depth, but hidden ones and a run's
+    checkpoints, which repeat its configuration.
+    """
     if path.is_file():
         yield path
     elif path.is_dir():
         found = {*path.rglob("*.json"), *path.rglob("metrics.jsonl")}
         rank = {name: i for i, name in enumerate(NAMES)}
         for file in sorted(found, key=lambda file: (rank.get(file.name, len(NAMES)), file)):
-            hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
+            hidden = any(part.startswith(".") or part == "checkpoints" for part in file.relative_to(path).parts)
             if file.is_file() and not hidden and (file.name in NAMES or _holds_results(file)):
                 yield file
     else:

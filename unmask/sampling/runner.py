@@ -133,12 +133,14 @@ def decode_nats(
     seed: int = 0,
     sequences: Sequence[int] | None = None,
     batch: int = 16,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Float[Tensor, " S"], Int[Tensor, " S"]]:
     """(-log p in nats, evaluations) of each text under the decoder that would write it: exact.
 
     The policy runs as it would, the text's own tokens are written where it chooses, and their log-probabilities
     add up. A policy that draws its plan has this likelihood given that plan. Raises ValueError for a policy whose
     order depends on the tokens drawn: the text does not tell which other tokens were drawn on the way.
+    `progress` is told of (tokens written, tokens in all).
     """
     policy = policy.inside if isinstance(policy, Speculative) else policy
     if isinstance(policy, Rated):
@@ -152,8 +154,11 @@ def decode_nats(
     numbers = list(range(len(x_0))) if sequences is None else list(sequences)
     canvas = x_0.masked_fill(maskable, network.mask_id)
     work = prepared(network, canvas, list(range(len(x_0))), policy, seed, numbers)
-    for _ in _run(network, work, policy, Pick(None, x_0), batch, 0):
-        pass
+    done, total = 0, int(maskable.sum())
+    for step in _run(network, work, policy, Pick(None, x_0), batch, 0):
+        done += len(step.position)
+        if progress is not None:
+            progress(done, total)
     return -work.log_p.sum(-1), evaluations(network) * work.rows
 
 
