@@ -53,7 +53,7 @@ COMMANDS = {
         "cli.checkpoints:Convert", "Write a checkpoint in another layout, with its tokenizer and a model card."
     ),
     "push": Entry("cli.checkpoints:Push", "Upload a folder written by `unmask convert` to the hub."),
-    "report": Entry("cli.report:Report", "One self-contained HTML page of runs, results and samples."),
+    "report": Entry("cli.report:Report", "One self-contained HTML page of runs, results, experiments and samples."),
     "completion": Entry("cli.completion:Completion", "Print a shell's completion of all of this."),
 }
 
