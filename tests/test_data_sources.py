@@ -26,8 +26,9 @@ ROWS = [
     {"text": "  ", "date": None},
     {"text": None},
     {"text": "naïve 日本語 🐈", "date": "2021-02-29"},
+    {"text": "three", "date": "2020/03/01"},
 ]
-FOUND = [("one\ntwo", "2020-02-29"), ("naïve 日本語 🐈", None)]
+FOUND = [("one\ntwo", "2020-02-29"), ("naïve 日本語 🐈", None), ("three", "2020-03-01")]
 
 
 def lines(rows: list[dict]) -> bytes:
@@ -61,7 +62,7 @@ def read(source: Path | str) -> list[tuple[str, str | None]]:
 def test_records_and_texts_compressed_or_not(tmp_path: Path, suffix: str) -> None:
     path = compressed(tmp_path / f"a.jsonl{suffix}", lines(ROWS))
     assert read(path) == FOUND
-    assert [document.name for document in documents(str(path))] == [f"a.jsonl{suffix}:1", f"a.jsonl{suffix}:7"]
+    assert [document.name for document in documents(str(path))] == [f"a.jsonl{suffix}:{line}" for line in (1, 7, 9)]
     path = compressed(tmp_path / f"a.txt{suffix}", b"\xef\xbb\xbfone\r\ntwo \xe6\x97\xa5\r")
     assert read(path) == [("one\ntwo 日\n", None)]
     whole = path.read_bytes()

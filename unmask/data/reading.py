@@ -24,7 +24,7 @@ CHUNK = 1 << 21  # bytes of a text file read at once: pieces of it have about as
 TEXT, LINES, PARQUET = (".txt",), (".jsonl", ".ndjson"), (".parquet",)
 ARCHIVES = (".tar", ".tgz", ".zip")
 COMPRESSED = (".gz", ".xz", ".zst", ".bz2")
-DATE = re.compile(r"\d{4}-\d{2}-\d{2}(?!\d)")
+DATE = re.compile(r"\d{4}([-/])\d{2}\1\d{2}(?!\d)")
 
 Rule = Callable[[str], str]
 
@@ -221,7 +221,7 @@ def record(row: dict, name: str, where: str, field: str, rule: Rule | None, read
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     text = text if rule is None else rule(text)
     date = DATE.match(str(row.get("date") or ""))
-    return Part(name, text, _calendar(date.group()) if date else None, key=text, read=read)
+    return Part(name, text, _calendar(date.group().replace("/", "-")) if date else None, key=text, read=read)
 
 
 def _calendar(date: str) -> str | None:

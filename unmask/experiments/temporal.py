@@ -26,6 +26,8 @@ from unmask.report.drawing import COLOURS
 KINDS = {"MDM": AnyOrder(0.5), "ARM": NextToken()}
 MATCHED = "ARM, fewer steps"
 WITHIN = "trained period"
+MOST: dict[Scale, int] = {"tiny": 2, "laptop": 64, "gpu": 512}
+"""Documents of each period, spread evenly over it."""
 GROUPS = 250  # of documents: enough for an error of 5%, and a result file stays small
 
 
@@ -77,7 +79,9 @@ class Temporal:
             groups.setdefault(period_of(each.date or "", self.until, self.period), []).append(each.text)
         rows: list[Row] = []
         for name, texts in groups.items():
-            texts = [text[:2000] for text in texts[:2]] if scale == "tiny" else texts
+            count = min(len(texts), MOST[scale])
+            texts = [texts[i * len(texts) // count] for i in range(count)]
+            texts = [text[:2000] for text in texts] if scale == "tiny" else texts
             stream = Stream.of(texts, model.tokenizer, texts, range(len(texts)))
             windows = cut(stream, PACKED, model.tokenizer, length=setting.length, causal=model.causal)
             estimate = log_likelihood(
