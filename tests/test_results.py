@@ -1,11 +1,13 @@
 """Results of experiments: published small, told on one page, and every page a function of the files."""
 
+import itertools
 import json
 from pathlib import Path
 
 import pytest
 
 from unmask.cli.report import Report
+from unmask.experiments import Temporal
 from unmask.experiments.page import publish, results_page, told
 from unmask.report import report
 from unmask.report.read import find
@@ -13,14 +15,11 @@ from unmask.report.read import find
 
 def temporal(gain: float, **changes) -> dict:
     """A result of two periods; from the one to the other the MDM's loss rises by `gain` nats a token less."""
-    rows = [
-        {
-            "model": model, "seed": 0, "period": period, "tokens": [1000] * 4, "bound": "exact", "stderr_mc": 1 / 3,
-            "nats": [1000 * (3 + (period != "trained period") * (1 - gain * (model == "MDM"))) + i for i in range(4)],
-        }
-        for model in ("MDM", "ARM")
-        for period in ("trained period", "1980–1989")
-    ]  # fmt: skip
+    rows = []
+    for model, period in itertools.product(("MDM", "ARM"), ("trained period", "1980–1989")):
+        rise = (period != "trained period") * (1 - gain * (model == "MDM"))
+        row = {"model": model, "seed": 0, "share": 1.0, "period": period, "tokens": [1000] * 4, "bound": "exact"}
+        rows.append({**row, "stderr_mc": 1 / 3, "nats": [1000 * (3 + rise) + i * (1 + rise) for i in range(4)]})
     stated = {"experiment": "temporal", "scale": "laptop", "source": "builtin", "machine": "one thread", "unmask": "1"}
     return {**stated, "command": "unmask experiment temporal --scale laptop", "rows": rows, **changes}
 
@@ -53,7 +52,7 @@ def test_the_page_is_that_of_the_files_and_publishing_twice_changes_nothing(runs
     publish(find([docs / "results"]).claims, docs)
     assert files == {file: file.read_bytes() for file in docs.rglob("*") if file.is_file()}
     text = page.read_text()
-    assert "by −0.2000 ± 0 nats" in text
+    assert Temporal().find(temporal(0.2)["rows"]).measured in text
     assert "**Held:** yes." in text
     assert "**Held:** no." in text
     assert text.index("## Temporal, laptop") < text.index("## Temporal, news")
@@ -73,7 +72,7 @@ def test_a_report_tells_claims_and_not_the_cells_they_are_made_of(runs: Path, tm
     page = report([runs], tmp_path / "page.html", told=told).read_text()
     assert "secret" not in page
     assert page.count("<article>") == 2
-    assert "by −0.2000 ± 0 nats" in page
+    assert "by −0.20" in page
     publish(find([runs]).claims, runs / "docs")
     again = report([runs], tmp_path / "again.html", told=told).read_text()
     assert again == page, "a published copy is not told twice"

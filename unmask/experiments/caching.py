@@ -16,8 +16,9 @@ from unmask.experiments.running import Cell, Finding, Scale, Table
 from unmask.experiments.setting import SETTINGS, Setting
 from unmask.files import Row
 from unmask.objectives import AnyOrder, NextToken
-from unmask.report.drawing import COLOURS, MARKERS
+from unmask.report.drawing import COLOURS, MARKERS, log_axis
 from unmask.sampling import Blocks, Confidence, Euler, Policy, RandomOrder, Tweedie, sample
+from unmask.units import count
 
 JUDGE, HELD_OUT = "judge", "held-out text"
 
@@ -144,7 +145,9 @@ class Caching:
             panel.axhline(
                 next(row[key] for row in rows if row.get("sampler") == "held-out text"), color="gray", ls="--"
             )
-            panel.set(xscale="log", xlabel="network evaluations a text", ylabel=label)
+            panel.set(xlabel="network evaluations a text", ylabel=label)
+            costs = [row["nfe"] for row in shown]
+            log_axis(panel.xaxis, count, max(costs) / min(costs))
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
         return figure
 

@@ -126,8 +126,8 @@ class Losses:
             left.errorbar(
                 spread, [v for v, _ in values], [e for _, e in values], fmt="o", color=COLOURS[i % 6], capsize=2
             )
-        left.set_xticks(range(len(names)), names, rotation=20)
-        left.set_ylabel("held-out nats a token")
+        left.set_xticks(range(len(names)), names, rotation=20, ha="right")
+        left.set_ylabel("held-out loss (nats a token)")
         noise = [row for row in rows if row["kind"] == "gradient"]
         right.barh(
             [f"{row['variant']}, {row['levels']}" for row in noise], [row["noise"] for row in noise], color=COLOURS[0]

@@ -21,7 +21,7 @@ from unmask.experiments.fitting import Law, gap, interval, law, line, parabola, 
 from unmask.experiments.running import Cell, Finding, Held, Scale, Table
 from unmask.files import Row
 from unmask.objectives import AnyOrder, NextToken
-from unmask.report.drawing import COLOURS, MARKERS
+from unmask.report.drawing import COLOURS, MARKERS, log_axis
 from unmask.train import Optimiser, TrainConfig
 from unmask.transformer import TransformerConfig
 from unmask.units import count, power
@@ -171,10 +171,10 @@ class Scaling:
                 )
                 if len(set(sizes)) >= 3:
                     _draw_parabola(panels[kind], budget, each, COLOURS[i % 6])
-            panels[kind].set(
-                xscale="log", xlabel="N (non-embedding parameters)", ylabel="held-out loss (nats a token)",
-                title=f"{kind} (+: lowest point)",
-            )  # fmt: skip
+            panels[kind].set(xlabel="N (non-embedding parameters)", ylabel="held-out loss (nats a token)")
+            panels[kind].set_title(f"{kind} (+: lowest point)")
+            tried = [size for each in points.values() for size, _ in each]
+            log_axis(panels[kind].xaxis, count, max(tried) / min(tried) if tried else 1.0)
             panels[kind].legend(fontsize=8)
             fit = _law(points)
             if fit is not None:

@@ -137,7 +137,7 @@ class Temporal:
                 range(len(periods)), [v for v, _ in values], [e for _, e in values],
                 label=kind, marker="os^"[i], color=COLOURS[i], capsize=2,
             )  # fmt: skip
-        axes.set_xticks(range(len(periods)), periods, rotation=20)
+        axes.set_xticks(range(len(periods)), periods, rotation=20, ha="right")
         axes.set(xlabel="when the text is from", ylabel="loss (nats a token)")
         axes.legend()
         return figure

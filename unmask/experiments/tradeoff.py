@@ -18,7 +18,7 @@ from unmask.experiments.beginning import Beginning
 from unmask.experiments.running import Cell, Finding, Held, Scale, Table
 from unmask.files import Row
 from unmask.objectives import AnyOrder, NextToken
-from unmask.report.drawing import COLOURS, MARKERS
+from unmask.report.drawing import COLOURS, MARKERS, log_axis
 from unmask.sampling import Confidence, Draw, LeftToRight, Policy, RandomOrder, Tweedie
 
 KINDS = {"ARM": NextToken(), "MDM": AnyOrder(0.5)}
@@ -131,7 +131,9 @@ class Tradeoff:
                         capsize=2, markersize=4,
                     )  # fmt: skip
                 label = {"nfe": "evaluations an answer", "seconds": "seconds an answer"}[axis]
-                panel.set(xscale="log", xlabel=label, ylabel="exact match (share)", title=f"{count} at once")
+                panel.set(xlabel=label, ylabel="exact match (share)", title=f"{count} at once")
+                costs = [getattr(point, axis) for point in points if point.together == count]
+                log_axis(panel.xaxis, "{:.3g}".format, max(costs) / min(costs))
         figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
         return figure
 

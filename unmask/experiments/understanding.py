@@ -133,7 +133,7 @@ class Understanding:
             axes.bar(places, shares, 0.34, yerr=errors, label=kind, color=COLOURS[i], capsize=2)
         for j, name in enumerate(names):
             axes.hlines(CHANCE[name], j - 0.45, j + 0.45, color="gray", ls="--", label="_" if j else "chance")
-        axes.set_xticks(range(len(names)), names, rotation=20)
+        axes.set_xticks(range(len(names)), names, rotation=20, ha="right")
         axes.set_ylabel("accuracy (%)")
         axes.legend()
         return figure
