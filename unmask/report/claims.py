@@ -39,8 +39,13 @@ class Claim:
 
     @property
     def width(self) -> int:
-        """Of the figure at its natural size, in pixels: narrower, its text could not be read."""
+        """Of the figure at its natural size, in pixels."""
         return round(self.figure.get_figwidth() * PIXELS)
+
+    @property
+    def narrowest(self) -> int:
+        """In pixels: below it the figure is scrolled, for its text could not be read."""
+        return round(0.9 * self.width)
 
     @property
     def shown(self) -> list[tuple[str, Table, bool]]:
