@@ -6,17 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from hubs import as_cache, offline_hub
 from settings import prepared_words, small
 
-from unmask.checkpoint import load
-from unmask.data import Tokenizer, load_manifest
+from unmask.checkpoint import CONFIG, MODEL, convert, describe, load, write_tensors
+from unmask.data import Tokenizer, byte_tokenizer, load_manifest
 from unmask.data.pairs import template_of
 from unmask.experiments import Guidance, Tradeoff, Understanding, experiment
 from unmask.experiments.beginning import Beginning
 from unmask.experiments.running import Cell, told
+from unmask.files import write_json
 from unmask.objectives import AnyOrder, NextToken
 from unmask.train import train
-from unmask.transformer import TransformerConfig
+from unmask.transformer import Transformer, TransformerConfig
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +75,25 @@ def test_what_no_run_can_begin_as(runs, tmp_path: Path):
         Beginning((runs["arm"], str(other))).tokenizer(tmp_path)
     with pytest.raises(ValueError, match="no run folder and no published checkpoint"):
         Beginning((str(tmp_path / "nothing"),)).tokenizer(tmp_path)
+
+
+def test_a_published_checkpoint_with_rows_to_spare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As LLaDA's: rows beyond its tokenizer's, the mask among the tokens; by its address, fine-tuned, loaded again."""
+    hub = offline_hub(tmp_path, monkeypatch)
+    donor = tmp_path / "donor"
+    donor.mkdir()
+    network = TransformerConfig(vocab=270, layers=1, heads=2, width=16, mask_id=265)
+    write_json(donor / CONFIG, {"name": "donor", "network": describe(network), "requested": {"length": 64}})
+    write_tensors(donor / MODEL, Transformer(network, seed=0).state_dict())
+    byte_tokenizer().save(donor)
+    as_cache(hub, "someone/llada", convert(donor, tmp_path / "out", "llada"))
+    beginning = Beginning(("hf://someone/llada",), steps=2, rate=1e-3)
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text("\n".join(json.dumps({"prompt": f"{i}+0=", "response": f"{i}"}) for i in range(10, 40)))
+    which = Guidance(questions=str(asked), weights=(1.0,), temperatures=(0.0,), beginning=beginning)
+    assert experiment(which, "tiny", tmp_path / "runs", source=str(asked)) is not None
+    tuned = load(tmp_path / "runs" / "unsupervised-0")
+    assert (tuned.vocab, tuned.mask_id, tuned.tokenizer.vocab) == (270, 265, 258)
 
 
 def test_the_chat_template_comes_with_the_tokenizer(runs, tmp_path: Path):

@@ -110,7 +110,7 @@ def _run(found: Found, tokenizer: str | Path | None, device: str, dtype: torch.d
         network.load_state_dict({name: settle(tensor) for name, tensor in tensors.items()}, assign=True)
     path = fetched(tokenizer) if tokenizer else found.folder / TOKENIZER
     text = Tokenizer.load(path)
-    if text.vocab != network.vocab:
+    if text.vocab > network.vocab:  # a network may have rows to spare, but not too few
         raise ValueError(f"{path}: {text.vocab} tokens, but the network has {network.vocab}: not its tokenizer")
     return Model(network.eval().requires_grad_(False), text, found.config)
 

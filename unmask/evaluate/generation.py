@@ -79,17 +79,19 @@ def quality(
     texts: Sequence[str],
     said: Row,
     *,
+    behind: Sequence[str] | None = None,
     batch: int = 4,
     progress: Callable[[int, int], None] | None = None,
 ) -> Row:
     """One row: generative perplexity and entropy with their errors over texts, and diversity; `said` is of the texts.
 
-    Perplexity is exp(total nats / total tokens) in the judge's tokens, bits per byte for judges of other tokenizers.
+    `behind` are prompts that the texts answer, read by the judge and not scored. Perplexity is exp(total nats / total
+    tokens) in the judge's tokens, bits per byte for judges of other tokenizers.
     Raises ValueError for fewer than two texts, which tell no error, or none with a token.
     """
     if len(texts) < 2:
         raise ValueError(f"{len(texts)} text tells no error: give at least 2")
-    verdicts = judge_texts(judge, texts, batch=batch, progress=progress)
+    verdicts = judge_texts(judge, texts, behind=behind, batch=batch, progress=progress)
     nats, tokens = float(verdicts.nats.sum()), int(verdicts.tokens.sum())
     if not tokens:
         raise ValueError("all texts are empty: nothing to judge")

@@ -64,15 +64,27 @@ def judge_texts(
     judge: Judge,
     texts: Sequence[str],
     *,
+    behind: Sequence[str] | None = None,
     batch: int = 4,
     progress: Callable[[int, int], None] | None = None,
 ) -> Verdicts:
     """-log p of each text after a begin token, all its tokens scored, by the judge's own tokenizer.
 
-    A text longer than the judge can read is read in windows that overlap by half. An empty text has no tokens.
+    With `behind`, a prompt a text, -log p of the text given its prompt: the judge reads both in one, and the tokens
+    behind those that the two readings share are scored. A text longer than the judge can read is read in windows that
+    overlap by half. An empty text has no tokens.
     """
-    ids = [judge.encode(text) for text in texts]
-    cuts = [(i, start, first) for i, row in enumerate(ids) for start, first in _windows(len(row), judge.length)]
+    prompts = behind or [""] * len(texts)
+    ids, given = [], []
+    for prompt, text in zip(prompts, texts, strict=True):
+        ids.append(judge.encode(prompt + text))
+        given.append(_shared(judge.encode(prompt), ids[-1]) if text else len(ids[-1]))
+    cuts = [
+        (i, start, max(first, given[i]))
+        for i, row in enumerate(ids)
+        for start, first in _windows(len(row), judge.length)
+        if len(row) > given[i] and start + judge.length > given[i]
+    ]
     nats = torch.zeros(len(texts), dtype=torch.float64)
     if cuts:
         width = min(judge.length, max(len(row) for row in ids))
@@ -87,13 +99,20 @@ def judge_texts(
             len(cuts),
         )
         nats.index_add_(0, torch.tensor([i for i, _, _ in cuts]), estimate.per_sequence)
-    return Verdicts(nats.numpy(), np.array([len(row) for row in ids]), np.array([entropy(row) for row in ids]))
+    scored = [row[start:] for row, start in zip(ids, given, strict=True)]
+    return Verdicts(nats.numpy(), np.array([len(row) for row in scored]), np.array([entropy(row) for row in scored]))
 
 
 def entropy(tokens: Sequence[int]) -> float:
     """Unigram entropy of one text in nats, at most log(its length); 0 for an empty one."""
     shares = [count / len(tokens) for count in Counter(tokens).values()]
     return -sum(share * math.log(share) for share in shares)
+
+
+def _shared(prompt: Sequence[int], row: Sequence[int]) -> int:
+    """How many tokens both begin with, at most all but the last of the row."""
+    pairs = zip(prompt, row[:-1], strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(prompt), len(row) - 1))
 
 
 def _windows(count: int, length: int) -> list[tuple[int, int]]:

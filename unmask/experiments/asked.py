@@ -8,6 +8,7 @@ from pathlib import Path
 from unmask.data import load_manifest, prepare_pairs
 from unmask.data.pairs import load_pairs
 from unmask.data.pairs.rows import ADDITION
+from unmask.data.splits import SPLITS
 from unmask.evaluate.answers import Question, questions_of
 from unmask.experiments.running import BUILTIN, Scale
 from unmask.experiments.setting import SETTINGS, Setting
@@ -43,7 +44,8 @@ def prepared(source: str, scale: Scale, out: Path, tokenizer: Path | None, file:
 
 def sized(scale: Scale, data: str | Path) -> Setting:
     """The scale's setting with a folder's vocabulary, in blocks as long as its longest example."""
-    vocab, longest = load_manifest(data)["tokenizer"]["vocab"], int(load_pairs(data, "train").lengths.max())
+    vocab = load_manifest(data)["tokenizer"]["vocab"]
+    longest = max(int(load_pairs(data, side).lengths.max()) for side in SPLITS)
     return replace(SIZES[scale], vocab=vocab, length=min(longest, SIZES[scale].length))
 
 

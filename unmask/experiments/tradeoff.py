@@ -15,6 +15,7 @@ from unmask.evaluate.answers import Asking
 from unmask.experiments.asked import asked_of, learnt_from, prepared, sized, together, written
 from unmask.experiments.averages import mean_error, said
 from unmask.experiments.beginning import Beginning
+from unmask.experiments.judged import judged_compared, judged_points, judged_rows, judged_table
 from unmask.experiments.running import Cell, Finding, Held, Scale, Table
 from unmask.files import Row
 from unmask.objectives import AnyOrder, NextToken
@@ -35,6 +36,9 @@ class Tradeoff:
     """Questions to ask; by default those of the built-in sums."""
     together: tuple[int, ...] = (1, 4)
     """Questions asked at once, a length each."""
+    judge: str | None = None
+    """A causal model, as `unmask evaluate generation` takes it, that the answers are shown to as text: their perplexity
+    is compared where they are as varied as the reference answers."""
     batch: int = 16
     """Answers written at once."""
     seeds: int = 3
@@ -77,14 +81,20 @@ class Tradeoff:
         ways = {"ARM": [LeftToRight()], "MDM": policies(setting.length)}
         asked = {name: [replace(asking, policy=policy) for policy in each] for name, each in ways.items()}
         rows = tradeoff_rows(models, questions, asked)
-        return [{"model": "MDM", **cost}, *({**kept(row), **paired(row, rows[0])} for row in rows)]
+        few = {**asked, "MDM": [replace(asking, policy=policy) for policy in policies(setting.length, every=2)]}
+        texts = [] if self.judge is None else judged_rows(models, questions, few, self.judge)
+        return [{"model": "MDM", **cost}, *({**kept(row), **paired(row, rows[0])} for row in rows), *texts]
 
     def find(self, rows: Sequence[Row]) -> Finding:
         points = points_of(rows)
-        told, verdicts = [], []
+        told, verdicts, texts, shown = [], [], judged_points(rows), any(row.get("judged") for row in rows)
         for count in dict.fromkeys(point.together for point in points):
             sentence, verdict = compared([point for point in points if point.together == count], count)
             told.append(sentence)
+            if shown:
+                sentence, by_judge = judged_compared(texts, count)
+                told.append(sentence)
+                verdict = by_judge if verdict == "not shown at this scale" else verdict
             verdicts.append(verdict)
         costs = {row["model"]: row for row in rows if row.get("trained")}
         sizes = ", ".join(
@@ -111,6 +121,7 @@ class Tradeoff:
                         for point in points
                     ),
                 ),
+                *([judged_table(rows, texts)] if shown else []),
             ),
         )  # fmt: skip
 
@@ -160,7 +171,7 @@ class Point:
 
 def points_of(rows: Sequence[Row]) -> list[Point]:
     """Every way of answering, in the order of measurement."""
-    here = [row for row in rows if not row.get("trained")]
+    here = [row for row in rows if not row.get("trained") and not row.get("judged")]
     points = []
     for count, model, policy in dict.fromkeys((row["together"], row["model"], row["policy"]) for row in here):
         mine = [r for r in here if (r["together"], r["model"], r["policy"]) == (count, model, policy)]
@@ -205,9 +216,9 @@ def compared(points: Sequence[Point], count: int) -> tuple[str, Held]:
     )
 
 
-def policies(length: int) -> list[Policy]:
+def policies(length: int, every: int = 1) -> list[Policy]:
     """Families at falling cost, down to everything at once."""
-    powers = [2**i for i in range(math.ceil(math.log2(length)) + 1)]
+    powers = [2**i for i in range(0, math.ceil(math.log2(length)) + 1, every)]
     return [
         *(Confidence(k) for k in powers),
         *(RandomOrder(k) for k in powers),

@@ -46,7 +46,8 @@ def train(config: TrainConfig, out: Path) -> Path:
     KeyboardInterrupt after Ctrl-C, SystemExit after SIGTERM.
     """
     tokenizer = Tokenizer.load(Path(config.data))
-    if tokenizer.vocab != config.network.vocab:
+    spare = config.network.vocab - tokenizer.vocab  # rows that published networks have beyond their tokenizer's
+    if spare < 0 or (spare and config.init is None):
         raise ValueError(f"network vocab {config.network.vocab}, but {config.data} has {tokenizer.vocab} tokens")
     with ranks.joined(), ranks.lost():
         if config.batch % (config.accumulate * ranks.world()):
