@@ -52,6 +52,11 @@ def runs(tmp_path_factory) -> tuple[Path, list]:
     muon = {"steps": STEPS, "layers": 2, "optimiser": MUON}
     train(small(data, **muon, accumulate=2), folder / "muon-1")
     jobs[0]["work"].append(["training", str(folder / "muon-2"), {**muon, "optimiser": asdict(MUON), "data": str(data)}])
+    adapters = {"steps": STEPS, "layers": 2, "init": str(folder / "model"), "lora": 3}
+    train(small(data, **adapters, accumulate=2), folder / "lora-1")
+    for way in ("ddp", "fsdp"):
+        work = {**adapters, "data": str(data), "parallel": way}
+        jobs[0]["work"].append(["training", str(folder / f"lora-{way}"), work])
     jobs[1]["work"] += [
         ["training", str(folder / "cut-4"), {**cut, "accumulate": 1}],
         ["training", str(folder / "cut-ddp"), {**cut, "accumulate": 1, "parallel": "ddp"}],
@@ -118,6 +123,17 @@ def test_two_processes_take_one_step_of_muon(runs):
     left, right = (load(folder / f"muon-{world}").network.state_dict() for world in (1, 2))
     for name in left:
         assert torch.allclose(left[name], right[name], atol=2e-3), name
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_two_processes_train_one_runs_adapters(runs, way):
+    """With the weights whole or sharded; what each saves is loaded merged."""
+    folder, _ = runs
+    one, many = (rows(folder / f"lora-{which}", "train") for which in (1, way))
+    assert [row["loss"] for row in many] == pytest.approx([row["loss"] for row in one], rel=2e-5)
+    left, right = (load(folder / f"lora-{which}").network.state_dict() for which in (1, way))
+    for name in left:
+        assert torch.allclose(left[name], right[name], atol=2e-4), name
 
 
 def test_a_sharded_checkpoint_holds_no_pickle(runs):

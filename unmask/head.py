@@ -55,7 +55,7 @@ class _RowNats(torch.autograd.Function):
         if torch.is_autocast_enabled(state.device.type) and ctx.dtype != torch.float64:
             ctx.dtype = torch.get_autocast_dtype(state.device.type)
         ctx.save_for_backward(state, weight, bias, ids, weights, row)
-        log_q, ctx.gradients = _read(state, weight, bias, ids, weights, ctx.banned, ctx.dtype)
+        log_q, ctx.gradients = _read(state, weight, bias, ids, weights, ctx.banned, ctx.dtype, ctx.needs_input_grad[1])
         return weights.new_zeros(1, rows).index_add(1, row, -(log_q.to(weights.dtype) * weights)[None])
 
     @staticmethod
@@ -67,7 +67,8 @@ class _RowNats(torch.autograd.Function):
         if found is not None and _uniform(above):
             found = [None if g is None else g.mul_(above[0, 0].to(g.dtype)) for g in found]
         else:
-            found = _read(state, weight, bias, ids, weights * above[0, row], ctx.banned, ctx.dtype)[1]
+            again = weights * above[0, row]
+            found = _read(state, weight, bias, ids, again, ctx.banned, ctx.dtype, ctx.needs_input_grad[1])[1]
         cast = [None if g is None else g.to(x.dtype) for g, x in zip(found, (state, weight, bias), strict=True)]
         return (*cast, None, None, None, None, None)
 
@@ -78,7 +79,7 @@ def _uniform(above: Float[Tensor, "1 B"]) -> bool:
     return expanded or (above.device.type == "cpu" and bool((above == above[:, :1]).all()))
 
 
-Gradients = tuple[Float[Tensor, "N D"], Float[Tensor, "V D"], Float[Tensor, " V"] | None]
+Gradients = tuple[Float[Tensor, "N D"], Float[Tensor, "V D"] | None, Float[Tensor, " V"] | None]
 
 
 def _read(
@@ -89,16 +90,17 @@ def _read(
     weights: Tensor,
     banned: int | None,
     dtype: torch.dtype,
+    trained: bool,
 ) -> tuple[Float[Tensor, " N"], Gradients]:
-    """log q(target), and the gradients of -sum(weights * log q) by state, weight and bias."""
+    """log q(target), and the gradients of -sum(weights * log q) by state and, if `trained`, by weight and bias."""
     count, vocab, on_host = len(state), len(weight), state.device.type == "cpu"
     wide = torch.promote_types(dtype, torch.float32)
     held = max(1, (HELD if on_host else HELD_ELSEWHERE) // vocab)
     pieces = max(1, -(-vocab * min(count, held) // BLOCK)) if on_host else 1
     blocks = [slice(vocab * i // pieces, vocab * (i + 1) // pieces) for i in range(pieces)]
     log_q, d_state = state.new_empty(count, dtype=wide), torch.empty_like(state, dtype=wide)
-    d_weight = torch.zeros_like(weight, dtype=wide)
-    d_bias = None if bias is None else torch.zeros_like(bias, dtype=wide)
+    d_weight = torch.zeros_like(weight, dtype=wide) if trained else None
+    d_bias = None if bias is None or not trained else torch.zeros_like(bias, dtype=wide)
     with torch.autocast(state.device.type, enabled=False):
         narrow = weight.to(dtype)
         for start in range(0, count, held):
@@ -109,13 +111,15 @@ def _read(
             log_q[some] = torch.stack([part.target for part in parts]).sum(0) - lse
             own = scale * log_q[some].expm1()  # w (p - 1) of the target
             d_state[some] = own[:, None] * weight[target]
-            d_weight.index_add_(0, target, own[:, None] * state[some].to(wide))
+            if d_weight is not None:
+                d_weight.index_add_(0, target, own[:, None] * state[some].to(wide))
             if d_bias is not None:
                 d_bias.index_add_(0, target, own)
             for part in parts:
                 share = scale * (part.lse - lse).exp()
                 d_state[some].addcmul_(part.state.to(wide), share[:, None])
-                d_weight[part.tokens] += times(part.softmax.t(), (h * share[:, None]).to(dtype).t())
+                if d_weight is not None:
+                    d_weight[part.tokens] += times(part.softmax.t(), (h * share[:, None]).to(dtype).t())
                 if d_bias is not None:
                     d_bias[part.tokens] += share.to(dtype) @ part.softmax
     return log_q, (d_state, d_weight, d_bias)

@@ -3,6 +3,7 @@
 load("runs/tiny"), load("hf://GSAI-ML/LLaDA-8B-Base", dtype=torch.bfloat16), load("mdm-170M-100e18.safetensors")
 """
 
+from unmask.checkpoint.adapting import ADAPTERS, described
 from unmask.checkpoint.hub import fetched
 from unmask.checkpoint.loading import Told, load
 from unmask.checkpoint.model import Model, device_of
@@ -21,6 +22,7 @@ from unmask.checkpoint.runs import (
 from unmask.checkpoint.starting import starting_from
 
 __all__ = [
+    "ADAPTERS",
     "CONFIG",
     "MODEL",
     "STATE",
@@ -30,6 +32,7 @@ __all__ = [
     "assign",
     "convert",
     "describe",
+    "described",
     "device_of",
     "fetched",
     "load",

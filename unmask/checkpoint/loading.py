@@ -11,6 +11,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from unmask.checkpoint.adapting import ADAPTERS, with_adapters
 from unmask.checkpoint.hub import PREFIX, fetched, parts_of
 from unmask.checkpoint.model import Later, Model, device_of
 from unmask.checkpoint.runs import CONFIG, MODEL, TOKENIZER, assign, describe, network_config
@@ -98,6 +99,11 @@ def load(
 
 def _run(found: Found, tokenizer: str | Path | None, device: str, dtype: torch.dtype | None) -> Model:
     config, tensors = network_config(found.config, found.folder / CONFIG), open_tensors(found.weights)
+    if ADAPTERS in found.config and isinstance(config, TransformerConfig):
+        with _named(found.folder):
+            state = with_adapters(found.config[ADAPTERS], config, tensors, load)
+        shapes = {name: each.to("meta") for name, each in state.items()}
+        tensors = Tensors(found.weights, shapes, held=state)
     if config.layers > len(tensors):  # before so many are made
         raise ValueError(f"{found.weights}: {len(tensors)} tensors, but {CONFIG} speaks of {config.layers:,} layers")
     try:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from unmask import ranks
+from unmask.checkpoint import load
 from unmask.cli.parsing import nearest
 from unmask.cli.recipes import rate_here, row
 from unmask.log import console, say
@@ -15,7 +16,8 @@ from unmask.recipes import RECIPES, on_its_data
 from unmask.report.read import find
 from unmask.report.runs import progress_of
 from unmask.train import TrainConfig, train
-from unmask.train.budget import steps_for
+from unmask.train.budget import memory, steps_for
+from unmask.transformer import TransformerConfig
 from unmask.units import duration
 
 SHOWN = ("tiny", "tiny-ar", "radd-small", "radd-medium", "smdm-113", "ar-113")
@@ -88,12 +90,16 @@ class Train:
         budget = {"tokens": options.tokens, "flops": options.flops, "true_flops": options.true_flops}
         if any(value is not None for value in budget.values()):
             config = replace(config, steps=steps_for(config, **budget))
+        if config.lora and config.init is not None:
+            config = replace(config, network=network_of(config))
         out = options.out or Path("runs") / config.name
         cost, size = config.cost(), config.network.parameters()
         console.print(
             f"{size['non_embedding']:,} non-embedding parameters, {config.steps:,} steps, {cost['tokens']:,} tokens, "
             f"6ND = {cost['flops_6nd']:.2e} FLOPs, true count {cost['flops_true']:.2e}"
         )
+        if config.lora:
+            console.print(told_of_adapters(config))
         if options.dry_run:
             record = row(config, rate_here(config.device))
             console.print(f"about {duration(record['seconds'])} on this machine")
@@ -102,3 +108,22 @@ class Train:
         if options.json and ranks.rank() == 0:
             return say({"run": str(out), **asdict(progress_of(find([out]).runs[0]))})
         console.print(f"next: unmask sample --checkpoint {out}")
+
+
+def network_of(config: TrainConfig) -> TransformerConfig:
+    """The network of a run of adapters: its base's, whatever the recipe's; opened where only the base is causal."""
+    theirs, ours = load(str(config.init)).network.config, config.network
+    if not isinstance(theirs, TransformerConfig):
+        raise ValueError(f"init {config.init}: a network that is told the level has no adapters")
+    if theirs.causal and not ours.causal:
+        theirs = replace(theirs, causal=False, shifted=ours.shifted, mask_id=ours.mask_id)
+    return replace(theirs, dropout=ours.dropout)
+
+
+def told_of_adapters(config: TrainConfig) -> str:
+    """What is trained, and the memory that it takes beside training the weights."""
+    with_them, without = (memory(each)["state"] / 2**30 for each in (config, replace(config, lora=0)))
+    return (
+        f"{config.adapters():,} parameters of adapters of rank {config.lora} are trained: weights, gradients and "
+        f"moments of {with_them:,.2f} GiB in float32, instead of {without:,.2f}"
+    )

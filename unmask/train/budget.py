@@ -33,14 +33,16 @@ def steps_for(
 def memory(config: TrainConfig) -> Row:
     """Bytes: of weights, gradients, two moments and the average, in float32; and about what one part of a step keeps.
 
-    Muon keeps one moment of its matrices. The activations are in float32, of a position and layer 8 widths and 3 of
-    the MLP's; bfloat16 takes half.
+    Muon keeps one moment of its matrices; weights that have adapters keep neither gradients nor moments. The
+    activations are in float32, of a position and layer 8 widths and 3 of the MLP's; bfloat16 takes half.
     """
     size, kept = config.network, 4 + bool(config.ema)
     positions = config.batch // config.accumulate * (config.length + 1)
+    total = size.parameters()["total"]
+    state = total + kept * config.adapters() if config.lora else kept * total
     matrices = hidden_matrices(Transformer(size, seed=None)) if config.optimiser.muon else []
     return {
-        "state": 4 * (kept * size.parameters()["total"] - sum(p.numel() for p in matrices)),
+        "state": 4 * (state - sum(p.numel() for p in matrices)),
         "activations": 4 * positions * size.layers * (8 * size.width + 3 * size.mlp_width),
     }
 

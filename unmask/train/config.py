@@ -10,10 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from unmask.checkpoint import CONFIG, describe, device_of, load, starting_from
+from unmask.checkpoint import ADAPTERS, CONFIG, describe, device_of, load, starting_from
 from unmask.corruption import stratified
 from unmask.data import Tokenizer, load_manifest
 from unmask.files import Row, read_json, write_json
+from unmask.lora import ALL, Layer
+from unmask.lora import count as adapter_count
 from unmask.objectives import AnyOrder, NextToken, Objective
 from unmask.train.optimiser import Optimiser, muon_flops
 from unmask.train.parallel import Parallel
@@ -31,6 +33,11 @@ class TrainConfig:
     init: str | None = None
     """Checkpoint whose weights to begin from, with the same tokenizer and sizes; by default they are drawn. One that
     is causal is opened where this network is not (best with `--shifted`)."""
+    lora: int = 0
+    """Rank of adapters that are trained instead of `init`'s weights, which stay where they are; 0 trains the weights.
+    """
+    lora_on: tuple[Layer, ...] = ALL
+    """The layers of each block that have adapters."""
     objective: Objective = field(default_factory=AnyOrder)
     name: str = "run"
     """What the run is called in tables and reports; its folder is runs/NAME unless --out says otherwise."""
@@ -97,6 +104,11 @@ class TrainConfig:
             raise ValueError(f"minutes {self.minutes} must be above 0")
         if self.optimiser.muon and self.parallel == "fsdp":
             raise ValueError("muon: its iterations need whole matrices, which fsdp has none of: choose --parallel ddp")
+        if self.lora < 0 or not self.lora_on:
+            raise ValueError(f"lora {self.lora} on {self.lora_on}: a rank of 0 or more, on one layer at least")
+        if self.lora and (self.init is None or self.ema or self.optimiser.muon):
+            what = "names the checkpoint to adapt by --init" if self.init is None else "has no average and no muon"
+            raise ValueError(f"lora {self.lora}: a run of adapters {what}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema {self.ema} must be in [0, 1)")
         if not 0 <= self.drop_prompt < 1:
@@ -108,7 +120,7 @@ class TrainConfig:
         """The weights to begin from, where `init` names a run. Raises ValueError where they do not fit."""
         if self.init is None:
             return None
-        donor = load(self.init, dtype=torch.float32)
+        donor = load(self.init, dtype=None if self.lora else torch.float32)
         if donor.tokenizer.inner.to_str() != tokenizer.inner.to_str():
             raise ValueError(f"init {self.init}: another tokenizer than this run's: prepare the data with its own")
         try:
@@ -116,16 +128,23 @@ class TrainConfig:
         except ValueError as error:
             raise ValueError(f"init {self.init}: {error}") from None
 
+    def adapters(self) -> int:
+        """Parameters of the adapters, where these are what is trained."""
+        return adapter_count(self.network, self.lora, self.lora_on) if self.lora else 0
+
     def cost(self) -> Row:
         """Tokens and training FLOPs of the whole run: 6ND as the papers count, and the true count beside it.
 
-        True: 3 times the forward pass, with attention, and the output layer where it runs; and Muon's iterations.
+        True: 3 times the forward pass, with attention, and the output layer where it runs; twice where no weights are
+        trained, and 3 times the adapters; and Muon's iterations.
         """
         whole = self.steps * self.batch * self.length
         tokens = round(whole * (1 - self.short_batches * (1 - 1 / self.length) / 2))
         size = self.network.parameters()
         predicted = expected_level(self.objective, self.length) * self.length
-        true = 3 * self.network.forward_flops(self.length + 1, predicted) * tokens / self.length
+        true = self.network.forward_flops(self.length + 1, predicted) * (2 if self.lora else 3)
+        true += 6 * self.adapters() * (self.length + 1)
+        true *= tokens / self.length
         true += self.steps * muon_flops(self.network) if self.optimiser.muon else 0
         return {"tokens": tokens, "flops_6nd": 6.0 * size["non_embedding"] * tokens, "flops_true": true}
 
@@ -143,18 +162,21 @@ def expected_level(objective: Objective, length: int) -> float:
 # fmt: off
 IDENTITY = (
     "network", "objective", "length", "batch", "steps", "optimiser", "ema", "seed", "corpus", "init",
-    "short_batches", "documents_apart", "packed", "drop_prompt",
+    "lora", "lora_on", "base", "short_batches", "documents_apart", "packed", "drop_prompt",
 )
 # fmt: on
 """What makes a run the run it is; the rest may change when it goes on."""
 
 
-def settle(config: TrainConfig, out: Path) -> TrainConfig:
-    """The configuration with `auto` resolved; precision as config.json holds it, once for the whole life of a run."""
+def settle(config: TrainConfig, out: Path, adapters: Row | None = None) -> TrainConfig:
+    """The configuration with `auto` resolved; precision as config.json holds it, once for the whole life of a run.
+
+    Of a run of `adapters` config.json says what they belong to.
+    """
     device = torch.device(device_of(config.device))
     manifest, path = load_manifest(config.data), out / CONFIG
     corpus = {"source": manifest["request"]["source"], "tokenizer": manifest["tokenizer"]["blake2b"]}
-    requested = {**asdict_of(config), "corpus": corpus}
+    requested = {**asdict_of(config), "corpus": corpus, "base": (adapters or {}).get("fingerprint")}
     if path.exists():
         stored = read_json(path)
         old = stored.get("requested") or {}
@@ -177,6 +199,7 @@ def settle(config: TrainConfig, out: Path) -> TrainConfig:
         "parameters": config.network.parameters(),
         "training": {"objective": type(config.objective).__name__, "steps": config.steps},
         "budget": config.cost(),
+        **({} if adapters is None else {ADAPTERS: adapters}),
         "requested": requested,
     })  # fmt: skip
     return replace(config, device=str(device), precision=precision)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from unmask import ranks
-from unmask.checkpoint import CONFIG, TOKENIZER
+from unmask.checkpoint import CONFIG, TOKENIZER, described
 from unmask.corruption import stratified
 from unmask.data import Pairs, Tokenizer, batch_indices, batch_length, sequences
 from unmask.draws import keyed_generator
@@ -53,7 +53,8 @@ def train(config: TrainConfig, out: Path) -> Path:
         if config.batch % (config.accumulate * ranks.world()):
             parts = f"{ranks.world()} processes x accumulate {config.accumulate}"
             raise ValueError(f"batch {config.batch} must be a multiple of {parts}")
-        initial = None if checkpoints.checkpoints(out) else config.initial(tokenizer)
+        begun = checkpoints.checkpoints(out) and not config.lora
+        initial = None if begun else config.initial(tokenizer)
         with ExitStack() as held:
             ranks.agreed(lambda: held.enter_context(alone(out / ".lock", f"{out}: already being trained")))
             return _train(_Run(config, out, tokenizer, initial), out)
@@ -121,8 +122,9 @@ class _Run:
         if self.mirror is not None:
             ranks.agreed(lambda: self.mirror.restore(out))
         begun = ranks.agreed(lambda: checkpoints.newest(out) is not None)
-        ranks.agreed(lambda: _prepare(config, out, tokenizer))
-        self.out, self.config = out, settle(config, out)
+        adapters = described(str(config.init), initial, config.lora) if config.lora and initial is not None else None
+        ranks.agreed(lambda: _prepare(config, out, tokenizer, adapters))
+        self.out, self.config = out, settle(config, out, adapters)
         self.device = torch.device(self.config.device)
         how: Row = {"length": config.length, "packed": config.packed, "causal": config.network.causal}
         how |= {"begin": tokenizer.begin, "end": tokenizer.end}
@@ -279,8 +281,8 @@ class _Run:
 DRAWS = 8  # at as many rows, 2 maskings of 4 times the sequences err 4 times as much (benchmarks/validation.py)
 
 
-def _prepare(config: TrainConfig, out: Path, tokenizer: Tokenizer) -> None:
+def _prepare(config: TrainConfig, out: Path, tokenizer: Tokenizer, adapters: Row | None) -> None:
     """The run folder with its settings and tokenizer."""
-    settle(config, out)
+    settle(config, out, adapters)
     if not (out / TOKENIZER).exists():
         tokenizer.save(out / TOKENIZER)

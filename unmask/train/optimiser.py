@@ -51,7 +51,7 @@ def optimisers(network: Transformer, settings: Optimiser) -> list[torch.optim.Op
     """
     matrices = hidden_matrices(network) if settings.muon else []
     theirs = {id(p) for p in matrices}
-    others = [p for p in network.parameters() if id(p) not in theirs]
+    others = [p for p in network.parameters() if id(p) not in theirs and p.requires_grad]
     groups = [
         {"params": [p for p in others if p.dim() >= 2], "weight_decay": settings.weight_decay},
         {"params": [p for p in others if p.dim() < 2], "weight_decay": 0.0},

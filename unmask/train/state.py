@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from unmask.lora import attach
 from unmask.train import checkpoints
 from unmask.train.config import TrainConfig
 from unmask.train.optimiser import _fused_on, optimisers
@@ -33,10 +34,21 @@ class State:
         }
 
     def _drawn(self, initial: Weights | None) -> Transformer:
-        network = Transformer(self.config.network, seed=self.config.seed)
+        config = self.config
+        if config.lora:
+            assert initial is not None
+            network = Transformer(config.network, seed=None)
+            network.load_state_dict({name: self._kept(value) for name, value in initial.items()}, assign=True)
+            attach(network, config.lora, config.lora_on, config.seed)
+            return network
+        network = Transformer(config.network, seed=config.seed)
         if initial is not None:
             network.load_state_dict(dict(initial))
         return network
+
+    def _kept(self, weight: Tensor) -> Tensor:
+        """One that is not trained stays as it is stored, but where products or FSDP's shards are of float32."""
+        return weight.float() if self.config.precision == "float32" or self.sharded else weight
 
     def advance(self, step: int, rate: float) -> None:
         """Use and forget the gradient of step `step` (from 0) at a learning rate, and move the average."""
@@ -53,7 +65,7 @@ class State:
 
     def write(self, folder: Path) -> None:
         """Put the state into a checkpoint's folder: the weights to use, then what else resuming needs."""
-        network = dict(self.network.named_parameters())
+        network = trained(self.network)
         rest: dict[str, Tensor] = {}
         if self.average is not None:
             rest |= {f"network.{name}": value for name, value in network.items()}
@@ -64,7 +76,7 @@ class State:
     def restore(self, folder: Path) -> int:
         """Take up the state of a checkpoint, in place; returns its step. Raises ValueError where it does not fit."""
         found = checkpoints.contents(folder)
-        network = dict(self.network.named_parameters())
+        network = trained(self.network)
         into = self._used()
         if self.average is not None:
             into |= {f"network.{name}": value for name, value in network.items()}
@@ -84,10 +96,15 @@ class State:
         return checkpoints.step_of(folder)
 
     def _used(self) -> dict[str, Tensor]:
-        return dict((self.average or self.network).named_parameters())
+        return trained(self.average or self.network)
 
     def _empty(self, parameter: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Room for a moment of a parameter, or for a counter beside it."""
         if shape == tuple(parameter.shape):
             return torch.zeros_like(parameter)
         return torch.zeros(shape, device=self.device if _fused_on(self.device) else "cpu")
+
+
+def trained(network: Transformer) -> dict[str, Tensor]:
+    """The parameters that are trained: all of them, or the adapters' alone."""
+    return {name: value for name, value in network.named_parameters() if value.requires_grad}
