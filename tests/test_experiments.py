@@ -1,6 +1,7 @@
 """Experiments: laws are found where they were planted, plans go on until they have what they need, every claim runs."""
 
 import dataclasses
+import itertools
 import json
 import math
 import multiprocessing
@@ -24,6 +25,7 @@ from unmask.experiments import (
     name_of,
 )
 from unmask.experiments.averages import mean_error, paired, said
+from unmask.experiments.caching import occupied_variance
 from unmask.experiments.fitting import gap, interval, law, line, parabola, resampled, size_ratio, surface
 from unmask.experiments.losses import noise
 from unmask.experiments.page import results_page
@@ -138,6 +140,13 @@ def test_the_error_of_a_rate_is_a_ratios():
 def test_periods_count_from_the_date():
     assert period_of("1980-01-01", "1980-01-01", 10) == "1980–1989"
     assert period_of("2004-06-01", "1984-01-01", 10) == "2004–2013"
+
+
+def test_the_variance_of_the_steps_that_are_used():
+    """By enumeration of every token's step."""
+    for steps, length in ((2, 3), (3, 4), (4, 3), (2, 6)):
+        used = np.array([len(set(each)) for each in itertools.product(range(steps), repeat=length)])
+        assert math.isclose(occupied_variance(steps, length), used.var(), rel_tol=1e-12)
 
 
 def test_temporal_matches_an_arm_of_fewer_steps():

@@ -18,6 +18,7 @@ from unmask.files import Row
 from unmask.objectives import AnyOrder, NextToken
 from unmask.report.drawing import COLOURS, MARKERS, log_axis
 from unmask.sampling import Blocks, Confidence, Euler, Policy, RandomOrder, Tweedie, sample
+from unmask.sampling.planned import expected_nfe
 from unmask.units import count
 
 JUDGE, HELD_OUT = "judge", "held-out text"
@@ -62,8 +63,8 @@ class Caching:
                 "length": length,
                 "steps": steps,
                 "nfe": float(nfe.mean()),
-                "nfe_stderr": float(nfe.std() / math.sqrt(count)),
-                "closed_form": steps * (1 - (1 - 1 / steps) ** length),
+                "nfe_stderr": math.sqrt(occupied_variance(steps, length) / count),
+                "closed_form": expected_nfe(steps, length),
                 "seconds": seconds / count,
                 "seconds_every_step": every,
             })  # fmt: skip
@@ -150,6 +151,14 @@ class Caching:
             log_axis(panel.xaxis, count, max(costs) / min(costs))
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
         return figure
+
+
+def occupied_variance(steps: int, length: int) -> float:
+    """Of the steps at which something is revealed, each token choosing one of T alike: T(T-1)(1-2/T)^L + T(1-1/T)^L -
+    T²(1-1/T)^{2L}. A sample's own spread says nothing where every row used every step.
+    """
+    none, neither = (1 - 1 / steps) ** length, (1 - 2 / steps) ** length
+    return max(0.0, steps * (steps - 1) * neither + steps * none - (steps * none) ** 2)
 
 
 def samplers(length: int) -> dict[str, list[Policy]]:
