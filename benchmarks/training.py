@@ -209,8 +209,8 @@ def main() -> None:
                 f"{flops / peaks[kind[1]]:.0%} of peak",
                 flush=True,
             )
-        if options.where:
-            where(vocab, "bfloat16")
+        for precision in ("float32", "bfloat16") if options.where else ():
+            where(vocab, precision)
     whole, mine, half = (
         child(50257, precision, trainer, 32)
         for trainer, precision in (("plain", "float32"), ("ours", "float32"), ("ours", "bfloat16"))

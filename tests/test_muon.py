@@ -6,18 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint
 from settings import prepared_words, small
 from torch.utils.flop_counter import FlopCounterMode
 
 from unmask.checkpoint import read_tensors
 from unmask.log import read_metrics
-from unmask.train import Optimiser, train
+from unmask.train import Optimiser, parallel, train
 from unmask.train.budget import memory
 from unmask.train.optimiser import hidden_matrices, muon_flops, optimisers
 from unmask.transformer import Transformer, TransformerConfig
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has Muon from 2.9 on")
-MUON = Optimiser(rate=1e-2, warmup=5, muon=True)
+MUON = Optimiser(rate=1e-2, warmup=5, muon=hasattr(torch.optim, "Muon"))
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +167,12 @@ def test_what_cannot_be_is_refused_before_anything_is_written(data, monkeypatch)
     with pytest.raises(ValueError, match=r"muon: torch .* has none: install torch 2\.9"):
         Optimiser(muon=True)
     assert Optimiser().muon is False
+
+
+def test_sharding_is_refused_where_its_state_could_not_be_saved(monkeypatch):
+    monkeypatch.setattr("unmask.ranks.world", lambda: 2)
+    assert parallel.sharded("fsdp")
+    monkeypatch.delattr(torch.distributed.checkpoint, "HuggingFaceStorageWriter")
+    with pytest.raises(ValueError, match=r"parallel fsdp: torch .* writes no sharded safetensors.*--parallel ddp"):
+        parallel.sharded("fsdp")
+    assert not parallel.sharded("ddp")

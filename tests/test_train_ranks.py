@@ -8,6 +8,7 @@ from pathlib import Path
 import processes
 import pytest
 import torch
+import torch.distributed.checkpoint
 from settings import prepared_words, small
 
 from unmask.checkpoint import load
@@ -19,6 +20,9 @@ WAYS = [(2, 2, "ddp"), (2, 2, "fsdp"), (4, 1, "ddp"), (4, 1, "fsdp")]
 COMMON = {"steps": STEPS, "ema": 0.9, "layers": 2, "save_every": 4, "validate_every": 6, "validation_sequences": 7}
 
 
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch.distributed.checkpoint, "HuggingFaceStorageWriter"), reason="this torch saves no FSDP2 state"
+)
 MUON = Optimiser(rate=1e-2, warmup=5, muon=hasattr(torch.optim, "Muon"))
 
 

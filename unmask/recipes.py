@@ -56,15 +56,20 @@ def tiny_ar() -> TrainConfig:
 def radd_small() -> TrainConfig:
     """RADD small (arXiv 2406.03736): 12 layers, width 768, OpenWebText, any-order loss.
 
-    The other three losses are `… radd-small time-dse`, `time-dce` and `lambda-dce`. The rate stays constant after its
-    warm-up, as in the released code; 400 thousand steps, where the paper also reports a million. Code and ours differ:
-    it leaves out both ends of t (1e-3) where ours are unbiased, decays norms and biases too, and has no begin token.
+    The other three losses are `… radd-small time-dse`, `time-dce` and `lambda-dce`. 400 thousand steps, as the
+    released weights were trained; the released configuration says a million. Compared with that code (ML-GSAI/RADD,
+    92a23fb): batch, rate, warm-up to a constant rate, betas, clipping and average are the same; its weight decay is 0,
+    where 0.03 is the paper's and ours leaves out norms and biases; it leaves out both ends of t (1e-3) where ours are
+    unbiased, draws each k by itself, trains in float16, and has no begin token.
     """
     return _radd("radd-small", TransformerConfig(50_257, 12, 12, 768, flavour="dit", dropout=0.02))
 
 
 def radd_medium() -> TrainConfig:
-    """RADD medium: 24 layers, width 1024; the rest as `radd-small`."""
+    """RADD medium: 24 layers, width 1024 and dropout as in the released configuration; the rest as `radd-small`.
+
+    How many steps the paper's medium models were trained for could not be checked: 400 thousand is taken from small.
+    """
     return _radd("radd-medium", TransformerConfig(50_257, 24, 16, 1024, flavour="dit", dropout=0.02))
 
 
@@ -103,8 +108,11 @@ LARGEST_BUDGET = 1e20  # FLOPs, 6ND: the last of the scaling law's
 def smdm(size: int = 113) -> TrainConfig:
     """An MDM of SMDM's family (arXiv 2410.18514), SlimPajama, λ-DCE, for 1e20 FLOPs (6ND): the largest of its budgets.
 
-    The rate is the released code's, 2e-4 to 2e-5; the paper says 4e-4 to 4e-5. Its level is uniform and clipped at
-    1e-3, which biases the loss; ours is λ = u^2, reweighted. One batch in a hundred is cut to a random length.
+    Sizes, batch, betas, weight decay, clipping, steps and warm-up (a hundredth, at least 100) are those of the released
+    trainer (ML-GSAI/SMDM, pretrain/train_mdm.py, read in a public copy); so is the rate, 2e-4 to 2e-5, where the paper
+    says 4e-4 to 4e-5. It decays norms too; its level is uniform and clipped at 1e-3, which biases the loss; ours is
+    λ = u^2, reweighted. That trainer cuts no batch (`--short-batches 0`); a second one, train_mdm_rl.py, cuts a share
+    of them to a random length, one part of a step at a time: here a hundredth, whole steps.
     """
     if size not in FAMILY:
         raise ValueError(f"SMDM has no size {size}: there is {', '.join(map(str, FAMILY))}")

@@ -29,7 +29,7 @@ from unmask.log import Metrics, Tracker, console, progress
 from unmask.train import checkpoints
 from unmask.train.config import TrainConfig, settle
 from unmask.train.mirror import Mirror
-from unmask.train.parallel import clip, gathered_whole, summed
+from unmask.train.parallel import clip, gathered_whole, sharded, summed
 from unmask.train.precision import Later, autocast
 from unmask.train.state import State, Weights
 from unmask.wrappers import Apart
@@ -53,6 +53,7 @@ def train(config: TrainConfig, out: Path) -> Path:
         if config.batch % (config.accumulate * ranks.world()):
             parts = f"{ranks.world()} processes x accumulate {config.accumulate}"
             raise ValueError(f"batch {config.batch} must be a multiple of {parts}")
+        sharded(config.parallel)
         begun = checkpoints.checkpoints(out) and not config.lora
         initial = None if begun else config.initial(tokenizer)
         with ExitStack() as held:

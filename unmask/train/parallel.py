@@ -56,8 +56,15 @@ def place(
 
 
 def sharded(parallel: Parallel) -> bool:
-    """Whether each process holds a part of the weights only."""
-    return parallel == "fsdp" and ranks.world() > 1
+    """Whether each process holds a part of the weights only. Raises ValueError where torch could not save it."""
+    if parallel != "fsdp" or ranks.world() == 1:
+        return False
+    from torch.distributed import checkpoint as saving
+
+    if not hasattr(saving, "HuggingFaceStorageWriter"):
+        told = f"torch {torch.__version__} writes no sharded safetensors"
+        raise ValueError(f"parallel fsdp: {told}: install a newer one, or choose --parallel ddp")
+    return True
 
 
 def together(network: Transformer, parallel: Parallel) -> Network:
