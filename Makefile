@@ -24,9 +24,11 @@ test-slow: $(VENV)/.installed-dev
 test-large: $(VENV)/.installed-dev  # 5 GB of text within 3 GB of address space: 15 GB of disk, minutes
 	$(BIN)/python benchmarks/preparing.py --large 5000 --limit 3000 --tokenizer bytes
 	$(BIN)/python benchmarks/preparing.py --large 5000 --limit 3000 --tokenizer bpe:4096
-# Kills a run at random moments, saves included: a few minutes.
+
+# Kills a run, and a preparation of text, at random moments, saves included: a few minutes.
 test-kill: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python tests/kill.py --kills 150
+	OMP_NUM_THREADS=1 $(BIN)/python tests/kill_preparing.py --kills 150
 
 # every fuzz test at length: files, canvases and options made of anything
 fuzz: $(VENV)/.installed-dev

@@ -12,6 +12,8 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,12 +25,12 @@ from unmask.log import console, read_metrics
 from unmask.train import checkpoints, train
 
 
-def life(config, run: Path, seconds: float | None) -> tuple[bool, bool]:
-    """(whether it was killed, whether amid a save) of one process that trains for so long."""
+def life(work: Callable[[], object], seconds: float | None) -> bool:
+    """Whether a process that works for so long was killed before it ended, which it must do well."""
     child = os.fork()
     if child == 0:
         try:
-            train(config, run)
+            work()
             os._exit(0)
         except BaseException as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
@@ -37,10 +39,8 @@ def life(config, run: Path, seconds: float | None) -> tuple[bool, bool]:
         time.sleep(seconds)
         os.kill(child, signal.SIGKILL)
     status = os.waitpid(child, 0)[1]
-    if os.WIFSIGNALED(status):
-        return True, any((run / "checkpoints").glob(".*"))
-    assert status == 0, f"a life ended with {status}"
-    return False, False
+    assert os.WIFSIGNALED(status) or status == 0, f"a life ended with {status}"
+    return os.WIFSIGNALED(status)
 
 
 def tensors(run: Path) -> dict[str, torch.Tensor]:
@@ -71,9 +71,9 @@ def main() -> None:
         run, longest = Path(folder) / "killed", 0.6
         begun = time.monotonic()
         while kills < options.kills:
-            killed, saving = life(config, run, rng.uniform(0, longest))
+            killed = life(partial(train, config, run), rng.uniform(0, longest))
             assert killed, f"the run ended after {kills} kills: ask for fewer"
-            kills, saves = kills + 1, saves + saving
+            kills, saves = kills + 1, saves + any((run / "checkpoints").glob(".*"))
             found = checkpoints.checkpoints(run) if run.exists() else []
             now = int(found[0].name) if found else 0
             assert now >= steps, f"step {now} after {steps}: a checkpoint was lost"
@@ -84,8 +84,8 @@ def main() -> None:
             f"{kills} kills, {saves} amid a save, at step {steps} of {config.steps}, {time.monotonic() - begun:.0f} s"
         )
         config = small(data, **{**changes, "steps": config.steps}, validation_sequences=4)
-        assert life(config, run, None) == (False, False)
-        assert life(config, Path(folder) / "whole", None) == (False, False)
+        assert not life(partial(train, config, run), None)
+        assert not life(partial(train, config, Path(folder) / "whole"), None)
         left, right = tensors(run), tensors(Path(folder) / "whole")
         assert left.keys() == right.keys()
         differing = [name for name in left if not torch.equal(left[name], right[name])]

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import math
 import os
+import subprocess
 import sys
 from contextlib import suppress
 from functools import partial
@@ -202,6 +203,29 @@ def test_an_interrupted_call_goes_on_and_ends_as_if_it_had_not_been(
     assert tries > 4
     assert everything(tmp_path / "out") == everything(tmp_path / "whole")
     assert set(os.listdir(tmp_path)) == {"texts", "whole", "out"}
+
+
+def test_killed_at_random_moments_it_ends_the_same() -> None:
+    """A few kills; `make test-kill` takes many. It found a torn temporary file that stayed in the finished folder."""
+    script = Path(__file__).parent / "kill_preparing.py"
+    command = [sys.executable, str(script), "--kills", "5"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("5 kills")
+
+
+def test_torn_files_do_not_stay(tmp_path: Path) -> None:
+    source = library(tmp_path / "texts", ["a", "b", "c"])
+
+    def fail(what: str, done: int, total: int) -> None:
+        if what == "tokens":
+            (tmp_path / ".out.partial" / ".state.json.torn").write_text("{", encoding="utf-8")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(source, tmp_path / "out", tokenizer="bpe:300", progress=fail)
+    whole = prepare(source, tmp_path / "whole", tokenizer="bpe:300")
+    assert everything(prepare(source, tmp_path / "out", tokenizer="bpe:300")) == everything(whole)
 
 
 def test_what_a_kill_left_of_another_request_is_not_gone_on_with(tmp_path: Path) -> None:

@@ -32,14 +32,18 @@ def atomic(path: Path, mode: str = "w") -> Iterator[IO]:
         raise
 
 
+class HeldError(ValueError):
+    """Another process holds what this one wants."""
+
+
 @contextmanager
 def alone(path: Path, what: str) -> Iterator[None]:
     """Hold the file `path`, which no two processes can: a lock of the operating system, that a killed one lets go of.
 
-    Raises ValueError, beginning with `what`, where another process holds it, and where nothing can be written.
+    Raises HeldError, beginning with `what`, where another process does, and ValueError where nothing can be written.
     """
+    made = [folder for folder in path.parents if not folder.exists()]
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         handle = _held(path, what)
     except OSError as error:
         raise ValueError(f"cannot write in {path.parent} ({error.strerror}): choose another folder") from None
@@ -49,11 +53,18 @@ def alone(path: Path, what: str) -> Iterator[None]:
         with suppress(OSError):  # Windows removes nothing that is open
             path.unlink()
         os.close(handle)
+        with suppress(OSError):  # a folder that was made for this alone goes with it
+            for folder in made:
+                folder.rmdir()
 
 
 def _held(path: Path, what: str) -> int:
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # the folder went with another process's lock
+            continue
         try:
             import fcntl
 
@@ -66,7 +77,7 @@ def _held(path: Path, what: str) -> int:
         except BlockingIOError:
             owner = os.read(handle, 200).decode(errors="replace").strip() or "another process"
             os.close(handle)
-            raise ValueError(f"{what} by {owner}: wait for it, or choose another folder") from None
+            raise HeldError(f"{what} by {owner}: wait for it, or choose another folder") from None
         os.ftruncate(handle, 0)
         os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
         return handle

@@ -72,7 +72,7 @@ def _of_runs(first: Run, second: Run) -> list[Row]:
 def _measured(first: Run, second: Run) -> list[Row]:
     """What both folders hold results of; nothing where they have none in common."""
     found = [
-        [row for row in find([run.where]).rows if row.get("experiment") in KEYS and not row.get("yardstick")]
+        [row for row in find([run.where]).rows if str(row.get("experiment")) in KEYS and not row.get("yardstick")]
         for run in (first, second)
     ]
     try:

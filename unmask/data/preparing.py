@@ -175,6 +175,8 @@ def _open(partial: Path, request: dict[str, object]) -> None:
     path = partial / REQUEST
     try:
         if path.exists() and read_json(path) == request:
+            for torn in partial.glob(".*"):  # files that were being written beside their names
+                torn.unlink()
             return
     except ValueError:
         pass  # cut off by a crash

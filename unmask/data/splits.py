@@ -101,7 +101,8 @@ def load_manifest(folder: Path | str) -> dict:
     try:
         written = manifest["request"]["format"]
         sizes = [manifest["splits"][split][key] for split in SPLITS for key in ("documents", "tokens")]
-        sizes += [size for split in SPLITS for row in manifest["splits"][split].get("sources", []) for size in row[1:]]
+        of = [] if written == 1 else [row for split in SPLITS for row in manifest["splits"][split]["sources"]]
+        sizes += [size for row in of for size in row[1:]]
         sizes += [manifest.get("shard", 1)]
         foreign = not all(type(size) is int for size in sizes) or manifest["dtype"] not in ("<u2", "<u4")
     except (AttributeError, KeyError, TypeError):

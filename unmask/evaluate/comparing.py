@@ -29,7 +29,7 @@ def read_rows(path: Path) -> list[Row]:
     if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
         raise ValueError(f"{path}: has no list of 'rows'; give a result file of `unmask evaluate`")
     # n-gram laws and people's texts go along with every row and are not what is compared
-    found = [row for row in rows if row.get("experiment") in KEYS and not row.get("yardstick")]
+    found = [row for row in rows if str(row.get("experiment")) in KEYS and not row.get("yardstick")]
     if not found:
         raise ValueError(f"{path}: no row of {' or '.join(KEYS)} in it")
     for row in found:

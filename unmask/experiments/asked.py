@@ -28,9 +28,13 @@ def learnt_from(source: str) -> str:
 
 
 def asked_of(source: str, questions: str | None) -> str:
-    """Where the questions are. Raises ValueError where a set of one's own comes without."""
+    """Where the questions are. Raises ValueError where a set of one's own comes without, and for a file that holds
+    none: before anything is trained.
+    """
     if questions is None and source != BUILTIN:
         raise ValueError(f"{source}: which questions are to be asked? Name a file of them with --questions")
+    if questions is not None:
+        questions_of(questions)
     return questions or f"{ADDITION}:test"
 
 

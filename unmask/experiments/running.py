@@ -19,7 +19,7 @@ from rich.table import Table as Shown
 
 from unmask.checkpoint import device_of
 from unmask.data import prepare
-from unmask.files import Row, alone, read_json, write_json
+from unmask.files import HeldError, Row, alone, read_json, write_json
 from unmask.log import console, say
 from unmask.train import TrainConfig, train
 from unmask.train.config import machine
@@ -112,7 +112,7 @@ def experiment(
 
 
 def _claim(out: Path, name: str) -> AbstractContextManager[None]:
-    """Hold a part of the work. Raises ValueError where another process does."""
+    """Hold a part of the work. Raises HeldError where another process does."""
     return alone(out / "claims" / name / ".lock", f"{name}: being worked on")
 
 
@@ -124,7 +124,7 @@ def _when_free(out: Path, name: str) -> Iterator[None]:
             try:
                 held.enter_context(_claim(out, name))
                 break
-            except ValueError:
+            except HeldError:
                 time.sleep(0.2)
         yield
 
@@ -148,7 +148,7 @@ def _advance(which: Experiment, scale: Scale, cell: Cell, out: Path, source: str
     with ExitStack() as held:
         try:
             held.enter_context(_claim(out, cell.name))
-        except ValueError:
+        except HeldError:
             return False
         if not (folder / RESULT).exists():
             train(cell.config, folder)
