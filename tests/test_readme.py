@@ -28,7 +28,7 @@ def place(tmp_path_factory) -> Path:
 
 
 def run(command: list[str], place: Path) -> str:
-    result = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=120, env={**os.environ})
+    result = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=600, env={**os.environ})
     assert result.returncode == 0, f"{shlex.join(command)}\n{result.stdout}\n{result.stderr}"
     return result.stdout
 

@@ -106,7 +106,8 @@ class Temporal:
             cells = [said(*rate_of(documents_of(rows, kind, name))) for kind in kinds]
             table.append((name, *cells, *(said(*rate_of(difference(rows, name, kind))) for kind in kinds[1:])))
         gains = {kind: more(rows, periods, kind) for kind in kinds[1:]}
-        said_of = [f"{said(*gain)} nats a token more than the {kind}'s" for kind, gain in gains.items()]
+        theirs = {"ARM": "the ARM's", MATCHED: "that of an ARM of fewer steps"}
+        said_of = [f"{said(*gain)} nats a token more than {theirs[kind]}" for kind, gain in gains.items()]
         sure = [gain / error for gain, error in gains.values()]
         held = "yes" if max(sure) < -2 else "no" if min(sure) > 2 else "not shown at this scale"
         alone = (
