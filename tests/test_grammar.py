@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from functools import reduce
 from pathlib import Path
 
 import jsonschema
@@ -304,6 +305,11 @@ def test_usual_json_fits_its_schema():
     assert not re.fullmatch(schema_pattern(PERSON), json.dumps({"age": 41}))
 
 
+DOUBLED = {"0": {"const": "x" * 1000}}
+DOUBLED |= {str(i): {"type": "array", "prefixItems": [{"$ref": f"#/$defs/{i - 1}"}] * 2} for i in range(1, 41)}
+NESTED = reduce(lambda inner, _: {"type": "array", "items": inner}, range(3000), {"type": "null"})
+
+
 @pytest.mark.parametrize(
     ("schema", "message"),
     [
@@ -318,10 +324,18 @@ def test_usual_json_fits_its_schema():
         ({"$ref": "#/$defs/none"}, "there is no #/\\$defs/none"),
         ({"type": "object"}, "say its properties"),
         ({"type": "array"}, "say its items"),
-        ({"type": "object", "properties": {}, "required": ["a"]}, "a required, but not among the properties"),
+        ({"type": "object", "properties": {}, "required": ["a"]}, '"a" required, but not among the properties'),
         ({"type": "string", "minLength": 3, "maxLength": 2}, "leave no length"),
         ({"type": "null", "enum": [1]}, "no value is of type null"),
         ({"type": "text"}, 'type "text": say one of string'),
+        ({"type": "object", "properties": None, "required": ["b"]}, "#: properties null must be an object"),
+        ({"type": "object", "properties": {}, "required": None}, "#: required null must be a list"),
+        ({"type": "object", "properties": {}, "required": [["a"], 1]}, '\\["a"\\], 1 required, but not among'),
+        ({"items": {"type": "string", "pattern": 1}}, "#/items: pattern 1 must be a string"),
+        ({"type": "array", "prefixItems": [{"type": "null"}], "minItems": "1"}, "minItems 1 and maxItems None leave"),
+        ({"type": "string", "minLength": True}, "minLength True and maxLength None leave no length"),
+        ({"$defs": DOUBLED, "$ref": "#/$defs/40"}, "longer than 300,000 characters"),
+        (NESTED, "nested too deeply"),
         (True, "found true"),
         ([1], "found \\[1\\]"),
     ],

@@ -19,6 +19,7 @@ UNSPELLED = [*range(0x20), ord('"'), ord("\\")]  # bytes that cannot stand for t
 NATURAL, POSITIVE = "(?:0|[1-9][0-9]*)", "[1-9][0-9]*"
 NUMBER = rf"-?{NATURAL}(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
 VALUES = 10_000  # of a bounded integer: each is spelled out
+LONGEST = 300_000  # characters of the pattern: references to references double it at each step
 NOTES = {"title", "description", "default", "examples", "deprecated", "$schema", "$id", "$comment", "$defs"}
 NOTES |= {"definitions"}
 KEYWORDS = {
@@ -30,6 +31,7 @@ KEYWORDS = {
     "array": {"items", "prefixItems", "minItems", "maxItems"},
     "object": {"properties", "required", "additionalProperties"},
 }
+KINDS = {"pattern": str, "required": list, "properties": dict}
 PYTHON = {"string": str, "integer": int, "number": (int, float), "null": type(None), "array": list, "object": dict}
 Schema = Mapping[str, Any]
 
@@ -41,13 +43,27 @@ def schema_pattern(schema: object) -> str:
     prefixItems, minItems, maxItems, minLength, maxLength, pattern, and an integer's minimum and maximum. Raises
     ValueError for any other keyword, and for what no regular expression can say.
     """
-    return _value(schema, "#", schema, ())
+    try:
+        return _value(schema, "#", schema, ())
+    except RecursionError:
+        raise ValueError("JSON schema: nested too deeply") from None
 
 
 def _value(schema: Any, where: str, root: Any, above: tuple[str, ...]) -> str:
     """The pattern of one value; `where` it is in the schema, `above` the references that lead here."""
     if not isinstance(schema, dict):
         raise ValueError(f"JSON schema, {where}: found {_shown(schema)}, not an object that says what a value is")
+    for word, kind in KINDS.items():
+        if word in schema and not isinstance(schema[word], kind):
+            name = {str: "a string", list: "a list of names", dict: "an object"}[kind]
+            raise ValueError(f"JSON schema, {where}: {word} {_shown(schema[word])} must be {name}")
+    pattern = _unbounded(schema, where, root, above)
+    if len(pattern) > LONGEST:
+        raise ValueError(f"JSON schema, {where}: its pattern is longer than {LONGEST:,} characters: say less")
+    return pattern
+
+
+def _unbounded(schema: Schema, where: str, root: Any, above: tuple[str, ...]) -> str:
     words = {word for word in schema if word not in NOTES}
     if "$ref" in words:
         _only(words, {"$ref"}, where)
@@ -99,7 +115,7 @@ def _integer(schema: Schema, where: str) -> str:
         return f"-?{NATURAL}"
     if high is None and low in (0, 1):
         return POSITIVE if low else NATURAL
-    if not isinstance(low, int) or not isinstance(high, int) or not 0 <= high - low < VALUES:
+    if type(low) is not int or type(high) is not int or not 0 <= high - low < VALUES:
         what = f"give both, {VALUES:,} values apart at most; alone, only a minimum of 0 or 1"
         raise ValueError(f"JSON schema, {where}: minimum {low} and maximum {high}: {what}")
     return _either([str(value) for value in range(low, high + 1)])
@@ -108,7 +124,8 @@ def _integer(schema: Schema, where: str) -> str:
 def _array(schema: Schema, where: str, root: Any, above: tuple[str, ...]) -> str:
     if "prefixItems" in schema:
         parts = _list(schema, "prefixItems", where)
-        if not schema.get("minItems", 0) <= len(parts) <= schema.get("maxItems", len(parts)):
+        least, most = _bounds(schema, "minItems", "maxItems", where)
+        if not least <= len(parts) <= (len(parts) if most is None else most):
             raise ValueError(f"JSON schema, {where}: minItems and maxItems leave out the {len(parts)} prefixItems")
         return rf"\[{COMMA.join(_value(s, f'{where}/prefixItems/{i}', root, above) for i, s in enumerate(parts))}\]"
     if "items" not in schema:
@@ -128,9 +145,9 @@ def _object(schema: Schema, where: str, root: Any, above: tuple[str, ...]) -> st
         value = _value(schema["additionalProperties"], f"{where}/additionalProperties", root, above)
         pair = f'"{CHARACTER}*"{COLON}{value}'
         return rf"\{{(?:{pair}(?:{COMMA}{pair})*)?\}}"
-    required = set(schema.get("required", ()))
-    if missing := sorted(required - schema["properties"].keys()):
-        raise ValueError(f"JSON schema, {where}: {', '.join(missing)} required, but not among the properties")
+    required = schema.get("required", [])
+    if missing := [name for name in required if name not in list(schema["properties"])]:
+        raise ValueError(f"JSON schema, {where}: {_shown(missing)[1:-1]} required, but not among the properties")
     pairs = [
         (re.escape(_spelled(name)) + COLON + _value(value, f"{where}/properties/{name}", root, above), name in required)
         for name, value in schema["properties"].items()
@@ -195,7 +212,8 @@ def _count(schema: Schema, least: str, most: str, where: str) -> str:
 
 def _bounds(schema: Schema, least: str, most: str, where: str) -> tuple[int, int | None]:
     low, high = schema.get(least, 0), schema.get(most)
-    if not isinstance(low, int) or not isinstance(high, int | None) or low < 0 or (high is not None and high < low):
+    whole = type(low) is int and (high is None or type(high) is int)  # a boolean is none
+    if not whole or low < 0 or (high is not None and high < low):
         raise ValueError(f"JSON schema, {where}: {least} {low} and {most} {high} leave no length")
     return low, high
 
