@@ -93,18 +93,12 @@ class Train:
         if config.lora and config.init is not None:
             config = replace(config, network=network_of(config))
         out = options.out or Path("runs") / config.name
-        cost, size = config.cost(), config.network.parameters()
-        console.print(
-            f"{size['non_embedding']:,} non-embedding parameters, {config.steps:,} steps, {cost['tokens']:,} tokens, "
-            f"6ND = {cost['flops_6nd']:.2e} FLOPs, true count {cost['flops_true']:.2e}"
-        )
-        if config.lora:
-            console.print(told_of_adapters(config))
         if options.dry_run:
+            tell(config)
             record = row(config, rate_here(config.device))
             console.print(f"about {duration(record['seconds'])} on this machine")
             return say(record) if options.json else None
-        train(config, out)
+        train(config, out, begun=lambda: tell(config))
         if options.json and ranks.rank() == 0:
             return say({"run": str(out), **asdict(progress_of(find([out]).runs[0]))})
         console.print(f"next: unmask sample --checkpoint {out}")
@@ -118,6 +112,17 @@ def network_of(config: TrainConfig) -> TransformerConfig:
     if theirs.causal and not ours.causal:
         theirs = replace(theirs, causal=False, shifted=ours.shifted, mask_id=ours.mask_id)
     return replace(theirs, dropout=ours.dropout)
+
+
+def tell(config: TrainConfig) -> None:
+    """The size of a run."""
+    cost, size = config.cost(), config.network.parameters()
+    console.print(
+        f"{size['non_embedding']:,} non-embedding parameters, {config.steps:,} steps, {cost['tokens']:,} tokens, "
+        f"6ND = {cost['flops_6nd']:.2e} FLOPs, true count {cost['flops_true']:.2e}"
+    )
+    if config.lora:
+        console.print(told_of_adapters(config))
 
 
 def told_of_adapters(config: TrainConfig) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from unmask.checkpoint import Model, Told
-from unmask.data.pairs import Template, is_pairs, load_template, named_template, template_of
+from unmask.data.pairs import Template, is_pairs, load_template, named_template, read_template, template_of
 from unmask.data.splits import MANIFEST
 from unmask.evaluate.answers import Asking, answer_file, cost, exact_match, questions_of
 from unmask.evaluate.grading import Endpoint, grade_file
@@ -104,7 +104,7 @@ class EvaluateAnswers:
     def _template(self, model: Model) -> Template:
         data = Path(str(model.config.get("requested", {}).get("data", "")))
         if self.template is not None:
-            return named_template(self.template.read_text(encoding="utf-8"), model.tokenizer)
+            return named_template(read_template(self.template), model.tokenizer)
         if (data / MANIFEST).is_file() and is_pairs(data):
             return load_template(data, model.tokenizer)
         return named_template(template_of(self.checkpoint).source, model.tokenizer)

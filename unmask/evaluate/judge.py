@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,13 @@ from torch import Tensor
 
 from unmask import ranks
 from unmask.checkpoint import CONFIG, MODEL, Model, device_of, fetched, load
+from unmask.checkpoint.loading import SUFFIXES
 from unmask.evaluate.protocols import spans
 from unmask.files import read_json
 from unmask.likelihood import log_likelihood
 from unmask.network import Network, Reading, Then, read_out
+
+NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)  # on the hub
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +56,8 @@ def load_judge(name: str, *, device: str = "auto") -> Judge:
     not causal: a bound on a text's probability is no judgement.
     """
     path = fetched(name)
+    if not path.exists() and (not NAME.fullmatch(name) or path.suffix in (*SUFFIXES, ".json")):
+        raise ValueError(f"judge {name}: no such file or folder, nor a name on the hub, which is MODEL or OWNER/MODEL")
     config = path / CONFIG
     if config.is_file() and "network" in read_json(config):
         which = hashlib.blake2b((path / MODEL).read_bytes(), digest_size=4).hexdigest()

@@ -21,7 +21,7 @@ from torch import Tensor
 from unmask import ranks
 from unmask.checkpoint import CONFIG, TOKENIZER, described
 from unmask.corruption import stratified
-from unmask.data import Pairs, Tokenizer, batch_indices, batch_length, sequences
+from unmask.data import Packed, Pairs, Tokenizer, batch_indices, batch_length, sequences
 from unmask.draws import keyed_generator
 from unmask.files import Row, alone, read_json
 from unmask.likelihood import Estimate, log_likelihood
@@ -37,13 +37,13 @@ from unmask.wrappers import Apart
 OVERTIME = 1 << 16  # beside the numbers of signals
 
 
-def train(config: TrainConfig, out: Path) -> Path:
+def train(config: TrainConfig, out: Path, *, begun: Callable[[], None] | None = None) -> Path:
     """Train, or go on with, the run in folder `out`; returns it. Ctrl-C or SIGTERM end it after the step it is in,
-    saved.
+    saved. `begun` is called when nothing is in the way, before the first step.
 
     Raises ValueError where `out` is being trained by another process or holds a run with other settings or data, data
-    are missing, or the loss is no longer finite; OSError where the disk is full or another process of the job is gone;
-    KeyboardInterrupt after Ctrl-C, SystemExit after SIGTERM.
+    are missing or shorter than a sequence, or the loss is no longer finite; OSError where the disk is full or another
+    process of the job is gone; KeyboardInterrupt after Ctrl-C, SystemExit after SIGTERM.
     """
     tokenizer = Tokenizer.load(Path(config.data))
     spare = config.network.vocab - tokenizer.vocab  # rows that published networks have beyond their tokenizer's
@@ -54,11 +54,14 @@ def train(config: TrainConfig, out: Path) -> Path:
             parts = f"{ranks.world()} processes x accumulate {config.accumulate}"
             raise ValueError(f"batch {config.batch} must be a multiple of {parts}")
         sharded(config.parallel)
-        begun = checkpoints.checkpoints(out) and not config.lora
-        initial = None if begun else config.initial(tokenizer)
+        resumed = checkpoints.checkpoints(out) and not config.lora
+        initial = None if resumed else config.initial(tokenizer)
         with ExitStack() as held:
             ranks.agreed(lambda: held.enter_context(alone(out / ".lock", f"{out}: already being trained")))
-            return _train(_Run(config, out, tokenizer, initial), out)
+            run = _Run(config, out, tokenizer, initial)
+            if begun is not None:
+                begun()
+            return _train(run, out)
 
 
 def _train(run: "_Run", out: Path) -> Path:
@@ -124,16 +127,19 @@ class _Run:
             ranks.agreed(lambda: self.mirror.restore(out))
         begun = ranks.agreed(lambda: checkpoints.newest(out) is not None)
         adapters = described(str(config.init), initial, config.lora) if config.lora and initial is not None else None
-        ranks.agreed(lambda: _prepare(config, out, tokenizer, adapters))
-        self.out, self.config = out, settle(config, out, adapters)
-        self.device = torch.device(self.config.device)
         how: Row = {"length": config.length, "packed": config.packed, "causal": config.network.causal}
         how |= {"begin": tokenizer.begin, "end": tokenizer.end}
         self.train, self.held_out = (sequences(config.data, name, **how) for name in ("train", "validation"))
-        if isinstance(self.train, Pairs) and self.train.left_out:
-            console.print(f"{self.train.left_out:,} examples are longer than {config.length} tokens and left out")
         if config.drop_prompt and not isinstance(self.train, Pairs):
             raise ValueError(f"{config.data} holds running text, without prompts to drop: leave out --drop-prompt")
+        if isinstance(self.train, Packed) and (most := self.train.split.source_tokens.max()) < config.length:
+            what = f"{most:,} tokens to train on, less than a sequence of {config.length:,}"
+            raise ValueError(f"{config.data}: {what}: prepare more text, or take --length {most} or less")
+        ranks.agreed(lambda: _prepare(config, out, tokenizer, adapters))
+        self.out, self.config = out, settle(config, out, adapters)
+        self.device = torch.device(self.config.device)
+        if isinstance(self.train, Pairs) and self.train.left_out:
+            console.print(f"{self.train.left_out:,} examples are longer than {config.length} tokens and left out")
         self.absent = tokenizer.begin if config.network.causal else config.network.mask
         self.state = State(self.config, self.device, initial)
         self.step = self.saved = self.state.restore(checkpoints.checkpoints(out)[0]) if begun else 0

@@ -15,7 +15,7 @@ from unmask.data.making import SMALLEST, byte_tokenizer, character_tokenizer, tr
 from unmask.data.pairs.encoding import UNIFORMS, Encoded, encode
 from unmask.data.pairs.layouts import Blanks, Chat, Example, Reading
 from unmask.data.pairs.rows import Malformed, rows_of
-from unmask.data.pairs.templates import DEFAULT, Template, named_template, template_of
+from unmask.data.pairs.templates import DEFAULT, Template, named_template, read_template, template_of
 from unmask.data.splits import FORMAT, MANIFEST, SPLITS, load_manifest
 from unmask.data.tokenizer import FILE, Tokenizer
 from unmask.draws import MASK, keyed_uniforms
@@ -68,7 +68,7 @@ def prepare_pairs(
         "format": FORMAT,
         "source": _digest(repr(sides)),
         "tokenizer": tokenizer if not Path(tokenizer).exists() else _digest(Tokenizer.load(tokenizer).inner.to_str()),
-        "template": template and Path(template).read_text(encoding="utf-8"),
+        "template": template and read_template(template),
         "reading": asdict(reading),
     }
     if (out / MANIFEST).is_file() and load_manifest(out)["request"] == request:
@@ -193,7 +193,7 @@ def _texts(example: Example) -> Iterator[str]:
 
 def _template(file: str | None, tokenizer: str, made: Tokenizer) -> Template:
     if file is not None:
-        return named_template(Path(file).read_text(encoding="utf-8"), made)
+        return named_template(read_template(file), made)
     return named_template(template_of(tokenizer).source if Path(tokenizer).exists() else DEFAULT, made)
 
 

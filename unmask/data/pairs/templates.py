@@ -97,12 +97,22 @@ def _move_blank(pieces: list[Piece], answer: bool) -> None:
         pieces += [Piece(last.text[:-1], last.answer, last.special), Piece(" ", True)]
 
 
+def read_template(file: Path | str) -> str:
+    """A file with a chat template. Raises ValueError, naming it, where it is not there or no text."""
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"chat template {file}: {error.strerror}: give a file with a Jinja chat template") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"chat template {file}: not UTF-8; save it as UTF-8") from None
+
+
 def template_of(tokenizer: Path | str) -> Template:
     """The template that a tokenizer came with (chat_template.jinja or tokenizer_config.json beside it), or ours."""
     folder = Path(tokenizer)
     folder = folder if folder.is_dir() else folder.parent
     if (folder / JINJA).is_file():
-        return Template((folder / JINJA).read_text(encoding="utf-8"))
+        return Template(read_template(folder / JINJA))
     if (folder / CONFIG).is_file():
         source = read_json(folder / CONFIG).get("chat_template")
         if isinstance(source, list):  # several, by name
