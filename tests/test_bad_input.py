@@ -168,3 +168,12 @@ def test_every_command_is_here():
 def test_a_line_that_is_bad_is_named(capsys, here):
     (here / "BAD.jsonl").write_text(json.dumps({"text": "good"}) + "\n{bad\n", encoding="utf-8")
     assert "BAD.jsonl, line 2" in fails(capsys, "prepare", "--source", "BAD.jsonl", "--out", "new")
+
+
+def test_a_manifest_without_its_sources(capsys, here):
+    path = here / "data" / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    del manifest["splits"]["train"]["sources"]
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    assert "is no manifest of running text" in fails(capsys, "train", "tiny", "--data", "data", "--out", "new")
+    assert not (here / "new").exists()

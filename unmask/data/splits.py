@@ -101,8 +101,7 @@ def load_manifest(folder: Path | str) -> dict:
     try:
         written = manifest["request"]["format"]
         sizes = [manifest["splits"][split][key] for split in SPLITS for key in ("documents", "tokens")]
-        of = [] if written == 1 else [row for split in SPLITS for row in manifest["splits"][split]["sources"]]
-        sizes += [size for row in of for size in row[1:]]
+        sizes += [size for split in SPLITS for row in manifest["splits"][split].get("sources", []) for size in row[1:]]
         sizes += [manifest.get("shard", 1)]
         foreign = not all(type(size) is int for size in sizes) or manifest["dtype"] not in ("<u2", "<u4")
     except (AttributeError, KeyError, TypeError):
@@ -124,6 +123,8 @@ def load_split(folder: Path | str, split: str) -> Split:
     count, dtype = manifest["splits"][split], np.dtype(manifest["dtype"])
     if manifest["request"]["format"] == 1:
         return _first_format(folder, split, count, dtype)
+    if "shard" not in manifest or "sources" not in count:  # pairs have neither
+        raise ValueError(f"{folder / MANIFEST} is no manifest of running text: {_remedy(folder)}")
     folder, size = folder / split, manifest["shard"]
     shards = [
         _mapped(folder / shard_name(i), dtype, min(size, count["tokens"] - i * size))
