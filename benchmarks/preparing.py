@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from unmask.corruption import stratified
-from unmask.data import Packed, Tokenizer, documents, load_split, prepare
+from unmask.data import Packed, Tokenizer, documents, load_manifest, load_split, prepare
 from unmask.data.tokenizer import cut
 from unmask.objectives import AnyOrder
 from unmask.transformer import Transformer, TransformerConfig
@@ -121,7 +121,7 @@ def child(source: str, out: str, tokenizer: str, limit: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit * 10**6, limit * 10**6))
     folder = prepare(source, out, tokenizer=tokenizer)
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    tokens = sum(len(load_split(folder, split).tokens) for split in ("train", "validation"))
+    tokens = sum(split["tokens"] for split in load_manifest(folder)["splits"].values())  # mapped, they would count
     print(
         f"{tokenizer}: {tokens:,} tokens; peak memory {after:.0f} MiB ({before:.0f} MiB before it began), "
         f"address space limited to {limit} MB",
