@@ -144,7 +144,7 @@ def test_a_published_model_judges_by_its_address(gpt2, tmp_path, capsys, monkeyp
 
 def test_a_judge_that_is_not_there(tmp_path):
     pytest.importorskip("transformers")
-    with pytest.raises(ValueError, match=r"judge .*nowhere: not to be loaded \(.*\): give a folder"):
+    with pytest.raises(ValueError, match=r"judge .*nowhere: no such file or folder, nor a name on the hub"):
         load_judge(str(tmp_path / "nowhere"))
 
 
