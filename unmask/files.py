@@ -73,7 +73,7 @@ def _held(path: Path, what: str) -> int:
                 os.close(handle)  # whoever held it removed it in the meantime: what is locked is no longer there
                 continue
         except ImportError:
-            pass  # Windows: two writers would spoil each other's work
+            pass  # Windows has no flock: there nothing keeps a second process out
         except BlockingIOError:
             owner = os.read(handle, 200).decode(errors="replace").strip() or "another process"
             os.close(handle)
@@ -101,6 +101,11 @@ def read_json(path: Path) -> Row:
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, found a {type(value).__name__}")
     return value
+
+
+def is_number(value: object) -> bool:
+    """Whether JSON data are a finite number that can be computed with, squared as well."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e100
 
 
 def finite(value: object) -> object:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from unmask.conditioned import ConditionedConfig
 from unmask.families import Config
-from unmask.files import Row, atomic
+from unmask.files import Row, atomic, is_number
 from unmask.transformer import TransformerConfig
 
 CONFIG, MODEL, STATE, TOKENIZER = "config.json", "model.safetensors", "state.safetensors", "tokenizer.json"
@@ -50,7 +50,7 @@ def _fits(value: object, kind: Any) -> bool:
     if get_origin(kind) is tuple:
         return isinstance(value, list | tuple) and all(_fits(each, inner[0]) for each in value)
     if kind is float:
-        return type(value) in (int, float) and abs(value) < 1e300  # type: ignore[arg-type]
+        return is_number(value)
     return type(value) is kind
 
 

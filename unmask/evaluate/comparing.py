@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unmask.files import Row, read_json
+from unmask.files import Row, is_number, read_json
 
 # what two rows must share to measure the same thing
 KEYS = {"perplexity": ("corpus", "split", "protocol", "data"), "generation": ("judge", "length")}
@@ -46,7 +46,7 @@ def _check(path: Path, row: Row) -> None:
     where = f"{path}: its row of {row.get('model')}"
     for key in (*NUMBERS[row["experiment"]], "stderr_mc", "stderr_data"):
         value = row.get(key)
-        if value is not None and not _number(value):
+        if value is not None and not is_number(value):
             raise ValueError(f"{where} has {key} {value!r:.40}: not a number")
     if row["experiment"] == "perplexity" and not min(row[key] for key in NUMBERS["perplexity"]) > 0:
         raise ValueError(f"{where}: {', '.join(NUMBERS['perplexity'])} must be positive")
@@ -54,16 +54,12 @@ def _check(path: Path, row: Row) -> None:
         raise ValueError(f"{where} has 'values' that are no columns of one length")
 
 
-def _number(value: object) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e100  # type: ignore[arg-type]
-
-
 def _columns(values: object) -> bool:
     """Whether values hold lists of numbers of one length, or nothing that pairing would read."""
     if not isinstance(values, dict) or "nats" not in values:
         return isinstance(values, dict)
     columns = [values.get(key) for key in ("nats", "tokens", "documents" if "documents" in values else "entropy")]
-    lists = [column for column in columns if isinstance(column, list) and all(map(_number, column))]
+    lists = [column for column in columns if isinstance(column, list) and all(map(is_number, column))]
     return len(lists) == 3 and len(set(map(len, lists))) == 1 and sum(values["tokens"]) > 0
 
 
