@@ -4,9 +4,10 @@ prefix again, in the same run.
     python benchmarks/decoding.py [--threads 2] [--rounds 5] [--dtype float32] [--batches 1 8]
 
 A call must read the weights once (the embedding's rows apart) and what is remembered of each row once: those bytes,
-over the bandwidth, bound its time from below. The bandwidth is the larger of a copy's (bytes read and written) and a
-sum's (bytes read). Lengths and bandwidths take turns in each round; the best round of each is shown, since what else
-the machine does only ever slows it down.
+over the bandwidth, bound its time from below. The bandwidth is that of the memory in which the weights lie (a machine
+may have faster and slower memory): the larger of a copy's of them all (bytes read and written) and of their sums'
+(bytes read). Lengths and bandwidths take turns in each round; the best round of each is shown, since what else the
+machine does only ever slows it down.
 """
 
 import argparse
@@ -36,10 +37,13 @@ def median(values: list[float]) -> float:
     return sorted(values)[len(values) // 2]
 
 
-def bandwidth(buffer: torch.Tensor, other: torch.Tensor) -> float:
-    """Bytes a second."""
-    size = buffer.numel() * buffer.element_size()
-    return max(2 * size / seconds(lambda: other.copy_(buffer)), size / seconds(buffer.sum))
+@torch.inference_mode()
+def bandwidth(network: Transformer, others: list[torch.Tensor]) -> float:
+    """Bytes a second, of the network's weights."""
+    weights = list(network.parameters())
+    size = sum(weight.nbytes for weight in weights)
+    copied = seconds(lambda: [other.copy_(weight) for other, weight in zip(others, weights, strict=True)])
+    return max(2 * size / copied, size / seconds(lambda: [weight.sum() for weight in weights]))
 
 
 def read_bytes(network: Transformer, batch: int, length: int) -> int:
@@ -97,15 +101,16 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    network = Transformer(CONFIG).eval().to(getattr(torch, args.dtype))
-    buffer, other = torch.ones(1 << 27), torch.empty(1 << 27)
+    network = Transformer(CONFIG).requires_grad_(False).to(getattr(torch, args.dtype))
+    sampled(network, 1, LENGTHS[0])  # lays the weights out for one row, which is where they then lie
+    others = [torch.empty_like(weight) for weight in network.parameters()]
     best: dict[tuple[str, int, int], float] = defaultdict(lambda: float("inf"))
     fastest = 0.0
     for _ in range(args.rounds):
         for batch in args.batches:
             best["draw", batch, 0] = min(best["draw", batch, 0], drawing_alone(batch))
             for length in LENGTHS:
-                fastest = max(fastest, bandwidth(buffer, other))
+                fastest = max(fastest, bandwidth(network, others))
                 best["ours", batch, length] = min(best["ours", batch, length], sampled(network, batch, length))
                 again = recomputed(network, batch, length)
                 best["plain", batch, length] = min(best["plain", batch, length], again)

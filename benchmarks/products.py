@@ -1,4 +1,4 @@
-"""What a CPU's matrix products take in float32: torch's own (MKL) against oneDNN, which `unmask` calls.
+"""What a CPU's matrix products take in float32: torch's own (MKL), oneDNN, and a row times a matrix laid by its inputs.
 
     python benchmarks/products.py [--threads 1]
 
@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from unmask import cpu
 from unmask.transformer import product
 
 WIDTH, OUT, COPIES = 768, 6144, 8  # more copies than a cache holds
@@ -44,6 +45,12 @@ def main() -> None:
         ours = seconds(lambda x=x: [product(x, weight) for weight in weights])
         numbers = [f"{4e-9 * size / t:.0f} GB/s, {2e-9 * rows * size / t:.0f} GFLOP/s" for t in (own, ours)]
         print(f"{rows} rows: torch's {numbers[0]}; oneDNN {numbers[1]} ({own / ours:.1f}x)")
+    layers = [torch.nn.Linear(WIDTH, OUT, bias=False).requires_grad_(False) for _ in range(COPIES)]
+    for layer in layers:
+        cpu.lay_by_inputs(layer)
+    row = torch.randn(1, WIDTH)
+    alone = seconds(lambda: [product(row, layer.weight) for layer in layers])
+    print(f"1 row of a matrix laid by its inputs: {4e-9 * size / alone:.0f} GB/s")
 
 
 if __name__ == "__main__":

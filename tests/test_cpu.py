@@ -110,3 +110,41 @@ def test_where_no_gradient_is_wanted_torchs_own_run(monkeypatch):
         monkeypatch.setattr(cpu, name, None)
     with torch.no_grad():
         network(torch.zeros(2, 4, dtype=torch.long), torch.arange(8))
+
+
+def laid(*shape: int) -> torch.nn.Linear:
+    layer = torch.nn.Linear(*shape).requires_grad_(False)
+    cpu.lay_by_inputs(layer)
+    return layer
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_row_times(threads: int):
+    layer, x = laid(512, 768), torch.randn(1, 1, 512)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        found = cpu.row_times(x, layer.weight, layer.bias)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(found, F.linear(x, layer.weight, layer.bias), rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_trained_or_small_is_not_laid_by_inputs():
+    trained, double = torch.nn.Linear(512, 768), torch.nn.Linear(512, 768).double().requires_grad_(False)
+    cpu.lay_by_inputs(trained)
+    cpu.lay_by_inputs(double)
+    assert not any(cpu.by_inputs(layer.weight) for layer in (trained, double, laid(16, 16)))
+
+
+def test_a_row_decoded_alone_is_the_row_decoded_among_others(monkeypatch: pytest.MonkeyPatch):
+    """Matrices that one row reads by its inputs are really met, and the logits are those of the plain product."""
+    network = Transformer(TransformerConfig(2048, 1, 4, 256, causal=True)).requires_grad_(False)
+    tokens, at = torch.arange(6)[None], torch.tensor([5])
+    plain = network(tokens, at)
+    rows, row_times = [], cpu.row_times
+    monkeypatch.setattr(cpu, "row_times", lambda *inputs: (rows.append(inputs[1].shape), row_times(*inputs))[1])
+    one = network.cached(1, 6)
+    one(tokens[:, :5], torch.tensor([4]))
+    torch.testing.assert_close(one(tokens, at), plain, rtol=1e-4, atol=1e-5)
+    assert {tuple(shape) for shape in rows} == {(2048, 256), (256, 1024)}  # those of the MLP and the output layer

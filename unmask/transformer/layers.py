@@ -150,9 +150,11 @@ def product(
     torch leaves float32 to MKL, which takes about twice as long on an AMD processor (benchmarks/products.py).
     """
     plain = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
-    plain = plain or weight.numel() < 1 << 18 or weight.device.type != "cpu" or not cpu.ONEDNN
+    plain = plain or weight.numel() < cpu.LARGE or weight.device.type != "cpu" or not cpu.ONEDNN
     if plain or not x.dtype == weight.dtype == torch.float32:
         return F.linear(x, weight, bias)
+    if x.numel() == x.shape[-1] and cpu.by_inputs(weight):
+        return cpu.row_times(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from unmask import cpu
 from unmask.cache import Attend, Cache, attention
 from unmask.head import row_nats
 from unmask.network import SAME, Nats, Reading, Target, Then, read_out
@@ -173,6 +174,10 @@ class Cached:
         if not network.causal:
             raise ValueError("a bidirectional network has nothing to remember: every token changes all states")
         self.network, self.cache = network, Cache(network.config.layers, slots, length)
+        if slots == 1:
+            for layer in network.modules():
+                if isinstance(layer, nn.Linear):
+                    cpu.lay_by_inputs(layer)
 
     @torch.no_grad()
     def __call__(
