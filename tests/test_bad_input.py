@@ -59,6 +59,15 @@ WEIGHTS = {**KINDS, "foreign": foreign, "truncated": truncated}
 TEXT = {name: KINDS[name] for name in ("missing", "empty", "encoding", "binary", "folder")}
 FILE = {name: KINDS[name] for name in ("missing", "encoding", "binary", "folder")}
 GONE = {name: KINDS[name] for name in ("missing", "folder")}
+TEMPLATES = {
+    **FILE,
+    "empty": KINDS["empty"],
+    "invalid": lambda path: path.write_text("{% for m in messages %}{{ m", encoding="utf-8"),
+    "unknown": lambda path: path.write_text("{{ nothing.at.all }}", encoding="utf-8"),
+    "raises": lambda path: path.write_text("{{ raise_exception('no system turns') }}", encoding="utf-8"),
+    "unsafe": lambda path: path.write_text("{{ ''.__class__.__mro__[1].__subclasses__() }}", encoding="utf-8"),
+}
+ANSWERS = {name: KINDS[name] for name in ("encoding", "binary", "folder", "other json", "cut json")}
 TAKEN = {"folder": lambda path: (path.mkdir(), (path / "x").write_text("mine", encoding="utf-8"))}
 
 # command line -> what BAD is
@@ -68,7 +77,7 @@ CASES = [
     ("prepare --source text.txt --out BAD", {**TAKEN, "file": KINDS["empty"]}),
     ("prepare --pairs --source BAD --out new", {**KINDS, "jsonl": KINDS["other json"]}),
     ("prepare --pairs --source rows.jsonl --held-out BAD --out new --tokenizer bytes", KINDS),
-    ("prepare --pairs --source rows.jsonl --template BAD --out new --tokenizer bytes", FILE),
+    ("prepare --pairs --source rows.jsonl --template BAD --out new --tokenizer bytes", TEMPLATES),
     ("train tiny --data BAD --out new", KINDS),
     ("train tiny --data data --init BAD --out new", WEIGHTS),
     ("train tiny --data data --out BAD", {"file": KINDS["empty"]}),
@@ -95,6 +104,12 @@ CASES = [
     ("evaluate generation --judge arm --samples BAD", KINDS),
     ("evaluate generation --checkpoint run --judge ./BAD", WEIGHTS),
     ("evaluate generation --checkpoint run --judge BAD.json", {"missing": KINDS["missing"]}),
+    ("evaluate answers --checkpoint BAD --questions rows.jsonl --out new.jsonl", WEIGHTS),
+    ("evaluate answers --checkpoint run --questions BAD --out new.jsonl", KINDS),
+    ("evaluate answers --checkpoint run --questions rows.jsonl --template BAD --out new.jsonl", TEMPLATES),
+    ("evaluate answers --checkpoint run --questions rows.jsonl --out BAD", ANSWERS),
+    ("evaluate tasks --checkpoint BAD --tasks boolq --local tasks", WEIGHTS),
+    ("evaluate tasks --checkpoint run --tasks boolq --local BAD", {**GONE, "file": KINDS["empty"]}),
 ]
 WORDS = [(words, name, make) for words, kinds in CASES for name, make in kinds.items()]
 
@@ -139,6 +154,18 @@ NUMBERS = [
     ("sample --checkpoint run --regex a --matching --attempts 0 --length 2", "attempts 0"),
     ("sample --checkpoint run --device nowhere", "device 'nowhere'"),
     ("sample --checkpoint hf://nobody", "an address on the hub is hf://owner/repository"),
+    ("evaluate answers --checkpoint run --questions rows.jsonl --out new.jsonl --passes 3", "passes 3"),
+    ("evaluate answers --checkpoint run --questions rows.jsonl --out new.jsonl --batch 0", "batch 0"),
+    ("evaluate answers --checkpoint run --questions rows.jsonl --out new.jsonl --first 0", "first 0"),
+    ("evaluate answers --checkpoint run --questions rows.jsonl --out new.jsonl --length 0", "length 0"),
+    ("evaluate answers --checkpoint run --questions rows.jsonl --out new.jsonl --guidance nan", "guidance"),
+    ("evaluate answers --checkpoint run --questions rows.jsonl --out new.jsonl --judge nowhere", "judge"),
+    ("evaluate tasks --checkpoint run --tasks bolq --local tasks", "boolq"),
+    ("evaluate tasks --checkpoint run --tasks boolq --local tasks --draws 0", "draws 0"),
+    ("evaluate tasks --checkpoint run --tasks boolq --local tasks --limit 0", "limit 0"),
+    ("evaluate tasks --checkpoint run --tasks boolq --local tasks --shots -1", "shots -1"),
+    ("evaluate tasks --checkpoint run --tasks boolq --local tasks --tokens 0", "tokens 0"),
+    ("evaluate tasks --checkpoint run --tasks boolq --local tasks --guidance nan", "guidance"),
     ("audit random-order --draws 10", "10 draws"),
     ("audit random-order --tokens 0", "tokens 0"),
     ("audit randon-order", "did you mean random-order?"),

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import unmask.network
 from unmask.network import Nats, Target
 from unmask.objectives import AnyOrder, NextToken
-from unmask.transformer import Transformer, TransformerConfig, rotary_tables
+from unmask.transformer import Transformer, TransformerConfig, rotary_tables, rotate
 
 LLAMA = TransformerConfig(vocab=13, layers=2, heads=4, width=16, mlp=24)
 CONFIGS = {
@@ -536,3 +536,41 @@ def test_it_learns():
             losses.append(float(loss.detach()))
         assert losses[0] > 1.5
         assert sum(losses[-5:]) / 5 < 0.5
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TransformerConfig(64, 2, 4, 128, neighbours=4),
+        TransformerConfig(64, 2, 4, 128, neighbours=3, causal=True),
+        TransformerConfig(64, 2, 4, 128, neighbours=4, flavour="dit"),
+        TransformerConfig(64, 2, 4, 128, neighbours=4, kv_heads=2, qkv_bias=True),
+        TransformerConfig(64, 2, 8, 512, neighbours=6),
+    ],
+)
+@torch.no_grad()
+def test_heads_begin_by_looking_at_neighbours(config: TransformerConfig):
+    """In the first layer, where no more is added to the embedding yet, its neighbour has most of a head's weight."""
+    network, tokens = Transformer(config, seed=5), torch.arange(72).view(3, 24) % 64
+    block, rotary = network.blocks[0], rotary_tables(config, 24, torch.device("cpu"))
+    qkv = block.attention.qkv(block.norm_1(network.embedding(tokens)))
+    q, k, _ = (part.unflatten(-1, (-1, config.head_width)) for part in qkv.split(block.attention.split, -1))
+    k = rotate(k, rotary).repeat_interleave(config.heads // config.groups, 2)
+    scores = torch.einsum("blhd,bmhd->bhlm", rotate(q, rotary), k) / math.sqrt(config.head_width)
+    for head in range(config.neighbours):
+        distance = (-1, -2, -3)[head] if config.causal else (-1, 1, -2, 2, -3, 3)[head]
+        shares = scores[:, head].softmax(-1)
+        assert float(torch.stack([shares[:, i, i + distance] for i in range(8, 16)]).mean()) > 0.5
+
+
+def test_other_heads_and_the_rest_are_drawn_as_ever():
+    plain, begun = (Transformer(TransformerConfig(64, 2, 4, 128, neighbours=n)) for n in (0, 2))
+    one, two = plain.blocks[1].attention.qkv.weight, begun.blocks[1].attention.qkv.weight
+    assert torch.equal(one[64:128], two[64:128])
+    assert torch.equal(one[:, 1:], two[:, 1:])
+    assert torch.equal(plain.embedding.weight[:, 1:], begun.embedding.weight[:, 1:])
+
+
+def test_no_more_neighbours_than_heads():
+    with pytest.raises(ValueError, match=r"neighbours 5 must lie in 0\.\.heads = 4"):
+        TransformerConfig(64, 2, 4, 128, neighbours=5)

@@ -1,8 +1,9 @@
 """The network itself: embedding, blocks and output layer, which answer as `unmask.network.Network` says."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
@@ -15,7 +16,9 @@ from unmask.head import row_nats
 from unmask.network import SAME, Nats, Reading, Target, Then, read_out
 from unmask.transformer.config import TransformerConfig
 from unmask.transformer.layers import Block, norm, output_product
-from unmask.transformer.rotary import rotary_tables
+from unmask.transformer.rotary import frequencies, rotary_tables
+
+PAIRS, SCORE = 5, 6.0  # of `look_at_neighbours`
 
 
 class Transformer(nn.Module):
@@ -216,3 +219,33 @@ def initialise(network: Transformer, generator: torch.Generator) -> None:
             else:
                 fan_in = config.mlp_width if leaf[0] == "down" else config.width
                 parameter.uniform_(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in), generator=generator)
+    if config.neighbours:
+        look_at_neighbours(network)
+
+
+@torch.no_grad()
+def look_at_neighbours(network: Transformer) -> None:
+    """Turn the first `config.neighbours` heads of each layer to one neighbour each, in place.
+
+    Coordinate 0 of all embeddings becomes the same number, half of the square of their norm, and what the heads'
+    queries and keys make of it outweighs the rest: in the fastest rotary pairs j keys get a constant, queries the same
+    turned by the neighbour's distance d, so that the score of what stands at distance x is
+    SCORE sum_j cos(f_j (x - d)), whose maximum is at d.
+    """
+    config = network.config
+    embedding, width = network.embedding.weight, config.head_width
+    embedding[:, 0] = math.sqrt(config.width) * embedding.std()
+    turns = frequencies(config, embedding.device)[:PAIRS]
+    size = math.sqrt(SCORE * math.sqrt(width) / (config.width / 2))  # times sqrt(D / 2), which the norm makes of it
+    for block in cast(Iterable[Block], network.blocks):
+        rows = block.attention.qkv.weight
+        for head in range(config.neighbours):
+            distance = -1 - head if config.causal else (head // 2 + 1) * (-1) ** (head + 1)
+            query, key = rows[head * width :], rows[config.width + head * config.groups // config.heads * width :]
+            query[:width, 0], key[:width, 0] = 0.0, 0.0
+            query[: len(turns), 0] = size * (turns * distance).cos()
+            query[width // 2 : width // 2 + len(turns), 0] = size * (turns * distance).sin()
+            key[: len(turns), 0] = size
+        # written by no layer at the start, the number stays what it is
+        block.attention.project.weight[0] = 0.0
+        block.mlp.down.weight[0] = 0.0
