@@ -67,7 +67,7 @@ TEMPLATES = {
     "raises": lambda path: path.write_text("{{ raise_exception('no system turns') }}", encoding="utf-8"),
     "unsafe": lambda path: path.write_text("{{ ''.__class__.__mro__[1].__subclasses__() }}", encoding="utf-8"),
 }
-ANSWERS = {name: KINDS[name] for name in ("encoding", "binary", "folder", "other json", "cut json")}
+ANSWERS = {name: KINDS[name] for name in ("encoding", "binary", "folder", "other json")}
 TAKEN = {"folder": lambda path: (path.mkdir(), (path / "x").write_text("mine", encoding="utf-8"))}
 
 # command line -> what BAD is
@@ -108,8 +108,8 @@ CASES = [
     ("evaluate answers --checkpoint run --questions BAD --out new.jsonl", KINDS),
     ("evaluate answers --checkpoint run --questions rows.jsonl --template BAD --out new.jsonl", TEMPLATES),
     ("evaluate answers --checkpoint run --questions rows.jsonl --out BAD", ANSWERS),
-    ("evaluate tasks --checkpoint BAD --tasks boolq --local tasks", WEIGHTS),
-    ("evaluate tasks --checkpoint run --tasks boolq --local BAD", {**GONE, "file": KINDS["empty"]}),
+    ("evaluate tasks --length 64 --checkpoint BAD --tasks boolq --local tasks", WEIGHTS),
+    ("evaluate tasks --length 64 --checkpoint run --tasks boolq --local BAD", {**GONE, "file": KINDS["empty"]}),
 ]
 WORDS = [(words, name, make) for words, kinds in CASES for name, make in kinds.items()]
 
@@ -160,12 +160,13 @@ NUMBERS = [
     ("evaluate answers --checkpoint run --questions rows.jsonl --out new.jsonl --length 0", "length 0"),
     ("evaluate answers --checkpoint run --questions rows.jsonl --out new.jsonl --guidance nan", "guidance"),
     ("evaluate answers --checkpoint run --questions rows.jsonl --out new.jsonl --judge nowhere", "judge"),
-    ("evaluate tasks --checkpoint run --tasks bolq --local tasks", "boolq"),
-    ("evaluate tasks --checkpoint run --tasks boolq --local tasks --draws 0", "draws 0"),
-    ("evaluate tasks --checkpoint run --tasks boolq --local tasks --limit 0", "limit 0"),
-    ("evaluate tasks --checkpoint run --tasks boolq --local tasks --shots -1", "shots -1"),
-    ("evaluate tasks --checkpoint run --tasks boolq --local tasks --tokens 0", "tokens 0"),
-    ("evaluate tasks --checkpoint run --tasks boolq --local tasks --guidance nan", "guidance"),
+    ("evaluate tasks --length 64 --checkpoint run --tasks bolq --local tasks", "boolq"),
+    ("evaluate tasks --length 64 --checkpoint run --tasks boolq --local tasks --draws 0", "draws 0"),
+    ("evaluate tasks --length 64 --checkpoint run --tasks boolq --local tasks --limit 0", "limit 0"),
+    ("evaluate tasks --length 64 --checkpoint run --tasks boolq --local tasks --shots -1", "shots -1"),
+    ("evaluate tasks --length 64 --checkpoint run --tasks boolq --local tasks --tokens 0", "tokens 0"),
+    ("evaluate tasks --length 64 --checkpoint run --tasks boolq --local tasks --length 0", "length 0"),
+    ("evaluate tasks --length 64 --checkpoint run --tasks boolq --local tasks --guidance nan", "guidance"),
     ("audit random-order --draws 10", "10 draws"),
     ("audit random-order --tokens 0", "tokens 0"),
     ("audit randon-order", "did you mean random-order?"),

@@ -65,6 +65,9 @@ class EvaluateAnswers:
     """Print rows for machines."""
 
     def run(self) -> None:
+        if self.first is not None and self.first < 1:
+            raise ValueError(f"first {self.first} must be at least 1")
+        judge = None if self.judge is None else Endpoint(self.judge, self.judge_model)
         questions = questions_of(self.questions)[: self.first]
         model = self.told.load(self.checkpoint, self.device)
         block = self.block or model.config.get("requested", {}).get("length", 128)
@@ -86,12 +89,12 @@ class EvaluateAnswers:
         with progress("answering", "answers") as bar:
             records = answer_file(model, questions, asking, self.out, name=name, progress=bar)
         rows: list[Row] = []
-        if all(question.references for question in questions) and self.judge is None:
+        if all(question.references for question in questions) and judge is None:
             rows.append(exact_match(questions, records, name))
-        if self.judge is not None:
+        if judge is not None:
             grades = self.out.with_name(f"{self.out.stem}.judgments.jsonl")
             with progress("grading", "answers") as bar:
-                rows.append(grade_file(questions, records, Endpoint(self.judge, self.judge_model), grades, bar))
+                rows.append(grade_file(questions, records, judge, grades, bar))
         how = {"policy": repr(self.policy), "guidance": self.guidance, "passes": self.passes, "seed": self.seed}
         rows = [{**row, **how} for row in rows]
         if self.result is not None:

@@ -19,7 +19,7 @@ from unmask.data.pairs import Chat, Plain, Reading, Template, prompt_ids, rows_o
 from unmask.data.pairs.layouts import second_pass
 from unmask.evaluate.exact import same
 from unmask.evaluate.writing import counting
-from unmask.files import Row, atomic
+from unmask.files import Row, atomic, is_number
 from unmask.network import Network
 from unmask.rehearsal import Cost, rehearsed
 from unmask.sampling import Draw, LeftToRight, Policy, RandomOrder, Remasking, inside_of, sample
@@ -63,9 +63,13 @@ class Asking:
     template: Template = field(default_factory=Template)
 
     def __post_init__(self) -> None:
-        counts = {"block": self.block, "final": self.final, "batch": self.batch, "length": self.length or 1}
-        if min(counts.values()) < 1 or self.passes not in (1, 2):
-            raise ValueError(f"{counts} must be at least 1, and passes {self.passes} 1 or 2")
+        for name in ("block", "final", "batch", "length"):
+            if (count := getattr(self, name)) is not None and count < 1:
+                raise ValueError(f"{name} {count} must be at least 1")
+        if self.passes not in (1, 2):
+            raise ValueError(f"passes {self.passes} must be 1 or 2")
+        if not is_number(self.guidance):
+            raise ValueError(f"guidance {self.guidance} must be a number")
 
 
 @dataclass(frozen=True)

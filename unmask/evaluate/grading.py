@@ -26,7 +26,9 @@ KEY = "OPENAI_API_KEY"
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a judge answers: POST url/chat/completions. The key, if any, is read from the environment."""
+    """Where a judge answers: POST url/chat/completions. The key, if any, is read from the environment.
+
+    Raises ValueError for what is no address."""
 
     url: str
     model: str
@@ -35,6 +37,10 @@ class Endpoint:
     attempts: int = 3
     wait: float = 2.0
     """Seconds before the second attempt, twice that before the third, and so on."""
+
+    def __post_init__(self) -> None:
+        if not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"judge {self.url!r} is no address: give one such as http://localhost:8000/v1")
 
     def __call__(self, messages: Sequence[Row]) -> str:
         """What the judge says. Raises ValueError where it does not answer, or not in the format."""

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
+from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,7 +83,9 @@ class Harness(LM):
         if length is None and trained is None:
             name = self.model.config.get("name", "model")
             raise ValueError(f"{name}: its config does not say what length it was trained on: give the length")
-        self.length = int(length or trained)
+        self.length = int(trained if length is None else length)
+        if self.length < 1:
+            raise ValueError(f"length {self.length} must be at least 1")
         self.scorer = Scorer(self.model, estimator, draws, seed, tokens, guidance)
         self.progress = progress
         self._notes: dict[str, Note] = {}
@@ -226,6 +229,8 @@ def evaluate_tasks(
     each task only. `cache` is a folder of answers already given: a run that was killed goes on from them. Raises
     ValueError for a task or a file that is not there.
     """
+    if shots < 0 or (limit is not None and limit < 1):
+        raise ValueError(f"shots {shots}, limit {limit}: shots are 0 or more, a limit at least 1")
     if shots and local is not None:
         raise ValueError("local files hold one split, and examples come from another: leave out --local or --shots")
     if names is None:
@@ -267,9 +272,9 @@ def _load(names: Sequence[str], local: Path | None) -> tuple[dict[str, Any], dic
         manager = lm_eval.tasks.TaskManager()
     unknown = [name for name in names if name not in manager.all_tasks]
     if unknown:
-        raise ValueError(
-            f"lm-evaluation-harness {version('lm_eval')} has no task {unknown[0]!r}: see `lm-eval ls tasks`"
-        )
+        close = get_close_matches(unknown[0], manager.all_tasks, n=1)
+        meant = f"did you mean {close[0]}?" if close else "see `lm-eval ls tasks`"
+        raise ValueError(f"lm-evaluation-harness {version('lm_eval')} has no task {unknown[0]!r}; {meant}")
     if local is None:
         return manager.load(list(names))["tasks"], {}
     sources, specs = {}, []

@@ -17,6 +17,7 @@ from torch import Tensor
 from unmask import ranks
 from unmask.data import Tokenizer
 from unmask.draws import log_probabilities
+from unmask.files import is_number
 from unmask.likelihood import log_likelihood, ordered_log_likelihood
 from unmask.network import Network, Target
 from unmask.sampling import Confidence, LeftToRight, draw_plan
@@ -71,8 +72,11 @@ class Scorer:
     def __post_init__(self) -> None:
         if self.estimator not in ("bound", "chain"):
             raise ValueError(f"estimator {self.estimator!r} must be bound or chain")
-        if self.tokens < 1:
-            raise ValueError(f"tokens {self.tokens} a call must be at least 1")
+        for name in ("tokens", "draws"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
+        if not is_number(self.guidance):
+            raise ValueError(f"guidance {self.guidance} must be a number")
 
     def __call__(self, answers: Sequence[Answer]) -> Iterator[tuple[list[int], list[Score]]]:
         """(indices, scores) of a part of the answers, the longest first, until all are done."""

@@ -98,13 +98,17 @@ def _move_blank(pieces: list[Piece], answer: bool) -> None:
 
 
 def read_template(file: Path | str) -> str:
-    """A file with a chat template. Raises ValueError, naming it, where it is not there or no text."""
+    """A file with a chat template. Raises ValueError, naming it, where it is not there, no text, or writes no chat."""
     try:
-        return Path(file).read_text(encoding="utf-8")
+        text = Path(file).read_text(encoding="utf-8")
+        Template(text)([("user", "a question"), ("assistant", "its answer")])
+        return text
     except OSError as error:
         raise ValueError(f"chat template {file}: {error.strerror}: give a file with a Jinja chat template") from None
     except UnicodeDecodeError:
         raise ValueError(f"chat template {file}: not UTF-8; save it as UTF-8") from None
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
 
 
 def template_of(tokenizer: Path | str) -> Template:
