@@ -141,6 +141,7 @@ NUMBERS = [
     ("train tiny --data data --rate nan --out new", "rate"),
     ("train tiny --data data --length 0 --out new", "length 0"),
     ("train tiny --data data --length 99999 --out new", "tokens to train on, less than a sequence of 99,999"),
+    ("train tiny --data data --length 99999 --dry-run", "tokens to train on, less than a sequence of 99,999"),
     ("train tiny --data data --drop-prompt 0.1 --out new", "--drop-prompt"),
     ("train tiny --data data --heads 3 --out new", "heads 3"),
     ("train tiny --data data --layers 0 --out new", "layers"),

@@ -87,6 +87,15 @@ def test_progress_off_a_terminal(capsys, monkeypatch):
     assert len(long) == 10
     assert long[0] == "work 10/100 note 500 tokens/s, 1 min 30 s left"
     assert lines(5.0, range(61, 101))[0] == "work 62/100 note 100 tokens/s, 3 min 10 s left"
+    with progress("work", "bytes") as report:
+        for stage in (10, 100):  # the second is slower, and has a rate of its own
+            for i in range(1, 12):
+                now[0] += stage / 10
+                report(i, 20)
+    assert capsys.readouterr().err.splitlines()[:2] == [
+        "work 10/20 1 bytes/s, 10 s left",
+        "work 2/20 0.1 bytes/s, 3 min left",
+    ]
 
 
 def test_progress_on_a_terminal_has_a_rate(monkeypatch):

@@ -109,7 +109,8 @@ def say(value: object) -> None:
 def progress(title: str, unit: str = "", each: float = 1.0) -> Iterator[Report]:
     """A bar with rate and time left on a terminal; elsewhere, of work that takes longer, a line every ten seconds.
 
-    The rate is in `unit`, of which there are `each` to every piece of work done.
+    The rate is in `unit`, of which there are `each` to every piece of work done. Work that begins again from a lower
+    count is another stage, with a rate of its own.
     """
     if console.quiet:
         yield lambda done, total, note="": None
@@ -120,7 +121,13 @@ def progress(title: str, unit: str = "", each: float = 1.0) -> Iterator[Report]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(unit, each))
     with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console) as bar:
         task = bar.add_task(title, total=None, note="")
-        yield lambda done, total, note="": bar.update(task, completed=done, total=total, note=note)
+
+        def told(done: int, total: int, note: str = "") -> None:
+            if done < bar.tasks[0].completed:
+                bar.reset(task)
+            bar.update(task, completed=done, total=total, note=note)
+
+        yield told
 
 
 class _Rate(ProgressColumn):
@@ -145,11 +152,15 @@ class _Lines:
         self.title, self.unit, self.each = title, unit, each
         self.start = self.last = time.monotonic()
         self.first: int | None = None
+        self.before = 0
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
         now = time.monotonic()
         if self.first is None:  # a resumed job has done some before
             self.first = done - 1
+        elif done < self.before:
+            self.first, self.start, self.last = done, now, now
+        self.before = done
         if now - self.last < 10:
             return
         self.last = now

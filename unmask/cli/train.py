@@ -11,6 +11,7 @@ from unmask import ranks
 from unmask.checkpoint import load
 from unmask.cli.parsing import nearest
 from unmask.cli.recipes import rate_here, row
+from unmask.data import Tokenizer
 from unmask.log import console, say
 from unmask.recipes import RECIPES, on_its_data
 from unmask.report.read import find
@@ -94,6 +95,7 @@ class Train:
             config = replace(config, network=network_of(config))
         out = options.out or Path("runs") / config.name
         if options.dry_run:
+            config.sequences(Tokenizer.load(Path(config.data)))  # which refuses what training would
             tell(config)
             record = row(config, rate_here(config.device))
             console.print(f"about {duration(record['seconds'])} on this machine")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unmask.checkpoint import ADAPTERS, CONFIG, describe, device_of, load, starting_from
 from unmask.corruption import stratified
-from unmask.data import Tokenizer, load_manifest
+from unmask.data import Packed, Pairs, Tokenizer, load_manifest, sequences
 from unmask.files import Row, read_json, write_json
 from unmask.lora import ALL, Layer
 from unmask.lora import count as adapter_count
@@ -115,6 +115,18 @@ class TrainConfig:
             raise ValueError(f"drop_prompt {self.drop_prompt} is a share of the examples: give 0 to less than 1")
         if not 0 <= self.short_batches <= 1:
             raise ValueError(f"short_batches {self.short_batches} is a share of the steps: give 0 to 1")
+
+    def sequences(self, tokenizer: Tokenizer) -> tuple[Packed | Pairs, Packed | Pairs]:
+        """What to train on, and what is held out. Raises ValueError where the data do not serve this run."""
+        how: Row = {"length": self.length, "packed": self.packed, "causal": self.network.causal}
+        how |= {"begin": tokenizer.begin, "end": tokenizer.end}
+        train, held_out = (sequences(self.data, name, **how) for name in ("train", "validation"))
+        if self.drop_prompt and not isinstance(train, Pairs):
+            raise ValueError(f"{self.data} holds running text, without prompts to drop: leave out --drop-prompt")
+        if isinstance(train, Packed) and (most := train.split.source_tokens.max()) < self.length:
+            what = f"{most:,} tokens to train on, less than a sequence of {self.length:,}"
+            raise ValueError(f"{self.data}: {what}: prepare more text, or take --length {most} or less")
+        return train, held_out
 
     def initial(self, tokenizer: Tokenizer) -> dict[str, Tensor] | None:
         """The weights to begin from, where `init` names a run. Raises ValueError where they do not fit."""

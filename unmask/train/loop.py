@@ -21,7 +21,7 @@ from torch import Tensor
 from unmask import ranks
 from unmask.checkpoint import CONFIG, TOKENIZER, described
 from unmask.corruption import stratified
-from unmask.data import Packed, Pairs, Tokenizer, batch_indices, batch_length, sequences
+from unmask.data import Pairs, Tokenizer, batch_indices, batch_length
 from unmask.draws import keyed_generator
 from unmask.files import Row, alone, read_json
 from unmask.likelihood import Estimate, log_likelihood
@@ -127,14 +127,7 @@ class _Run:
             ranks.agreed(lambda: self.mirror.restore(out))
         begun = ranks.agreed(lambda: checkpoints.newest(out) is not None)
         adapters = described(str(config.init), initial, config.lora) if config.lora and initial is not None else None
-        how: Row = {"length": config.length, "packed": config.packed, "causal": config.network.causal}
-        how |= {"begin": tokenizer.begin, "end": tokenizer.end}
-        self.train, self.held_out = (sequences(config.data, name, **how) for name in ("train", "validation"))
-        if config.drop_prompt and not isinstance(self.train, Pairs):
-            raise ValueError(f"{config.data} holds running text, without prompts to drop: leave out --drop-prompt")
-        if isinstance(self.train, Packed) and (most := self.train.split.source_tokens.max()) < config.length:
-            what = f"{most:,} tokens to train on, less than a sequence of {config.length:,}"
-            raise ValueError(f"{config.data}: {what}: prepare more text, or take --length {most} or less")
+        self.train, self.held_out = config.sequences(tokenizer)
         ranks.agreed(lambda: _prepare(config, out, tokenizer, adapters))
         self.out, self.config = out, settle(config, out, adapters)
         self.device = torch.device(self.config.device)
