@@ -99,7 +99,9 @@ def cost(scale: Scale, rate: float) -> Cost:
 
 
 def _config(scale: Scale, data: Path, vocab: int, *, name: str, causal: bool) -> TrainConfig:
-    network = TransformerConfig(vocab=vocab, layers=scale.layers, heads=4, width=scale.width, causal=causal)
+    network = TransformerConfig(
+        vocab=vocab, layers=scale.layers, heads=4, width=scale.width, causal=causal, neighbours=4
+    )
     config = TrainConfig(
         network=network,
         data=str(data),

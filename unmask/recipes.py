@@ -35,7 +35,7 @@ SOURCES = {
 def tiny() -> TrainConfig:
     """A small MDM on the built-in corpus: a few minutes on two CPU cores."""
     return TrainConfig(
-        network=TransformerConfig(vocab=512, layers=3, heads=4, width=128),
+        network=TransformerConfig(vocab=512, layers=3, heads=4, width=128, neighbours=4),
         data=BUILTIN,
         objective=AnyOrder(importance=0.5),
         name="tiny",

@@ -106,10 +106,8 @@ class Scaling:
         self, scale: Scale, data: str, kind: str, budget: float, width: int, rate: float, seed: int, stage: str
     ) -> Cell:
         grid, objective = GRIDS[scale], KINDS[kind]
-        layers = max(2, width // 32)
-        network = TransformerConfig(
-            grid.vocab, layers, width // (32 if width < 512 else 64), width, causal=kind == "ARM"
-        )
+        layers, heads = max(2, width // 32), width // (32 if width < 512 else 64)
+        network = TransformerConfig(grid.vocab, layers, heads, width, causal=kind == "ARM", neighbours=min(4, heads))
         size = network.parameters()["non_embedding"]
         batch = batch_at(grid, budget)
         steps = max(2, round(budget / (6 * size * batch * grid.length)))

@@ -31,7 +31,8 @@ class Setting:
         return f"bpe:{self.vocab}"
 
     def network(self, *, causal: bool) -> TransformerConfig:
-        return TransformerConfig(self.vocab, self.layers, max(1, self.width // 32), self.width, causal=causal)
+        heads = max(1, self.width // 32)
+        return TransformerConfig(self.vocab, self.layers, heads, self.width, causal=causal, neighbours=min(4, heads))
 
     def config(
         self, data: str, objective: Objective, *, seed: int = 0, name: str = "run", drop_prompt: float = 0.0
