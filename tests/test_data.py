@@ -277,28 +277,6 @@ def test_shards_are_one_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert torch.equal(part, whole)
 
 
-def test_folders_of_the_first_format_are_read(tmp_path: Path) -> None:
-    new = prepare("builtin", tmp_path / "new", tokenizer="bytes")
-    old = tmp_path / "old"
-    old.mkdir()
-    manifest, rows = load_manifest(new), {}
-    for split in ("train", "validation"):
-        data = load_split(new, split)
-        (old / f"{split}.bin").write_bytes(data.tokens.tobytes())
-        dates = [str(date) for date in data.dates]
-        rows[split] = {"names": list(data.names), "dates": dates}
-        rows[split] |= {"lengths": data.lengths.tolist(), "bytes": data.bytes.tolist()}
-    (old / "documents.json").write_text(json.dumps(rows), encoding="utf-8")
-    (old / "manifest.json").write_text(json.dumps({**manifest, "request": {"format": 1}}), encoding="utf-8")
-    for split in ("train", "validation"):
-        left, right = load_split(old, split), load_split(new, split)
-        assert list(left.names) == list(right.names)
-        for name in ("tokens", "dates", "starts", "lengths", "bytes"):
-            assert np.array_equal(getattr(left, name), getattr(right, name))
-    (old / "train.bin").write_bytes(b"")
-    refused(lambda: load_split(old, "train"), str(old), "unmask prepare")
-
-
 def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
     source = library(tmp_path / "texts", ["a", "b"])
 

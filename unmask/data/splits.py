@@ -1,7 +1,7 @@
 """Prepared folders, read: a stream of memory-mapped tokens and its documents.
 
 manifest.json, tokenizer.json, and a folder for each split: its tokens in shards of SHARD tokens, a column of 8-byte
-numbers for each fact about its documents, and their names. Format 1 had one file of tokens and documents.json.
+numbers for each fact about its documents, and their names.
 """
 
 import json
@@ -13,8 +13,10 @@ from typing import cast
 import numpy as np
 from jaxtyping import Int
 
+from unmask.files import is_number
+
 SPLITS = ("train", "validation")
-MANIFEST, DOCUMENTS, NAMES = "manifest.json", "documents.json", "names.txt"
+MANIFEST, NAMES = "manifest.json", "names.txt"
 COLUMNS = {"starts.bin": "<i8", "lengths.bin": "<i8", "bytes.bin": "<i8", "dates.bin": "<M8[D]", "name_ends.bin": "<i8"}
 FORMAT = 2
 SHARD = 1 << 28  # tokens: a file of 512 MB or 1 GB
@@ -104,10 +106,12 @@ def load_manifest(folder: Path | str) -> dict:
         sizes += [size for split in SPLITS for row in manifest["splits"][split].get("sources", []) for size in row[1:]]
         sizes += [manifest.get("shard", 1)]
         foreign = not all(type(size) is int for size in sizes) or manifest["dtype"] not in ("<u2", "<u4")
+        weights = manifest["request"].get("weights")
+        foreign |= weights is not None and not (isinstance(weights, list) and all(map(is_number, weights)))
     except (AttributeError, KeyError, TypeError):
         raise ValueError(f"{folder / MANIFEST} is no prepared folder's manifest: {_remedy(folder)}") from None
-    if foreign or written not in (1, FORMAT):
-        raise ValueError(f"{folder} has format {written!r}, this unmask reads 1 and {FORMAT}: {_remedy(folder)}")
+    if foreign or written != FORMAT:
+        raise ValueError(f"{folder} has format {written!r}, this unmask reads {FORMAT}: {_remedy(folder)}")
     return manifest
 
 
@@ -121,8 +125,6 @@ def load_split(folder: Path | str, split: str) -> Split:
         raise ValueError(f"no split {split!r}: choose one of {', '.join(SPLITS)}")
     manifest = load_manifest(folder)
     count, dtype = manifest["splits"][split], np.dtype(manifest["dtype"])
-    if manifest["request"]["format"] == 1:
-        return _first_format(folder, split, count, dtype)
     if "shard" not in manifest or "sources" not in count:  # pairs have neither
         raise ValueError(f"{folder / MANIFEST} is no manifest of running text: {_remedy(folder)}")
     folder, size = folder / split, manifest["shard"]
@@ -139,20 +141,6 @@ def load_split(folder: Path | str, split: str) -> Split:
     weights = manifest["request"].get("weights")
     tokens = shards[0] if len(shards) == 1 else cast("np.ndarray", Shards(shards, size))
     return Split(tokens, names, dates, starts, lengths, sizes, sources, None if weights is None else tuple(weights))
-
-
-def _first_format(folder: Path, split: str, count: dict, dtype: np.dtype) -> Split:
-    tokens = _mapped(folder / f"{split}.bin", dtype, count["tokens"])
-    try:
-        rows = _read_json(folder, DOCUMENTS)[split]
-        names, dates = np.array(rows["names"], dtype=str), np.array(rows["dates"], dtype="datetime64[D]")
-        lengths, sizes = (np.array(rows[key], dtype=np.int64) for key in ("lengths", "bytes"))
-        found = {len(column) for column in (names, dates, lengths, sizes)}, lengths.sum()
-    except (KeyError, TypeError, ValueError):
-        raise _mismatch(folder / DOCUMENTS) from None
-    if found != ({count["documents"]}, count["tokens"]):
-        raise _mismatch(folder / DOCUMENTS)
-    return Split(tokens, names, dates, np.cumsum(lengths) - lengths, lengths, sizes)
 
 
 def _mapped(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
