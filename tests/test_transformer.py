@@ -571,6 +571,8 @@ def test_other_heads_and_the_rest_are_drawn_as_ever():
     assert torch.equal(plain.embedding.weight[:, 1:], begun.embedding.weight[:, 1:])
 
 
-def test_no_more_neighbours_than_heads():
-    with pytest.raises(ValueError, match=r"neighbours 5 must lie in 0\.\.heads = 4"):
-        TransformerConfig(64, 2, 4, 128, neighbours=5)
+def test_as_many_neighbours_as_there_are_heads():
+    two, more = (Transformer(TransformerConfig(64, 2, 2, 64, neighbours=n)).state_dict() for n in (2, 5))
+    assert all(torch.equal(two[name], more[name]) for name in two)
+    with pytest.raises(ValueError, match="neighbours -1 must be 0 or more"):
+        TransformerConfig(64, 2, 4, 128, neighbours=-1)

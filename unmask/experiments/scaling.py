@@ -107,7 +107,7 @@ class Scaling:
     ) -> Cell:
         grid, objective = GRIDS[scale], KINDS[kind]
         layers, heads = max(2, width // 32), width // (32 if width < 512 else 64)
-        network = TransformerConfig(grid.vocab, layers, heads, width, causal=kind == "ARM", neighbours=min(4, heads))
+        network = TransformerConfig(grid.vocab, layers, heads, width, causal=kind == "ARM", neighbours=4)
         size = network.parameters()["non_embedding"]
         batch = batch_at(grid, budget)
         steps = max(2, round(budget / (6 * size * batch * grid.length)))

@@ -32,7 +32,7 @@ class Setting:
 
     def network(self, *, causal: bool) -> TransformerConfig:
         heads = max(1, self.width // 32)
-        return TransformerConfig(self.vocab, self.layers, heads, self.width, causal=causal, neighbours=min(4, heads))
+        return TransformerConfig(self.vocab, self.layers, heads, self.width, causal=causal, neighbours=4)
 
     def config(
         self, data: str, objective: Objective, *, seed: int = 0, name: str = "run", drop_prompt: float = 0.0

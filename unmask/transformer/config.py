@@ -39,8 +39,8 @@ class TransformerConfig:
     dropout: float = 0.0
     """Share of activations dropped in training."""
     neighbours: int = 0
-    """So many heads of each layer begin by reading one neighbour each, at distances -1, 1, -2, 2, ... (causal: -1, -2,
-    -3, ...), which a random start has to find first. A way to draw the weights, not another network."""
+    """So many heads of each layer, or all it has, begin by reading one neighbour each, at distances -1, 1, -2, 2, ...
+    (causal: -1, -2, -3, ...), which a random start has to find first. A way to draw weights, not another network."""
     rotary_base: float = 10_000.0
     """Base of the rotary angles: larger turns slower, for longer texts."""
     rotary_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -71,8 +71,8 @@ class TransformerConfig:
                 )
         if self.causal and self.shifted:
             raise ValueError("shifted is for bidirectional networks: a causal one is read so anyway")
-        if not 0 <= self.neighbours <= self.heads:
-            raise ValueError(f"neighbours {self.neighbours} must lie in 0..heads = {self.heads}")
+        if self.neighbours < 0:
+            raise ValueError(f"neighbours {self.neighbours} must be 0 or more")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout {self.dropout} must be in [0, 1)")
         if not 0 <= self.mask <= self.vocab:

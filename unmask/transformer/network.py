@@ -239,7 +239,7 @@ def look_at_neighbours(network: Transformer) -> None:
     size = math.sqrt(SCORE * math.sqrt(width) / (config.width / 2))  # times sqrt(D / 2), which the norm makes of it
     for block in cast(Iterable[Block], network.blocks):
         rows = block.attention.qkv.weight
-        for head in range(config.neighbours):
+        for head in range(min(config.neighbours, config.heads)):
             distance = -1 - head if config.causal else (head // 2 + 1) * (-1) ** (head + 1)
             query, key = rows[head * width :], rows[config.width + head * config.groups // config.heads * width :]
             query[:width, 0], key[:width, 0] = 0.0, 0.0
