@@ -58,6 +58,7 @@ VARIANTS = {
     "importance-0.5": replace(NEAR, importance=0.5),
     "importance-1": replace(NEAR, importance=1.0),
     "muon": replace(NEAR, muon=True),
+    "muon-random": Variant(levels="stratified", muon=True),
     "tied": replace(NEAR, tied=True),
     "short-1%": replace(NEAR, short=0.01),
     "short-10%": replace(NEAR, short=0.1),
@@ -66,7 +67,12 @@ VARIANTS = {
 }
 # what a random start learns within these budgets is when it leaves the plateau of the unigram law: variants are
 # compared where that is not all there is to see
-AGAINST = {"stratified": "plain", "neighbours": "stratified"}  # the others stand on neighbours
+AGAINST = {
+    "stratified": "plain",
+    "neighbours": "stratified",
+    "muon": "muon-random",
+    "muon-random": "stratified",
+}  # the others stand on neighbours
 RATES = {False: (2e-3, 4e-3, 8e-3), True: (4e-3, 8e-3, 16e-3)}
 
 

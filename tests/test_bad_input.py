@@ -6,23 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_cli import fails, make_run
+from test_cli import fails, make_material, make_run
 
 from unmask.cli import COMMANDS
-from unmask.data import prepare
 
 
 @pytest.fixture(scope="module")
 def there(tmp_path_factory) -> Path:
     """What a command needs beside the one thing that is bad."""
     folder = tmp_path_factory.mktemp("there")
-    make_run(folder / "run")
-    make_run(folder / "arm", causal=True)
-    (folder / "text.txt").write_text("a line of text about nothing much.\n\n" * 60, encoding="utf-8")
-    (folder / "rows.jsonl").write_text(
-        "".join(f'{{"prompt": "{i}+1=", "response": "{i + 1}"}}\n' for i in range(9)), encoding="utf-8"
-    )
-    prepare(str(folder / "text.txt"), folder / "data", tokenizer="bytes", validation=0.2)
+    make_material(folder)
     return folder
 
 
@@ -158,6 +151,7 @@ NUMBERS = [
     ("evaluate answers --checkpoint run --questions rows.jsonl --out new.jsonl --passes 3", "passes 3"),
     ("evaluate answers --checkpoint run --questions rows.jsonl --out new.jsonl --batch 0", "batch 0"),
     ("evaluate answers --checkpoint run --questions rows.jsonl --out new.jsonl --first 0", "first 0"),
+    ("evaluate answers --checkpoint run --questions rows.jsonl --out new.jsonl --block 0", "block 0"),
     ("evaluate answers --checkpoint run --questions rows.jsonl --out new.jsonl --length 0", "length 0"),
     ("evaluate answers --checkpoint run --questions rows.jsonl --out new.jsonl --guidance nan", "guidance"),
     ("evaluate answers --checkpoint run --questions rows.jsonl --out new.jsonl --judge nowhere", "judge"),

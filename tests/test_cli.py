@@ -32,6 +32,16 @@ def make_run(folder: Path, **changes) -> Path:
     return folder
 
 
+def make_material(folder: Path) -> None:
+    """What commands need: run and arm, text.txt and its tokens in data, prompts with answers in rows.jsonl."""
+    make_run(folder / "run")
+    make_run(folder / "arm", causal=True)
+    (folder / "text.txt").write_text("a line of text about nothing much.\n\n" * 60, encoding="utf-8")
+    rows = [{"prompt": f"{i}+1=", "response": str(i + 1)} for i in range(9)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    prepare(str(folder / "text.txt"), folder / "data", tokenizer="bytes", validation=0.2)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     return make_run(tmp_path_factory.mktemp("runs") / "random")

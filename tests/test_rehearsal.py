@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_cli import fails, make_run
+from test_cli import fails, make_material
 from torch.utils.flop_counter import FlopCounterMode
 
 from unmask.checkpoint import load
 from unmask.cli import COMMANDS, main
-from unmask.data import prepare
 from unmask.evaluate import write
 from unmask.likelihood import log_likelihood
 from unmask.recipes import RECIPES
@@ -23,12 +22,7 @@ from unmask.sampling import Tweedie
 def there(tmp_path_factory) -> Path:
     """A model, a judge, texts, questions, and tokens."""
     folder = tmp_path_factory.mktemp("there")
-    make_run(folder / "run")
-    make_run(folder / "arm", causal=True)
-    (folder / "text.txt").write_text("a line of text about nothing much.\n\n" * 60, encoding="utf-8")
-    questions = [{"prompt": f"{i}+1=", "response": str(i + 1)} for i in range(5)]
-    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions), encoding="utf-8")
-    prepare(str(folder / "text.txt"), folder / "data", tokenizer="bytes", validation=0.2)
+    make_material(folder)
     return folder
 
 
@@ -71,7 +65,7 @@ DRY = {
     "perplexity": "evaluate perplexity --checkpoint run --data data --length 16 --draws 8",
     "order": "evaluate perplexity --checkpoint run --data data --length 8 --order confidence",
     "generation": "evaluate generation --checkpoint run --judge arm --count 4 --length 8",
-    "answers": "evaluate answers --checkpoint run --questions questions.jsonl --out a --block 12",
+    "answers": "evaluate answers --checkpoint run --questions rows.jsonl --out a --block 12",
     "sample": "sample --checkpoint run --count 3 --length 8 --out samples.json",
     "demo": "demo --scale.steps 2",
     "audit": "audit random-order --draws 1000",

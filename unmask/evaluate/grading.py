@@ -28,7 +28,8 @@ KEY = "OPENAI_API_KEY"
 class Endpoint:
     """Where a judge answers: POST url/chat/completions. The key, if any, is read from the environment.
 
-    Raises ValueError for what is no address."""
+    Raises ValueError for what is no address.
+    """
 
     url: str
     model: str
