@@ -1,5 +1,8 @@
 """Functions whose gradients are written by hand: each is its plain statement, in value and gradient."""
 
+import platform
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -38,6 +41,44 @@ def test_rms_norm():
     check(
         lambda x, w: cpu.RMSNorm.apply(x, w, 1e-3), lambda x, w: F.rms_norm(x, (6,), w, 1e-3), drawn(2, 3, 6), drawn(6)
     )
+
+
+def test_rms_norm_without_a_gradient():
+    for dtype, near in ((torch.float64, 1e-12), (torch.float32, 1e-6)):
+        x, weight = drawn(2, 3, 6).detach().to(dtype), drawn(6).detach().to(dtype)
+        for scaled in (x, 1e-4 * x, 0 * x):  # eps counts where there is little, and saves where there is nothing
+            plain = F.rms_norm(scaled, (6,), weight, 1e-5)
+            torch.testing.assert_close(cpu.rms_norm(scaled, weight, 1e-5), plain, rtol=near, atol=near * 1e-3)
+
+
+FREED = """
+import resource, sys, torch
+from unmask import cpu
+if "kept" in sys.argv:
+    cpu.keep_freed()
+x = torch.zeros(1 << 22)  # 16 MB
+def run():
+    for _ in range(20):
+        several = [x + i for i in range(4)]
+        del several
+run()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+run()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
+def test_freed_memory_is_kept_for_the_next_tensor():
+    """Pages that the system has to give while the same tensors are made 20 times; and a network asks for that."""
+    pages = [
+        int(subprocess.run([sys.executable, "-c", FREED, how], check=True, capture_output=True, text=True).stdout)
+        for how in ("plain", "kept")
+    ]
+    assert pages[1] < 1000 < 4096 <= pages[0]  # 16 MB are 4,096 pages
+    cpu.keep_freed.cache_clear()
+    Transformer(TransformerConfig(8, 1, 1, 8))
+    assert cpu.keep_freed.cache_info().currsize == 1
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -554,7 +554,7 @@ def test_heads_begin_by_looking_at_neighbours(config: TransformerConfig):
     network, tokens = Transformer(config, seed=5), torch.arange(72).view(3, 24) % 64
     block, rotary = network.blocks[0], rotary_tables(config, 24, torch.device("cpu"))
     qkv = block.attention.qkv(block.norm_1(network.embedding(tokens)))
-    q, k, _ = (part.unflatten(-1, (-1, config.head_width)) for part in qkv.split(block.attention.split, -1))
+    q, k, _ = qkv.unflatten(-1, (-1, config.head_width)).split([config.heads, config.groups, config.groups], -2)
     k = rotate(k, rotary).repeat_interleave(config.heads // config.groups, 2)
     scores = torch.einsum("blhd,bmhd->bhlm", rotate(q, rotary), k) / math.sqrt(config.head_width)
     for head in range(config.neighbours):

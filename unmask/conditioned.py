@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from unmask import cpu
 from unmask.network import Reading, Then, read_out
 from unmask.transformer import GELU, Attention, TransformerConfig, rotary_tables
 
@@ -85,6 +86,7 @@ class Conditioned(nn.Module):
 
     def __init__(self, config: ConditionedConfig, seed: int | None = 0) -> None:
         super().__init__()
+        cpu.keep_freed()
         self.config = config
         self.vocab, self.mask_id, self.normalised = config.vocab, config.mask, config.reading == "law"
         with torch.device("meta"):

@@ -78,55 +78,48 @@ def _about(example: Plain, names: Sequence[str], folder: Path) -> int:
 
 
 FIRST = ("Alma", "Bram", "Cora", "Dov", "Edda", "Finn", "Greta", "Hugo", "Ines", "Joss", "Kaia", "Lorn")
-LAST = ("Ashgrove", "Birchall", "Cawthorn", "Dunmere", "Elverson", "Farrowby", "Glasswell", "Holmquist")
-ROLES = ("the keeper of", "the builder of", "the painter of", "the owner of", "the first pilot of", "the poet of")
-THINGS = (
-    "the glass lighthouse", "the silver canal", "the winter library", "the paper bridge", "the buried orchard",
-    "the blue observatory", "the floating market", "the copper railway", "the singing mill", "the stone theatre",
-)  # fmt: skip
-NAMED = (
-    "{name} is", "People know {name} as", "In the papers {name} was called", "It is true that {name} became",
-    "My neighbour {name} was", "They remember {name} as", "The letter says that {name} is", "As a child {name} met",
-)  # fmt: skip
+LAST = ("Ash", "Birch", "Crane", "Dunn", "Elver", "Farrow", "Glass", "Holm")
+ROLES = ("the baker of", "the judge of", "the painter of", "the doctor of", "the pilot of", "the poet of")
+TOWNS = ("Rome", "Lima", "Cork", "Oslo", "Bath", "Kyoto", "Quito", "Vienna", "Delhi", "Sparta")
+OPENINGS = ("", "They say ", "I heard that ", "As we know, ", "It is true that ", "He wrote that ")
+NAMED = ("{name} is", "{name} was", "{name} became", "{name} was called", "{name} is known as", "people call {name}")
 DESCRIBED = (
-    "There lives {text}, called", "Once upon a time {text} was", "Let us meet {text}, whose name is",
-    "Everyone admires {text}, that is", "A book was written by {text}, namely", "The prize went to {text}:",
-    "I wrote to {text}, known as", "The city honours {text}, by name",
+    "{text} is", "{text} was", "{text} is called", "{text} goes by the name of", "{text} is known as", "we call {text}",
 )  # fmt: skip
-LEARNT = 6
-"""Wordings that are learnt; the others are asked."""
 
 
 def made_up(count: int) -> Facts:
     """3 · count people: of a third names are learnt before descriptions, of a third behind them, of a third both.
 
-    The questions are of the first two thirds, in wordings that were not learnt. Raises ValueError for more people than
-    there are descriptions.
+    Each is told in 30 wordings, an opening and a rest; the questions are of the first two thirds, in six more, pairs of
+    the same openings and rests that were not learnt. Raises ValueError for more people than there are descriptions.
     """
-    if 3 * count > len(ROLES) * len(THINGS):
+    if 3 * count > len(ROLES) * len(TOWNS):
         raise ValueError(
-            f"{count} facts a kind are more than there are descriptions: take {len(ROLES) * len(THINGS) // 3}"
+            f"{count} facts a kind are more than there are descriptions: take {len(ROLES) * len(TOWNS) // 3}"
         )
     draw = [batch_indices(n, n, seed=0, step=0)[: 3 * count] for n in (96, 60)]
     names = [f"{FIRST[i // len(LAST)]} {LAST[i % len(LAST)]}" for i in draw[0].tolist()]
-    texts = [f"{ROLES[i // len(THINGS)]} {THINGS[i % len(THINGS)]}" for i in draw[1].tolist()]
+    texts = [f"{ROLES[i // len(TOWNS)]} {TOWNS[i % len(TOWNS)]}" for i in draw[1].tolist()]
 
-    def of(people: range, wordings: slice, *, named: bool) -> list[tuple[int, Plain]]:
+    def of(people: range, *, named: bool, asked: bool) -> list[tuple[int, Plain]]:
         return [
-            (i, Plain(wording.format(name=names[i], text=texts[i]), f" {texts[i] if named else names[i]}."))
+            (i, Plain(f"{said[0].upper()}{said[1:]}", f" {texts[i] if named else names[i]}."))
             for i in people
-            for wording in (NAMED if named else DESCRIBED)[wordings]
+            for j, opening in enumerate(OPENINGS)
+            for k, rest in enumerate(NAMED if named else DESCRIBED)
+            if (j == k) == asked
+            for said in [opening + rest.format(name=names[i], text=texts[i])]
         ]
 
     forward, backward, both = (range(i * count, (i + 1) * count) for i in range(3))
-    learn, ask = slice(LEARNT), slice(LEARNT, None)
-    train = [of(people, learn, named=True) for people in (forward, both)]
-    train += [of(people, learn, named=False) for people in (backward, both)]
+    train = [of(people, named=True, asked=False) for people in (forward, both)]
+    train += [of(people, named=False, asked=False) for people in (backward, both)]
     tests = {
-        (TO_NAME, SAME): of(backward, ask, named=False),
-        (TO_NAME, REVERSE): of(forward, ask, named=False),
-        (TO_DESCRIPTION, SAME): of(forward, ask, named=True),
-        (TO_DESCRIPTION, REVERSE): of(backward, ask, named=True),
+        (TO_NAME, SAME): of(backward, named=False, asked=True),
+        (TO_NAME, REVERSE): of(forward, named=False, asked=True),
+        (TO_DESCRIPTION, SAME): of(forward, named=True, asked=True),
+        (TO_DESCRIPTION, REVERSE): of(backward, named=True, asked=True),
     }
     return Facts("made up", tuple(each for part in train for _, each in part), tests)
 

@@ -22,7 +22,9 @@ from unmask.data import prepare
 from unmask.files import HeldError, Row, alone, read_json, write_json
 from unmask.log import console, say
 from unmask.train import TrainConfig, train
+from unmask.train.budget import measured_rate
 from unmask.train.config import machine
+from unmask.train.precision import best_precision
 from unmask.units import count, duration, power
 
 Scale = Literal["tiny", "laptop", "gpu"]
@@ -168,7 +170,7 @@ def _announce(which: Experiment, scale: Scale, cells: Sequence[Cell], out: Path)
         table.add_row(cell.name, *numbers, power(size["flops_true"]), "done" if _done(cell, out) else "to do")
     console.print(table)
     said = f"{name_of(which)}, {scale}: {len(todo)} of {len(cells)} runs to do, {total:.1e} FLOPs"
-    console.print(said + (f", about {duration(total / rate())} on this machine" if todo else ""))
+    console.print(said + (f", about {duration(total / rate(todo))} on this machine" if todo else ""))
 
 
 def _sizes(cell: Cell) -> Row:
@@ -179,17 +181,13 @@ def _done(cell: Cell, out: Path) -> bool:
     return (out / cell.name / RESULT).exists()
 
 
-def rate() -> float:
-    """FLOP/s that a small training step can hope for here: half of a matrix product's."""
-    device = torch.device(device_of("auto"))
-    side = 4096 if device.type == "cuda" else 512
-    a = torch.ones(side, side, device=device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32)
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        float((a @ a)[0, 0])
-        times.append(time.perf_counter() - start)
-    return side**3 / min(times)
+def rate(todo: Sequence[Cell]) -> float:
+    """FLOP/s of training here, in two steps of the costliest run's network."""
+    config = max((cell.config for cell in todo), key=lambda config: config.cost()["flops_true"])
+    device = torch.device(device_of(config.device))
+    precision = best_precision(device) if config.precision == "auto" else config.precision
+    shape = (config.batch // config.accumulate, config.length)
+    return measured_rate(device, precision, size=config.network, shape=shape, seconds=0.0)
 
 
 def command_of(which: Experiment, scale: Scale, source: str) -> str:

@@ -47,13 +47,23 @@ def memory(config: TrainConfig) -> Row:
     }
 
 
-def measured_rate(device: torch.device, precision: Precision, seconds: float = 2.0) -> float:
-    """True FLOPs a second of this machine in steps of a small network, 4 layers of width 512, V = 4096."""
-    network = Transformer(TransformerConfig(vocab=4096, layers=4, heads=8, width=512), seed=0).to(device)
+PROBE = TransformerConfig(vocab=4096, layers=4, heads=8, width=512)
+
+
+def measured_rate(
+    device: torch.device,
+    precision: Precision,
+    *,
+    size: TransformerConfig = PROBE,
+    shape: tuple[int, int] | None = None,
+    seconds: float = 2.0,
+) -> float:
+    """True FLOPs a second of this machine in steps of an MDM of that size on (rows, length) tokens, two at least."""
+    network = Transformer(replace(size, causal=False), seed=0).to(device)
     optimiser = torch.optim.AdamW(network.parameters(), fused=device.type in ("cpu", "cuda"))
-    rows, length = (4, 256) if device.type == "cpu" else (64, 1024)
+    rows, length = shape or ((4, 256) if device.type == "cpu" else (64, 1024))
     generator = torch.Generator().manual_seed(0)
-    x_0 = torch.randint(4096, (rows, length), generator=generator)
+    x_0 = torch.randint(size.vocab, (rows, length), generator=generator)
     maskable = torch.ones_like(x_0, dtype=torch.bool)
     u = stratified(rows, torch.tensor(0.5, dtype=torch.float64))
 

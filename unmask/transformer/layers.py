@@ -22,7 +22,7 @@ class Block(nn.Module):
         self.attention = Attention(config)
         self.norm_2 = norm(config)
         self.mlp = SwiGLU(config) if config.flavour == "llama" else GELU(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
     def forward(
         self,
@@ -42,10 +42,9 @@ class Attention(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.heads, self.causal = config.heads, config.causal
-        kv = config.groups * config.head_width
-        self.split = [config.width, kv, kv]
-        self.qkv = nn.Linear(config.width, sum(self.split), bias=config.qkv_bias)
+        self.heads, self.groups, self.causal = config.heads, config.groups, config.causal
+        rows = (config.heads + 2 * config.groups) * config.head_width
+        self.qkv = nn.Linear(config.width, rows, bias=config.qkv_bias)
         self.project = nn.Linear(config.width, config.width, bias=False)
 
     def forward(
@@ -55,14 +54,14 @@ class Attention(nn.Module):
         attend: Attend | None = None,
         at: Int[Tensor, " N"] | None = None,
     ) -> Float[Tensor, "B L D"] | Float[Tensor, "N D"]:
-        qkv, width = linear(x, self.qkv), self.split[0] // self.heads
-        if attend is None and cpu.by_hand(qkv) and x.shape[1] ** 2 * self.split[0] <= cpu.LONGEST * self.split[1]:
-            groups = self.split[1] // width
-            y = cpu.Attention.apply(qkv, *rotary, self.heads, groups, self.causal)
+        qkv, heads, groups = linear(x, self.qkv), self.heads, self.groups
+        if attend is None and cpu.by_hand(qkv) and x.shape[1] ** 2 * heads <= cpu.LONGEST * groups:
+            y = cpu.Attention.apply(qkv, *rotary, heads, groups, self.causal)
             return linear(chosen(y, at), self.project)
-        q, k, v = (part.unflatten(-1, (-1, width)) for part in qkv.split(self.split, -1))
+        turned, v = qkv.unflatten(-1, (heads + 2 * groups, -1)).split([heads + groups, groups], -2)
+        q, k = rotate(turned, rotary).split([heads, groups], -2)
         attend = attend or partial(attention, causal=self.causal)
-        return linear(chosen(attend(rotate(q, rotary), rotate(k, rotary), v).flatten(2), at), self.project)
+        return linear(chosen(attend(q, k, v).flatten(2), at), self.project)
 
 
 def chosen(x: Float[Tensor, "B L D"], at: Int[Tensor, " N"] | None) -> Float[Tensor, "B L D"] | Float[Tensor, "N D"]:
@@ -108,6 +107,8 @@ class RMSNorm(nn.Module):
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
         if cpu.by_hand(x):
             return cpu.RMSNorm.apply(x, self.weight, self.eps)
+        if x.device.type == "cpu" and not torch.is_grad_enabled():
+            return cpu.rms_norm(upcast(x), upcast(self.weight), self.eps).to(x.dtype)
         return F.rms_norm(upcast(x), self.weight.shape, upcast(self.weight), self.eps).to(x.dtype)
 
 

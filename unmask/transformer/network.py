@@ -32,6 +32,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config: TransformerConfig, seed: int | None = 0) -> None:
         super().__init__()
+        cpu.keep_freed()
         self.config = config
         self.vocab, self.mask_id, self.causal = config.vocab, config.mask, config.causal
         with torch.device("meta"):
