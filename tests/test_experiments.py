@@ -27,7 +27,7 @@ from unmask.experiments import (
 from unmask.experiments.averages import mean_error, paired, said
 from unmask.experiments.caching import occupied_variance
 from unmask.experiments.fitting import gap, interval, law, line, parabola, resampled, size_ratio, surface
-from unmask.experiments.losses import noise
+from unmask.experiments.losses import OBJECTIVES, noise
 from unmask.experiments.page import results_page
 from unmask.experiments.running import Cell, command_of
 from unmask.experiments.scaling import GRIDS, WIDTHS, rate_at
@@ -271,6 +271,21 @@ def test_a_claim_runs_at_its_tiny_scale(which, text: Path, tmp_path: Path):
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / f"{name_of(which)}.json").write_bytes(path.read_bytes())
     assert finding.measured in results_page(tmp_path / "results")
+
+
+def test_benchmarks_that_are_there_are_scored_and_others_named(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = tmp_path / "benchmarks"
+    folder.mkdir()
+    (folder / "ptb.test.txt").write_text(f" {WORDS} \n" * 40)
+    which = Losses(seeds=1, local=folder)
+    path = experiment(which, "tiny", tmp_path / "out", source=str(text))
+    assert path is not None
+    shot = which.find(json.loads(path.read_text())["rows"]).tables[-1]
+    assert shot.header == ("objective", "ptb")
+    assert [name for name, _ in shot.rows] == [*OBJECTIVES, "ARM"]
+    assert "no test split of lambada" in capsys.readouterr().err
 
 
 def test_time_shift_runs_at_its_tiny_scale(tmp_path: Path):

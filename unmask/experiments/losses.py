@@ -18,6 +18,7 @@ from unmask.experiments.averages import bounded, mean_error, paired, said
 from unmask.experiments.running import Cell, Finding, Scale, Table
 from unmask.experiments.setting import SETTINGS, Setting
 from unmask.files import Row
+from unmask.log import console
 from unmask.objectives import AnyOrder, Denoising, LambdaDCE, NextToken, TimeDCE, TimeDSE
 from unmask.report.drawing import COLOURS
 from unmask.train import TrainConfig
@@ -36,7 +37,7 @@ VARIANTS = {
     "k-DCE, k^-0.5": AnyOrder(0.5),
     "k-DCE, k^-1": AnyOrder(1.0),
 }
-CORPORA = ("LAMBADA", "WikiText2", "PTB", "WikiText103", "1BW")
+CORPORA = ("lambada", "wikitext2", "ptb", "wikitext103", "lm1b")
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ class Losses:
                 texts = benchmark(
                     model, corpus, "radd", local=self.local, length=setting.length, sequences=setting.sequences
                 )
-            except ValueError:  # not to be had here
+            except ValueError as error:
+                console.print(f"no zero-shot perplexity: {error}", markup=False, soft_wrap=True)
                 continue
             rows.append(bounded(perplexity(model, texts, draws=16)))
         if cell.labels == {"objective": "k-DCE", "seed": 0}:

@@ -31,7 +31,7 @@ class Setting:
         return f"bpe:{self.vocab}"
 
     def network(self, *, causal: bool) -> TransformerConfig:
-        heads = max(1, self.width // 32)
+        heads = max(4, self.width // 32)
         return TransformerConfig(self.vocab, self.layers, heads, self.width, causal=causal, neighbours=4)
 
     def config(
