@@ -28,7 +28,7 @@ FACTS = {"MDM": AnyOrder(), "ARM": NextToken()}
 """
 LEARNING: dict[Scale, dict[str, Any]] = {
     "tiny": {},
-    "laptop": {"steps": 8000, "batch": 32, "optimiser": Optimiser(rate=4e-3, warmup=400, muon=True)},
+    "laptop": {"steps": 8000, "batch": 32, "optimiser": Optimiser(rate=4e-3, warmup=100, muon=True)},
     "gpu": {},
 }
 """Where fine-tuning is not as the pretraining: small networks learn by heart in many steps, and better by Muon."""

@@ -22,7 +22,7 @@ class Block(nn.Module):
         self.attention = Attention(config)
         self.norm_2 = norm(config)
         self.mlp = SwiGLU(config) if config.flavour == "llama" else GELU(config)
-        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(
         self,
