@@ -59,7 +59,7 @@ def test_attention_is_opened_and_the_mask_says_nothing_yet():
 def test_the_same_network_keeps_its_weights():
     for config in (ARM, replace(ARM, causal=False)):
         model = donor(config)
-        state = starting_from(model, replace(config, dropout=0.2, mlp=64))
+        state = starting_from(model, replace(config, dropout=0.2, mlp=64, neighbours=2))
         assert all(torch.equal(state[name], tensor) for name, tensor in model.network.state_dict().items())
 
 

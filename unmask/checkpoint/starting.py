@@ -33,4 +33,4 @@ def starting_from(donor: Model, network: TransformerConfig) -> dict[str, Tensor]
 
 def _sizes(config: TransformerConfig) -> TransformerConfig:
     """With defaults written out, and without what weights do not depend on."""
-    return replace(config, kv_heads=config.groups, mlp=config.mlp_width, mask_id=config.mask, dropout=0.0)
+    return replace(config, kv_heads=config.groups, mlp=config.mlp_width, mask_id=config.mask, dropout=0.0, neighbours=0)
