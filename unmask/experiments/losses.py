@@ -31,6 +31,7 @@ OBJECTIVES = {
     "k-DCE": AnyOrder(),
 }
 VARIANTS = {
+    **{name: OBJECTIVES[name] for name in ("t-DSE, cosine", "t-DCE, geometric")},
     "λ-DCE, uniform level": LambdaDCE(power=1.0),
     "λ-DCE, level u²": LambdaDCE(),
     "k-DCE, uniform": AnyOrder(),
