@@ -67,12 +67,13 @@ VARIANTS = {
 }
 # what a random start learns within these budgets is when it leaves the plateau of the unigram law: variants are
 # compared where that is not all there is to see
-AGAINST = {
-    "stratified": "plain",
-    "neighbours": "stratified",
-    "muon": "muon-random",
-    "muon-random": "stratified",
-}  # the others stand on neighbours
+BEGINNINGS = (
+    ("stratified", "plain"),
+    ("neighbours", "stratified"),
+    ("muon-random", "stratified"),
+    ("muon", "muon-random"),
+)
+PAIRS = (*BEGINNINGS, *((name, "neighbours") for name, each in VARIANTS.items() if each.neighbours and each != NEAR))
 RATES = {False: (2e-3, 4e-3, 8e-3), True: (4e-3, 8e-3, 16e-3)}
 
 
@@ -170,10 +171,9 @@ def run(variant: Variant, rate: float, seed: int, setting: Setting, data: str) -
 
 def table(rows: dict[tuple[str, int], float]) -> None:
     """Gain of each variant in nats a token, paired by seed, with its standard error."""
-    for name in VARIANTS:
-        against = AGAINST.get(name, "neighbours")
+    for name, against in PAIRS:
         seeds = [s for (n, s) in rows if n == name and s > 0 and (against, s) in rows]
-        if name == against or len(seeds) < 2:
+        if len(seeds) < 2:
             continue
         gains = torch.tensor([rows[against, s] - rows[name, s] for s in seeds], dtype=torch.float64)
         error = float(gains.std() / math.sqrt(len(gains)))
