@@ -39,7 +39,7 @@ def settings(data: Path, packed: bool, steps: int, seed: int) -> TrainConfig:
         batch=BATCH // times,
         packed=packed,
         steps=steps,
-        optimiser=Optimiser(rate=5e-3),
+        optimiser=Optimiser(rate=5e-3, muon=True),
         device="cpu",
         seed=seed,
         validate_every=steps,

@@ -25,6 +25,8 @@ class Setting:
     """Draws of a gradient."""
     texts: int
     """Samples a policy writes."""
+    muon: bool = False
+    """The blocks' matrices by Muon."""
 
     @property
     def tokenizer(self) -> str:
@@ -37,7 +39,7 @@ class Setting:
     def config(
         self, data: str, objective: Objective, *, seed: int = 0, name: str = "run", drop_prompt: float = 0.0
     ) -> TrainConfig:
-        """A run of this size: AdamW, cosine, stratified levels."""
+        """A run of this size: cosine, stratified levels."""
         return TrainConfig(
             network=self.network(causal=isinstance(objective, NextToken)),
             data=data,
@@ -46,7 +48,7 @@ class Setting:
             length=self.length,
             batch=self.batch,
             steps=self.steps,
-            optimiser=Optimiser(rate=self.rate, warmup=max(1, self.steps // 20)),
+            optimiser=Optimiser(self.rate, warmup=max(1, self.steps // 20), muon=self.muon),
             seed=seed,
             drop_prompt=drop_prompt,
             validate_every=max(1, self.steps // 8),
