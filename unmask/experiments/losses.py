@@ -95,11 +95,13 @@ class Losses:
                 for name, values in by.items()
             ),
         )
+        noises = [row for row in rows if row["kind"] == "gradient"]
         noise = Table(
             "Noise of one gradient from its maskings alone: trace of its covariance over its squared mean",
             ("objective", "levels", "noise"),
-            tuple((row["variant"], row["levels"], f"{row['noise']:.2f}") for row in rows if row["kind"] == "gradient"),
+            tuple((row["variant"], row["levels"], f"{row['noise']:.2f}") for row in noises),
         )
+        least, most = (each(noises, key=lambda row: row["noise"]) for each in (min, max))
         zero = [row for row in rows if row["kind"] == "bound" and row["split"] != "validation"]
         names = list(dict.fromkeys(row["corpus"] for row in zero))
         cells = {key: [] for key in itertools.product(by, names)}
@@ -113,7 +115,9 @@ class Losses:
         return Finding(
             "The four losses have one expectation: trained alike they reach the same bound.",
             f"The four objectives' held-out bounds differ by at most {largest:.3f} nats a token "
-            f"({sure:.1f} standard errors of the paired difference over {len(by['k-DCE'])} seeds).",
+            f"({sure:.1f} standard errors of the paired difference over {len(by['k-DCE'])} seeds). Their gradients are "
+            f"not equally noisy: {least['noise']:.1f} ({least['variant']}, {least['levels']} levels) to "
+            f"{most['noise']:.1f} ({most['variant']}, {most['levels']} levels).",
             "yes" if sure < 3 else "no",
             (table, noise, *([shot] if names else [])),
         )
