@@ -54,6 +54,7 @@ VARIANTS = {
     "plain": Variant(),
     "stratified": Variant(levels="stratified"),
     "neighbours": NEAR,
+    "independent": replace(NEAR, levels="independent"),
     "complementary": replace(NEAR, levels="complementary"),
     "importance-0.5": replace(NEAR, importance=0.5),
     "importance-1": replace(NEAR, importance=1.0),
