@@ -25,6 +25,7 @@ class Setting:
     """Draws of a gradient."""
     texts: int
     """Samples a policy writes."""
+    head_width: int = 32
     muon: bool = False
     """The blocks' matrices by Muon."""
 
@@ -33,7 +34,7 @@ class Setting:
         return f"bpe:{self.vocab}"
 
     def network(self, *, causal: bool) -> TransformerConfig:
-        heads = max(4, self.width // 32)
+        heads = self.width // self.head_width
         return TransformerConfig(self.vocab, self.layers, heads, self.width, causal=causal, neighbours=4)
 
     def config(
@@ -58,7 +59,7 @@ class Setting:
 
 
 SETTINGS: dict[Scale, Setting] = {
-    "tiny": Setting(300, 1, 32, 16, 8, 4, 3e-3, sequences=8, gradients=3, texts=3),
+    "tiny": Setting(300, 1, 32, 16, 8, 4, 3e-3, sequences=8, gradients=3, texts=3, head_width=8),
     "laptop": Setting(512, 3, 128, 64, 64, 2000, 3e-3, sequences=512, gradients=64, texts=64),
     "gpu": Setting(8192, 12, 768, 256, 256, 10_000, 6e-4, sequences=1024, gradients=64, texts=256),
 }
