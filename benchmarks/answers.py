@@ -1,6 +1,6 @@
 """Filled or packed: two ways to lay answers out in fine-tuning an MDM, at equal steps, on the three-digit sums.
 
-    python benchmarks/answers.py --out runs/answers [--steps 4000] [--seeds 0 1 2]
+    python benchmarks/answers.py --out runs/answers [--steps 5000] [--seeds 0 1 2]
 
 Filled (SMDM's, the default): an example a sequence, its answer followed by end tokens to the end of the block, all
 learnt. Packed (`--packed`): four examples of variable length in a sequence four times as long, kept apart, each with
@@ -32,7 +32,7 @@ def settings(data: Path, packed: bool, steps: int, seed: int) -> TrainConfig:
     """Either way 2,048 positions a step, begin tokens counted."""
     times = EXAMPLES if packed else 1
     return TrainConfig(
-        network=TransformerConfig(vocab=Tokenizer.load(data).vocab, layers=3, heads=4, width=64, neighbours=4),
+        network=TransformerConfig(vocab=Tokenizer.load(data).vocab, layers=3, heads=4, width=64),
         data=str(data),
         name="packed" if packed else "filled",
         length=times * (BLOCK + 1) - 1,
@@ -64,7 +64,7 @@ def right(model: Model, questions: list[Question], told: bool) -> list[bool]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--questions", type=int, default=1000)
     options = parser.parse_args()

@@ -17,12 +17,14 @@ from unmask.files import atomic
 LAPTOP = SETTINGS["laptop"]
 SIZES: dict[Scale, Setting] = {
     "tiny": replace(SETTINGS["tiny"], length=64, batch=16, steps=8),
-    "laptop": replace(LAPTOP, head_width=16, length=256, batch=128, steps=3000, rate=5e-3, muon=True),
+    "laptop": replace(
+        LAPTOP, width=64, head_width=16, neighbours=0, length=256, batch=128, steps=5000, rate=5e-3, muon=True
+    ),
     "gpu": replace(SETTINGS["gpu"], layers=6, width=384, length=512, sequences=1000),
 }
-"""Questions asked are `sequences`, and `length` the most that an example may have. The laptop's MDM learns to add
-digit by digit, each at a time that depends on the seed: 64 wide, by AdamW or Muon, half of the seeds were not done
-after 4000 steps."""
+"""Questions asked are `sequences`, and `length` the most that an example may have. The laptop's MDM learns to add digit
+by digit, each at a time that depends on the seed, and later where heads that are at their neighbours have to turn away
+first: half of the seeds were not done after 4000 steps, by AdamW or Muon."""
 
 
 def learnt_from(source: str) -> str:

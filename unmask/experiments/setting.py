@@ -26,6 +26,8 @@ class Setting:
     texts: int
     """Samples a policy writes."""
     head_width: int = 32
+    neighbours: int = 4
+    """Heads of each layer that begin by reading a neighbour."""
     muon: bool = False
     """The blocks' matrices by Muon."""
 
@@ -35,7 +37,7 @@ class Setting:
 
     def network(self, *, causal: bool) -> TransformerConfig:
         heads = self.width // self.head_width
-        return TransformerConfig(self.vocab, self.layers, heads, self.width, causal=causal, neighbours=4)
+        return TransformerConfig(self.vocab, self.layers, heads, self.width, causal=causal, neighbours=self.neighbours)
 
     def config(
         self, data: str, objective: Objective, *, seed: int = 0, name: str = "run", drop_prompt: float = 0.0
