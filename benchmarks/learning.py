@@ -68,13 +68,13 @@ VARIANTS = {
 }
 # what a random start learns within these budgets is when it leaves the plateau of the unigram law: variants are
 # compared where that is not all there is to see
-BEGINNINGS = (
+PAIRS = (
     ("stratified", "plain"),
     ("neighbours", "stratified"),
     ("muon-random", "stratified"),
     ("muon", "muon-random"),
+    *((name, "neighbours") for name, each in VARIANTS.items() if each.neighbours and each != NEAR),
 )
-PAIRS = (*BEGINNINGS, *((name, "neighbours") for name, each in VARIANTS.items() if each.neighbours and each != NEAR))
 RATES = {False: (2e-3, 4e-3, 8e-3), True: (4e-3, 8e-3, 16e-3)}
 
 
