@@ -32,7 +32,7 @@ def settings(data: Path, packed: bool, steps: int, seed: int) -> TrainConfig:
     """Either way 2,048 positions a step, begin tokens counted."""
     times = EXAMPLES if packed else 1
     return TrainConfig(
-        network=TransformerConfig(vocab=Tokenizer.load(data).vocab, layers=3, heads=4, width=64),
+        network=TransformerConfig(vocab=Tokenizer.load(data).vocab, layers=4, heads=4, width=64),
         data=str(data),
         name="packed" if packed else "filled",
         length=times * (BLOCK + 1) - 1,

@@ -17,6 +17,7 @@ from unmask.likelihood import log_likelihood
 from unmask.network import Network
 from unmask.sampling import Draw, LeftToRight, Samples, decode_nats, sample
 from unmask.transformer import Cached, Transformer, TransformerConfig, rotary_tables
+from unmask.transformer.row import Row
 from unmask.wrappers import Biased, Guided
 
 LLAMA = TransformerConfig(vocab=13, layers=2, heads=4, width=16, mlp=24, causal=True)
@@ -25,6 +26,7 @@ CONFIGS = {
     "llama grouped": replace(LLAMA, kv_heads=2),
     "llama mask within": replace(LLAMA, mask_id=5),
     "llama bfloat16 tables": replace(LLAMA, rotary_dtype="bfloat16"),
+    "llama biases": replace(LLAMA, qkv_bias=True),
     "dit": replace(LLAMA, flavour="dit"),
     "dit grouped": replace(LLAMA, flavour="dit", kv_heads=1),
 }
@@ -139,16 +141,16 @@ def test_a_text_scored_as_it_would_be_written_has_its_chain_rule():
 # ---- any call
 
 
-def check_any_calls(config: TransformerConfig, network: Transformer, calls: int = 60) -> None:
+def check_any_calls(config: TransformerConfig, network: Transformer, calls: int = 60, slots: int = 4) -> None:
     """Rows that come, go and change places, texts that change, predictions asked for anywhere; float64, to 1e-12."""
     generator = torch.Generator().manual_seed(6)
 
     def below(n: int) -> int:
         return int(torch.randint(n, (), generator=generator))
 
-    view, texts = network.cached(slots=4, length=11), tokens_of(config, 6, 11)
+    view, texts = network.cached(slots, length=11), tokens_of(config, 6, 11)
     for _ in range(calls):
-        rows = torch.randperm(6, generator=generator)[: 1 + below(4)]
+        rows = torch.randperm(6, generator=generator)[: 1 + below(slots)]
         for _ in range(below(3)):
             texts[below(6), below(11)] = config.mask if not below(4) else int(tokens_of(config, 1, seed=below(1000)))
         length = 11 if below(4) else 2 + below(9)
@@ -162,8 +164,17 @@ def check_any_calls(config: TransformerConfig, network: Transformer, calls: int 
 
 
 @every_config
-def test_any_call_is_answered_as_without_a_cache(config: TransformerConfig):
-    check_any_calls(config, built(config))
+@pytest.mark.parametrize("slots", [1, 4])
+def test_any_call_is_answered_as_without_a_cache(config: TransformerConfig, slots: int):
+    check_any_calls(config, built(config), slots=slots)
+
+
+def test_under_autocast_one_row_is_read_as_many_are():
+    network, texts = built(dtype=torch.float32), tokens_of(LLAMA, 1, 9)
+    with torch.autocast("cpu", torch.bfloat16):
+        view, at = network.cached(1, 9), torch.tensor([8])
+        view(texts[:, :8], at - 1)
+        torch.testing.assert_close(view(texts, at), network(texts, at).detach(), atol=0.1, rtol=0)
 
 
 def test_then_is_told_of_the_positions_in_the_order_asked():
@@ -220,6 +231,20 @@ def all_seen(window: Callable[..., cache.Window]) -> Callable[..., cache.Window]
     return lambda *args: replace(window(*args), seen=None)
 
 
+def row_too_early(read: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A row alone stands one position too far to the left."""
+    return lambda self, token, at, rotary, memory: read(self, token, max(0, at - 1), rotary, memory)
+
+
+def row_unturned(read: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A row alone is at position 0 in the rotary tables."""
+
+    def unturned(self: Row, token: int, at: int, rotary, memory) -> Tensor:
+        return read(self, token, at, (torch.ones_like(rotary[0]), torch.zeros_like(rotary[1])), memory)
+
+    return unturned
+
+
 def unwritten(allocate: Callable[[Cache, Tensor], Tensor]) -> Callable[[Cache, Tensor], Tensor]:
     """Memory as it is found, which may hold what is no number."""
     return lambda self, k: allocate(self, k).fill_(torch.nan)
@@ -233,6 +258,15 @@ FAULTS = {
     "one short": (cache, "_window", one_short),
     "all seen": (cache, "_window", all_seen),
 }
+
+
+@pytest.mark.parametrize("wrong", [row_too_early, row_unturned])
+def test_planted_faults_of_a_row_alone_are_seen(wrong, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Row, "__call__", wrong(Row.__call__))
+    with pytest.raises(AssertionError, match="another text"):
+        check_sampling(built(), canvases(LLAMA), batch=1, seed=1)
+    with pytest.raises(AssertionError, match="not close"):
+        check_any_calls(LLAMA, built(), slots=1)
 
 
 @pytest.mark.parametrize("fault", FAULTS)

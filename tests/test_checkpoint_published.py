@@ -19,6 +19,7 @@ from torch import Tensor
 
 import unmask
 from unmask.cli import main
+from unmask.data import load_manifest, prepare, prepare_pairs, train_bpe
 from unmask.data.tokenizer import byte_letters
 from unmask.families import LLADA, RADD, SMDM, published_config, to_published
 from unmask.transformer import Transformer, TransformerConfig
@@ -332,6 +333,26 @@ def test_one_file_of_a_repository(hub: Path, tmp_path: Path, inside: str):
     if inside:
         with pytest.raises(ValueError, match="no run folder and no published checkpoint"):
             unmask.load("hf://nieshen/SMDM")
+
+
+def test_the_tokenizer_of_a_repository(hub: Path, tmp_path: Path):
+    """Texts and pairs are prepared with it; of its files only the tokenizer's are asked for."""
+    texts, pairs = tmp_path / "texts.txt", tmp_path / "pairs.jsonl"
+    template = "{% for message in messages %}{{ message['content'] }}.{% endfor %}"
+    texts.write_text("\n\n".join(f"{'word ' * i}end." for i in range(40)))
+    pairs.write_text("".join(json.dumps({"prompt": f"{i}+1=", "response": str(i + 1)}) + "\n" for i in range(40)))
+    (tmp_path / "repository").mkdir()
+    train_bpe(["some words in a row"] * 9, 300).save(tmp_path / "repository")
+    (tmp_path / "repository/chat_template.jinja").write_text(template)
+    as_cache(hub, "someone/model", tmp_path / "repository")
+    one = prepare(str(texts), tmp_path / "one", tokenizer="hf://someone/model")
+    two = prepare(str(texts), tmp_path / "two", tokenizer=str(tmp_path / "repository"))
+    assert (one / "manifest.json").read_bytes() == (two / "manifest.json").read_bytes()
+    asked = prepare_pairs(str(pairs), tmp_path / "pairs", tokenizer="hf://someone/model").folder
+    assert load_manifest(asked)["pairs"]["template"] == template
+    with pytest.raises(ValueError, match="hf://someone/else: not in the hub's cache"):
+        prepare(str(texts), tmp_path / "three", tokenizer="hf://someone/else")
+    assert not (tmp_path / "three").exists()
 
 
 def test_no_network(hub: Path):

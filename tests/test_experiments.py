@@ -23,15 +23,18 @@ from unmask.experiments import (
     Temporal,
     experiment,
     name_of,
+    running,
 )
-from unmask.experiments.averages import mean_error, paired, said
+from unmask.experiments.averages import Contrast, contrast, mean_error, paired, said
 from unmask.experiments.caching import occupied_variance
 from unmask.experiments.fitting import gap, interval, law, line, parabola, resampled, size_ratio, surface
 from unmask.experiments.losses import OBJECTIVES, noise
 from unmask.experiments.page import results_page
 from unmask.experiments.running import Cell, command_of
-from unmask.experiments.scaling import GRIDS, WIDTHS, rate_at
-from unmask.experiments.temporal import matched, more, period_of, rate_of
+from unmask.experiments.scaling import DIVERGED, GRIDS, WIDTHS, rate_at
+from unmask.experiments.temporal import matched, more, period_of, rates
+from unmask.train import DivergedError
+from unmask.train.config import settle
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -60,7 +63,7 @@ def test_planted_laws_are_found_without_noise():
     assert math.isclose(found.loss.slope, -0.06, rel_tol=1e-9)
     assert math.isclose(found.size.slope, 0.5, rel_tol=1e-9)
     assert all(each.inside for each in found.best)
-    assert math.isclose(found.loss.inverse(found.loss.at(2e13)), 2e13, rel_tol=1e-9)
+    assert math.isclose(found.loss.log_inverse(found.loss.at(2e13)), math.log(2e13), rel_tol=1e-9)
 
 
 def test_the_gap_and_the_ratio_of_sizes_are_found():
@@ -126,15 +129,36 @@ def test_means_and_pairs():
 
 def test_the_error_of_a_rate_is_a_ratios():
     """Documents of one rate tell no error; the formula is the delta method's, checked against a simulation."""
-    assert rate_of(np.array([[2.0, 4.0, 6.0], [1.0, 2.0, 3.0]])) == (2.0, 0.0)
-    rng = np.random.default_rng(0)
-    rates, errors = [], []
+    found = contrast(rates(np.array([[2.0, 4.0, 6.0]]), np.array([1.0, 2.0, 3.0])))
+    assert (found.value, found.error) == (2.0, 0.0)
+    rng, values, errors = np.random.default_rng(0), [], []
     for _ in range(2000):
         tokens = rng.integers(50, 150, 20)
-        rate, error = rate_of(np.array([tokens * (2 + 0.3 * rng.standard_normal(20)), tokens]))
-        rates.append(rate)
-        errors.append(error**2)
-    assert abs(np.var(rates) / np.mean(errors) - 1) < 0.15
+        found = contrast(rates((tokens * (2 + 0.3 * rng.standard_normal(20)))[None], tokens))
+        values.append(found.value)
+        errors.append(found.error**2)
+    assert abs(np.var(values) / np.mean(errors) - 1) < 0.15
+
+
+@pytest.mark.parametrize(("of_seeds", "of_items", "of_both"), [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0.5, 1, 1)])
+def test_an_interval_holds_the_truth_as_often_as_it_says(of_seeds: float, of_items: float, of_both: float):
+    """Four seeds, 30 items, differences of two parts: 0 lies in 95% of the intervals, or in more (4 sigma)."""
+    rng, inside = np.random.default_rng(1), []
+    for _ in range(1000):
+        seeds = of_seeds * rng.standard_normal((4, 1))
+        items, both = (scale * rng.standard_normal((2, *s, 30)) for scale, s in ((of_items, (1,)), (of_both, (4,))))
+        found = contrast(seeds + items[0] + both[0], items[1] + both[1])
+        inside.append(found.sign() == 0)
+    assert np.mean(inside) > 0.95 - 4 * math.sqrt(0.05 * 0.95 / 1000)
+    if not of_both:
+        assert np.mean(inside) < 0.95 + 4 * math.sqrt(0.05 * 0.95 / 1000)
+
+
+def test_an_interval_of_many_comparisons_is_wider():
+    found = Contrast(2.5, 1.0, math.inf)
+    assert (found.sign(), found.sign(100), Contrast(-2.5, 1.0, math.inf).sign()) == (1, 0, -1)
+    assert contrast(np.ones((3, 5))).sign() == 1
+    assert math.isnan(contrast(np.ones((1, 1))).error)
 
 
 def test_periods_count_from_the_date():
@@ -150,8 +174,8 @@ def test_the_variance_of_the_steps_that_are_used():
 
 
 def test_temporal_matches_an_arm_of_fewer_steps():
-    """Of halved ARMs, planned until one is no better than the MDM, the nearest stands beside it; in a world where loss
-    alone decides what later text costs, the MDM's advantage is one over the full ARM only.
+    """ARMs are halved until one is no better than the MDM; in a world where loss alone decides what later text costs,
+    the MDM's advantage is one over the full ARM only, and none over the one as good that lies between two of them.
     """
     losses = {("MDM", 1.0): 3.0, ("ARM", 1.0): 2.0, ("ARM", 0.5): 2.5, ("ARM", 0.25): 3.1}
     rng, rows = np.random.default_rng(0), []
@@ -167,11 +191,15 @@ def test_temporal_matches_an_arm_of_fewer_steps():
                 nats = 100 * (loss + later * (4 - loss) * 0.1) + 0.1 * rng.standard_normal(8)
                 rows.append({**labels, "period": period, "nats": nats.tolist(), "tokens": [100] * 8})
     assert len({(row["seed"], row["model"], row["share"]) for row in rows}) == 8
-    assert matched(rows) == {0: 0.25, 1: 0.25}
-    (full, error), (fair, fair_error) = (more(rows, ["1980–1989"], kind) for kind in ("ARM", "ARM, fewer steps"))
-    assert abs(full + 0.1) < 4 * error
-    assert abs(fair - 0.01) < 4 * fair_error
-    assert Temporal().find(rows).held == "not shown at this scale"
+    assert {seed: found[:2] for seed, found in matched(rows).items()} == {0: (0.5, 0.25), 1: (0.5, 0.25)}
+    assert all(abs(share - 5 / 6) < 0.01 for _, _, share in matched(rows).values())
+    full, fair = (more(rows, ["trained period", "1980–1989"], kind) for kind in ("ARM", "ARM, as good"))
+    assert abs(full.value + 0.1) < 4 * full.error < 0.01
+    assert abs(fair.value) < 4 * fair.error < 0.01
+    finding = Temporal().find(rows)
+    assert finding.held == "not shown at this scale"
+    assert finding.measured.endswith("Beside an ARM that is as good to begin with no difference is sure.")
+    assert "between those of 0.25 and 0.5 of the steps" in finding.tables[0].title
 
 
 def test_the_noise_of_a_gradient_is_its_variance():
@@ -189,7 +217,8 @@ def answered(cell: Cell, best_rate: float, best_size: float) -> dict:
     """A row as if the cell had been trained, in a world with one best rate and one best size."""
     labels = cell.labels
     off = math.log(labels["rate"] / best_rate) ** 2 + math.log(labels["size"] / best_size) ** 2
-    return {**labels, "nats_per_token": 3 + 0.1 * off, "stderr_mc_per_token": 1e-3, "tokens": 1, "flops_true": 1.0}
+    row = {**labels, "stderr_mc_per_token": 1e-3, "tokens": 1, "epochs": 0.5, "flops_true": 1.1 * labels["budget"]}
+    return {**row, "nats_per_token": 3 + 0.1 * off}
 
 
 @pytest.mark.parametrize(("rate", "size"), [(4e-3, 3e5), (3e-2, 3e4), (3e-4, 2e7)])
@@ -218,14 +247,86 @@ def test_the_plan_widens_until_the_optima_lie_inside(rate: float, size: float):
             assert widths[0] < best < widths[-1] or best in (WIDTHS[0], WIDTHS[-1])
 
 
-def test_the_rate_between_two_searched_widths_is_a_power_law():
+def test_the_rate_is_a_power_of_width_and_budget_between_the_places_searched():
+    """Beyond them it is that of the nearest: nothing is extrapolated."""
+
+    def best(budget: float, width: int) -> float:
+        return 8e-3 * (width / 32) ** -0.5 * (budget / 1e12) ** -0.1
+
     rows = [
-        {"width": width, "rate": rate, "nats_per_token": loss}
-        for width, rate, loss in [(32, 8e-3, 3.0), (32, 4e-3, 3.1), (128, 4e-3, 2.9), (128, 8e-3, 3.0)]
+        {
+            "budget": budget,
+            "width": width,
+            "rate": rate,
+            "nats_per_token": 3 + math.log(rate / best(budget, width)) ** 2,
+        }
+        for budget, width in ((1e12, 32), (1e12, 128), (1e14, 128))
+        for rate in (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)
     ]
-    assert rate_at(rows, 32) == 8e-3
-    assert rate_at(rows, 128) == 4e-3
-    assert math.isclose(rate_at(rows, 64), math.sqrt(32) * 1e-3, rel_tol=0.01)
+    for budget, width in ((1e12, 32), (1e12, 64), (1e13, 128), (1e14, 128)):
+        assert math.isclose(rate_at(rows, budget, width), best(budget, width), rel_tol=0.02)
+    assert rate_at(rows, 1e12, 16) == rate_at(rows, 1e11, 32) == rate_at(rows, 1e12, 32)
+    assert rate_at(rows, 1e16, 512) == rate_at(rows, 1e14, 128)
+    rows = [row if row["rate"] < 8e-3 else {**row, "nats_per_token": DIVERGED} for row in rows]
+    assert rate_at(rows, 1e12, 32) == 4e-3
+
+
+def test_a_best_size_at_the_edge_is_no_optimum():
+    """Whatever a parabola says that the steep side draws inwards."""
+    sizes = [1e5, 2e5, 4e5, 8e5, 16e5]
+    assert parabola(1e12, list(zip(sizes, [3.3, 3.1, 3.0, 3.05, 3.2], strict=True)))[0].inside
+    best, _ = parabola(1e12, list(zip(sizes, [3.0, 3.01, 3.1, 3.5, 4.4], strict=True)))
+    assert sizes[0] < best.size < sizes[-1]
+    assert not best.inside
+
+
+def scaling_rows(gap: float, ratio: float = 1.0, noise: float = 1e-3, size: float = 0.5) -> list[dict]:
+    """IsoFLOP curves of an ARM, and of an MDM that needs `gap` times its compute, with `ratio` times its exponent."""
+    rng, rows = np.random.default_rng(0), []
+    for kind, factor, power, share in (("ARM", 1.0, 1.0, 1.0), ("MDM", gap, ratio, size)):
+        for budget in np.geomspace(1e12, 1e15, 6):
+            best = 3 * (budget / factor / 1e12) ** (-0.05 * power)
+            for width, x in zip(WIDTHS[2:], np.linspace(-1.5, 1.5, 5), strict=False):
+                n = share * 1e5 * (budget / 1e12) ** 0.5 * math.exp(x)
+                loss = best + 0.05 * x * x + noise * rng.standard_normal()
+                rows.append({
+                    "model": kind, "stage": "grid", "budget": budget, "width": width, "size": n, "rate": 1e-3,
+                    "seed": 0, "nats_per_token": loss, "stderr_mc_per_token": 1e-3, "tokens": budget / 6 / n,
+                    "epochs": 0.5, "flops_true": 1.2 * budget,
+                })  # fmt: skip
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("world", "held"),
+    [
+        ({"gap": 16.0}, "yes"),
+        ({"gap": 2.0}, "no"),
+        ({"gap": 16.0, "ratio": 0.5}, "no"),
+        ({"gap": 16.0, "size": 3.0}, "no"),
+        ({"gap": 31.0, "noise": 0.01}, "not shown at this scale"),
+    ],
+)
+def test_scaling_holds_only_where_every_number_of_the_claim_does(world: dict, held: str):
+    finding = Scaling().find(scaling_rows(**world))
+    assert finding.held == held
+    assert "times the ARM's compute at equal loss of true FLOPs" in finding.measured
+
+
+def test_a_rate_that_is_too_large_ends_no_experiment(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A search goes on with what is not too large; another experiment's run says what happened."""
+
+    def diverging(config, folder):
+        settle(config, folder)
+        raise DivergedError("step 1: loss nan")
+
+    monkeypatch.setattr(running, "train", diverging)
+    with pytest.raises(DivergedError):
+        experiment(Scaling(), "tiny", tmp_path / "scaling", source=str(text))
+    rows = json.loads(next((tmp_path / "scaling").glob("search-*/result.json")).read_text())["rows"]
+    assert [row["nats_per_token"] for row in rows] == [DIVERGED]
+    with pytest.raises(DivergedError):
+        experiment(Losses(), "tiny", tmp_path / "losses", source=str(text))
 
 
 def test_equal_budgets_are_equal():

@@ -4,19 +4,19 @@ import dataclasses
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from test_ablation import BYTES, Echo
 
 from unmask.checkpoint import Model
+from unmask.data.pairs import Template
 from unmask.evaluate.answers import Question
 from unmask.experiments import Guidance, Tradeoff, experiment, name_of
 from unmask.experiments.asked import together
-from unmask.experiments.guidance import averaged, preferred
+from unmask.experiments.guidance import LIKELIHOOD, preferred
 from unmask.experiments.page import results_page
 from unmask.experiments.setting import SETTINGS
-from unmask.experiments.tradeoff import compared, points_of
+from unmask.experiments.tradeoff import compared, either, points_of
 
 
 def sums(path: Path, first: int, last: int) -> str:
@@ -52,6 +52,10 @@ def test_questions_asked_at_once(tmp_path: Path):
     assert (first.turns, first.references) == (("10+3=11+4=",), ("013\n015",))
     assert second.turns == ("12+5=13+6=",)
     assert first.as_text
+    often = together(source, 2, passes=40)
+    assert [question.turns for question in often[:2]] == [first.turns, second.turns]
+    assert len(often) == 80
+    assert len({question.turns for question in often}) == 20  # each with each other
     with pytest.raises(ValueError, match="5 questions, fewer than 6"):
         together(source, 6)
 
@@ -65,69 +69,126 @@ def test_guidance_of_likelihoods_finds_what_the_prompt_makes_likelier():
     """`Echo` holds 9 likelier than the digit asked, but only the digit depends on the question."""
     questions = [Question(i, (str(i),), False, (str(i),)) for i in range(10)]
     model, setting = Model(Weighted(), BYTES, {}), dataclasses.replace(SETTINGS["tiny"], length=4)
-    without = preferred(model, questions, 0.0, setting)
+    without = preferred(model, questions, 0.0, setting, Template())
     assert without[9]
     assert not all(without)
-    assert all(preferred(model, questions, 1.0, setting))
+    assert all(preferred(model, questions, 1.0, setting, Template()))
 
 
-def guided(kind: str, seed: int, part: str, weight: float, right: str) -> dict:
+def guided(kind: str, seed: int, weight: float, right: str, measure: str = "1 a step, temperature 0") -> dict:
     return {
-        "measure": "answers", "training": kind, "seed": seed, "part": part, "guidance": weight, "right": right
+        "measure": measure, "training": kind, "seed": seed, "part": "test", "guidance": weight, "right": right
     }  # fmt: skip
+
+
+def two_seeds(without: str, unsupervised: str, standard: str, measure: str = "1 a step, temperature 0") -> list[dict]:
+    rows = []
+    for seed in (0, 1):
+        for kind, found in (("unsupervised", unsupervised), ("standard", standard)):
+            rows += [guided(kind, seed, 0.0, without * 20, measure), guided(kind, seed, 1.0, found * 20, measure)]
+    return rows
 
 
 def test_what_guidance_gains_is_paired_by_question():
-    """Unsupervised rights a third of the questions in each seed, standard none; the weight is the test part's."""
-    rows = []
-    for seed in (0, 1):
-        rows += [guided("unsupervised", seed, "test", 0.0, "010010" * 20)]
-        rows += [guided("unsupervised", seed, "test", 1.0, "011011" * 20)]
-        rows += [guided("standard", seed, "test", 0.0, "010010" * 20)]
+    """The weight is the test part's, 0 where no guided row is there."""
+    rows = two_seeds("010011", "011011", "010011")
     finding = Guidance().find(rows)
     assert finding.held == "yes"
     assert [row[1:3] for row in finding.tables[0].rows][:2] == [("none", "0"), ("unsupervised", "1, 1")]
-    assert finding.tables[0].rows[1][4].startswith("0.33")
-    rows = [{**row, "guidance": 0.0} for row in rows if row["guidance"] == 0]
-    assert Guidance().find(rows).held == "not shown at this scale"
+    assert finding.tables[0].rows[1][4].startswith("0.167")
+    assert Guidance().find([row for row in rows if row["guidance"] == 0]).held == "not shown at this scale"
 
 
-def test_the_error_is_the_larger_one():
-    assert averaged(np.array([[0, 0], [1, 1]])) == (0.5, 0.5)
-    assert averaged(np.array([[0, 1], [0, 1]])) == (0.5, 0.5)
-    assert averaged(np.array([[0, 1]])) == (0.5, 0.5)
+def test_what_guidance_loses_is_said_and_what_sharper_draws_gain_is_no_gain():
+    assert Guidance().find(two_seeds("011011", "010011", "011111")).held == "no"
+    sharper = two_seeds("010011", "011011", "010011", "1 a step, temperature 1")
+    assert Guidance().find([*sharper, *two_seeds("010011", "010011", "010011")]).held == "not shown at this scale"
+    assert Guidance().find([*sharper, *two_seeds("011011", "010011", "011011")]).held == "no"
 
 
-def answered(model: str, policy: str, seed: int, right: float, less: float, seconds: float) -> dict:
+def test_standard_guidance_is_compared_with_its_own_training():
+    """Dropped prompts cost a third of the answers; guidance changes nothing."""
+    rows = two_seeds("010011", "010011", "010011")
+    rows = [{**row, "right": "010001" * 20} if row["training"] == "standard" else row for row in rows]
+    finding = Guidance().find(rows)
+    assert finding.held == "not shown at this scale"
+    assert "Standard guidance adds 0 ± 0 " in finding.measured
+
+
+def test_a_model_that_has_not_learnt_shows_nothing():
+    """Well-guessed choices are no answers."""
+    rows = two_seeds("000001", "000011", "000001") + two_seeds("010011", "011111", "010011", LIKELIHOOD)
+    finding = Guidance().find(rows)
+    assert finding.held == "not shown at this scale"
+    assert "has not learnt to answer: right in 16.7%" in finding.measured
+
+
+def answered(model: str, policy: str, seed: int, turn: int, right: float, seconds: float) -> dict:
+    """The same questions are right first, in either half."""
+    half = "1" * round(100 * right) + "0" * round(100 * (1 - right))
     return {
-        "together": 1, "seed": seed, "model": model, "policy": policy, "exact_match": right, "stderr": 0.01,
-        "difference": less, "difference_stderr": 0.01, "nfe": 4.0, "seconds_per_answer": seconds,
+        "together": 1, "seed": seed, "model": model, "policy": policy, "turn": turn, "right": 2 * half, "nfe": 4.0,
+        "seconds_per_answer": seconds,
     }  # fmt: skip
+
+
+def both(seed: int, turn: int, arm: tuple[float, float], policy: str, mdm: tuple[float, float]) -> list[dict]:
+    return [answered("ARM", "left", seed, turn, *arm), answered("MDM", policy, seed, turn, *mdm)]
 
 
 @pytest.mark.parametrize(
     ("arm", "fast", "said", "held"),
     [
-        ((0.9, 0.1), (0.9, 0.05), "is 2 ± 0 times as fast as the ARM", "yes"),
-        ((0.9, 0.1), (0.9, 0.2), "slower than (0.5000 ± 0 times as fast as) the ARM", "no"),
-        ((0.9, 0.1), (0.8, 0.05), "slower than (0.1", "no"),
-        ((0.3, 0.1), (0.9, 0.05), "too few to compare", "not shown at this scale"),
+        ((0.9, 0.1), (0.9, 0.05), "is faster than the ARM with its cache, 2 ± 0 times as fast, at equal", "yes"),
+        ((0.9, 0.1), (0.9, 0.2), "is slower than the ARM with its cache, 0.5000 ± 0 times as fast, at equal", "no"),
+        ((0.9, 0.1), (0.8, 0.05), "is slower than the ARM with its cache, 0.1", "no"),
+        ((0.3, 0.1), (0.9, 0.05), "an ARM has not learnt to answer (right in 30.0%)", "not shown at this scale"),
     ],
 )
 def test_the_plain_statement(arm, fast, said, held):
     """The fastest policy among those of equal quality; a worse one counts for nothing, however fast."""
     rows = [{"together": 1, "seed": 0, "trained": True}]
     for seed in (0, 1):
-        rows.append(answered("ARM", "LeftToRight(tokens=1)", seed, arm[0], 0.0, arm[1]))
-        rows.append(answered("MDM", "Confidence(tokens=1)", seed, arm[0], 0.0, 1.0))
-        rows.append(answered("MDM", "Confidence(tokens=4)", seed, fast[0], fast[0] - arm[0], fast[1]))
+        rows += both(seed, 0, arm, "Confidence(tokens=1)", (0.9, 1.0))
+        rows += both(seed, 1, arm, "Confidence(tokens=4)", fast)
     sentence, verdict = compared(points_of(rows), 1)
     assert said in sentence
     assert verdict == held
 
 
+def test_times_are_compared_within_a_turn():
+    """The machine is ten times slower in the second turn, for both."""
+    rows = both(0, 0, (0.9, 0.1), "a", (0.9, 0.2)) + both(0, 1, (0.9, 1.0), "b", (0.9, 0.5))
+    assert [point.faster.value for point in points_of(rows) if point.model == "MDM"] == [0.5, 2.0]
+
+
+def test_a_policy_chosen_by_luck_is_measured_on_other_questions():
+    """Right by chance in the first half, where it was chosen, it is not of equal quality in the second."""
+    rows = both(0, 0, (0.9, 0.1), "lucky", (0.9, 0.01)) + both(1, 0, (0.9, 0.1), "lucky", (0.9, 0.01))
+    for row in rows:
+        if row["model"] == "MDM":
+            row["right"] = row["right"][:100] + "1" * 80 + "0" * 20
+    sentence, verdict = compared(points_of(rows), 1)
+    assert "not surely equal (80.0% against 90.0%" in sentence
+    assert verdict == "not shown at this scale"
+
+
+def test_a_seed_that_has_not_learnt_is_no_evidence():
+    rows = both(0, 0, (0.9, 0.1), "a", (0.9, 0.2)) + both(1, 0, (0.9, 0.1), "a", (0.2, 0.2))
+    sentence, verdict = compared(points_of(rows), 1)
+    assert "an MDM has not learnt to answer (right in 20.0%)" in sentence
+    assert verdict == "not shown at this scale"
+
+
+def test_two_measures_of_one_length():
+    unknown = "not shown at this scale"
+    assert [either("yes", "no"), either(unknown, "no"), either(unknown, "yes"), either(unknown, unknown)] == [
+        "no", "no", "yes", unknown,
+    ]  # fmt: skip
+
+
 def test_no_policy_may_be_as_good():
-    rows = [answered("ARM", "a", 0, 0.9, 0.0, 1.0), answered("MDM", "b", 0, 0.6, -0.3, 0.1)]
+    rows = both(0, 0, (0.9, 1.0), "b", (0.6, 0.1))
     sentence, verdict = compared(points_of(rows), 1)
     assert "no policy is as often right as the ARM (90.0%); the best, b, is in 60.0%" in sentence
     assert verdict == "no"

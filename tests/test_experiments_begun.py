@@ -10,11 +10,12 @@ from hubs import as_cache, offline_hub
 from settings import prepared_words, small
 
 from unmask.checkpoint import CONFIG, MODEL, convert, describe, load, write_tensors
-from unmask.data import Tokenizer, byte_tokenizer, load_manifest
+from unmask.data import Tokenizer, byte_tokenizer, load_manifest, prepare
 from unmask.data.pairs import template_of
 from unmask.experiments import Guidance, Tradeoff, Understanding, experiment
 from unmask.experiments.beginning import Beginning
 from unmask.experiments.running import Cell, told
+from unmask.experiments.setting import SETTINGS
 from unmask.files import write_json
 from unmask.objectives import AnyOrder, NextToken
 from unmask.train import train
@@ -123,6 +124,24 @@ def test_pretrained_and_fine_tuned_in_one_command(runs, tmp_path: Path):
     assert load_manifest(out / "pairs-1")["tokenizer"]["vocab"] == 258
     said = json.loads(path.read_text())["command"]
     assert f"--questions {asked} --together 1 --init {runs['arm']} --steps 2 --rate 0.001 --scale tiny" in said
+
+
+def test_checkpoints_are_measured_as_they_are(runs, tmp_path: Path):
+    """No step: a run with the weights and the length of each, and one seed, for there is nothing to draw."""
+    beginning = Beginning((runs["mdm"], runs["arm"]), steps=0)
+    text = tmp_path / "text.txt"
+    text.write_text("some words in a row, and more of them " * 200)
+    data = prepare(str(text), tmp_path / "data", tokenizer="bytes")
+    cells = Understanding(beginning=beginning).plan("laptop", str(data), [])
+    assert [cell.name for cell in cells] == ["mdm-0", "arm-0"]
+    for cell, name in zip(cells, ("mdm", "arm"), strict=True):
+        assert cell.config.length == load(runs[name]).config["requested"]["length"] != SETTINGS["laptop"].length
+        out = train(cell.config, tmp_path / name)
+        assert train(cell.config, tmp_path / name) == out
+        theirs, ours = load(runs[name]).network.state_dict(), load(out).network.state_dict()
+        assert all(torch.equal(ours[key], value) for key, value in theirs.items())
+    with pytest.raises(ValueError, match="steps 0 must be at least 1, or 0 of what --init names"):
+        replace(cells[0].config, init=None)
 
 
 def test_every_fine_tuned_claim_takes_checkpoints(runs, tmp_path: Path):

@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from unmask.checkpoint import Model
@@ -127,10 +128,11 @@ def test_bleu_is_sacrebleus():
     assert 100 * bleu("the poet of the mill", "the pilot of the old mill") == pytest.approx(outside.score)
 
 
-def answered(kind: str, same: list[float], reverse: list[float], seed: int = 0) -> list[dict]:
+def answered(kind: str, same: list[float], reverse: list[float], seed: int = 0, chance: float = 0.0) -> list[dict]:
     return [
         {"kind": "answers", "model": kind, "seed": seed, "guidance": 0.0, "facts": "made up", "asked": asked,
-         "direction": direction, "right": same if direction == SAME else reverse, "bleu": [0.5] * len(same)}
+         "direction": direction, "right": same if direction == SAME else reverse, "chance": [chance] * len(same),
+         "bleu": [0.5] * len(same)}
         for asked, direction in KEYS
     ]  # fmt: skip
 
@@ -144,10 +146,27 @@ def test_whether_the_curse_is_lifted_is_told_from_facts():
 
     assert held((good, some), (good, none)) == "yes"
     assert held((good, none), (good, none)) == "no"
+    assert held((good, [0.0, 0.0, 0.1, 0.0]), (good, none)) == "no"
     assert held((none, none), (none, none)) == "not shown at this scale"
     assert held((none, none), (good, none)) == "not shown at this scale"
     rows = [*answered("MDM", good, some), *answered("MDM", good, none, seed=1), *answered("ARM", good, none)]
-    assert "37.5 ± " in Reverse().find([row for row in rows if row["kind"]] + answered("ARM", good, none, 1)).measured
+    assert (
+        "is 38 ± 38 points"
+        in Reverse().find([row for row in rows if row["kind"]] + answered("ARM", good, none, 1)).measured
+    )
+
+
+def test_who_guesses_a_name_has_not_turned_a_fact_round():
+    """The MDM names one of 60 people at random, the ARM nobody: that is no knowledge, as often as it is asked."""
+    rng, good = np.random.default_rng(0), [1.0] * 20
+    for _ in range(50):
+        rows = []
+        for seed in range(3):
+            names = rng.integers(60, size=(20, 5))
+            right = (names == np.arange(20)[:, None]).mean(1).tolist()
+            chance = float((names[:, :, None] == np.arange(20)).sum(-1).mean() / 20)
+            rows += answered("MDM", good, right, seed, chance) + answered("ARM", good, [0.0] * 20, seed)
+        assert Reverse().find(rows).held == "no"
 
 
 def test_fine_tuning_waits_for_the_pretrained_model():
@@ -161,12 +180,12 @@ def test_fine_tuning_waits_for_the_pretrained_model():
 # --- tasks ------------------------------------------------------------------------------------------------------------
 
 
-def task_rows(mdm: float, arm: float, stderr: float = 0.02) -> list[dict]:
-    """As if each model had the same accuracy on every task of four options."""
+def task_rows(mdm: float, arm: float, guided: float = 0.0) -> list[dict]:
+    """As if each model were right in the first questions of every task, of four options."""
     return [
-        {"model": kind, "seed": seed, "task": task, "value": value, "stderr": stderr, "documents": 100, "cut": 10,
-         "requests": 400}
-        for kind, value in (("MDM", mdm), ("ARM", arm))
+        {"model": kind, "seed": seed, "task": task, "guidance": weight,
+         "right": ("1" * round(1000 * value)).ljust(1000, "0"), "documents": 1000, "cut": 100, "requests": 4000}
+        for kind, value, weight in (("MDM", mdm, 0.0), ("ARM", arm, 0.0), *((("MDM", guided, 0.5),) if guided else ()))
         for seed in range(2)
         for task in ("arc_easy", "hellaswag", "openbookqa", "race")
     ]  # fmt: skip
@@ -176,11 +195,20 @@ def test_guesses_tell_no_models_apart():
     held = lambda *values: Understanding().find(task_rows(*values)).held  # noqa: E731
     assert held(0.40, 0.30) == "yes"
     assert held(0.30, 0.40) == "no"
-    assert held(0.35, 0.35) == "no"
+    assert held(0.35, 0.35) == "not shown at this scale"
     assert held(0.26, 0.24) == "not shown at this scale"
     (table,) = Understanding().find(task_rows(0.40, 0.30)).tables
-    assert table.rows[0][:5] == ("arc_easy", "25.0", "40.0 ± 2.0", "30.0 ± 2.0", "10.0 ± 2.8")
-    assert table.rows[0][-2:] == ("100", "2%")
+    assert table.rows[0][:5] == ("arc_easy", "25.0", "40.0 ± 1.5", "30.0 ± 1.4", "10.00 ± 0.95")
+    assert table.rows[0][-2:] == ("1,000", "2%")
+
+
+def test_guidance_of_likelihoods_is_tested_on_other_questions():
+    """All of the second half that guidance rights, none where the weight chosen on the first half is none."""
+    finding = Understanding().find(task_rows(0.40, 0.30, guided=0.60))
+    assert "Unsupervised guidance surely gains on 4 and loses on 0 of 4." in finding.measured
+    assert finding.tables[1].rows[0] == ("arc_easy", "0.5", "0 ± 0", "20.0 ± 1.8", "20.0 ± 1.8")
+    finding = Understanding().find(task_rows(0.40, 0.30, guided=0.39))
+    assert finding.tables[1].rows[0][1:] == ("0", "0 ± 0", "0 ± 0", "0 ± 0")
 
 
 def test_understanding_says_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -207,9 +235,11 @@ def test_understanding_runs_at_its_tiny_scale(tmp_path: Path):
     path = experiment(which, "tiny", out, source=str(texts))
     assert path is not None
     found = json.loads(path.read_text())["rows"]
-    # three of the five questions, one accuracy a task and model
-    assert [(row["model"], row["task"], row["documents"]) for row in found] == [
-        (kind, task, count) for kind in ("MDM", "ARM") for task, count in (("piqa", 3), ("lambada_openai", 2))
+    # three of the five questions, one accuracy a task and model, and weight of guidance
+    assert [(row["model"], row["guidance"], row["task"], row["documents"]) for row in found] == [
+        (kind, weight, task, count)
+        for kind, weight in (("MDM", 0.0), ("MDM", 0.5), ("MDM", 1.0), ("ARM", 0.0))
+        for task, count in (("piqa", 3), ("lambada_openai", 2))
     ]
     assert which.find(found).tables
     assert (out / "understanding.svg").exists()
@@ -265,7 +295,8 @@ def test_whether_it_pays_to_begin_as_an_arm_is_told_from_pairs():
     sure, level, two_errors = [0.30, 0.31, 0.32], [-0.1, 0.0, 0.1], [0.05, 0.30, 0.55]
     for free, paid, held, told in (
         (sure, sure, "yes", "pays even where the ARM has to be trained"),
-        (sure, level, "yes", "pays where the ARM is there anyway"),
+        (sure, level, "yes", "with its training counted it is not surely better"),
+        (sure, [-0.30, -0.31, -0.32], "yes", "with its training counted it loses"),
         (two_errors, level, "not shown at this scale", "not surely better at every budget"),
         ([-0.30, -0.31, -0.32], [-0.3, -0.3, -0.3], "no", "not surely better at every budget"),
     ):

@@ -53,6 +53,11 @@ class Window:
     at: Int[Tensor, " m"]
     """Flat indices of their states in the window."""
 
+    @property
+    def single(self) -> bool:
+        """One position of one slot, and one prediction."""
+        return self.tokens.numel() == len(self.asked) == 1
+
 
 class Cache:
     """Keys and values of some layers, for up to `slots` sequences of up to `length` tokens, allocated once."""
@@ -62,6 +67,8 @@ class Cache:
         self.read = torch.full((slots, length), UNREAD)
         """The tokens whose keys and values are remembered, on the host."""
         self.owner: list[tuple[int, int] | None] = [None] * slots
+        self.row: Callable[..., Tensor] | None = None
+        """Reads a single position where there is a faster way than layer by layer (unmask/transformer/row.py)."""
 
     @property
     def length(self) -> int:

@@ -8,7 +8,7 @@ of an EPYC 9005, a batch of 8 x 256 positions of width 256, forward and backward
 import ctypes
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -23,6 +23,7 @@ LARGE = 1 << 18  # entries of a weight beyond which reading it is what a product
 SCORES = 1 << 20  # of attention, held at once: 4 MB in float32
 LONGEST = 1 << 24  # scores of one group of heads beyond which torch's attention, which holds none, is taken
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # glibc's numbers of what `mallopt` sets
+SUM = 0  # of what lies in a bag, in torch's numbers
 
 
 @cache
@@ -63,7 +64,7 @@ def linear(
 
 
 def lay_by_inputs(layer: nn.Linear) -> None:
-    """Lay the weight out in memory by its inputs, as `row_times` reads it; its shape and values stay.
+    """Lay the weight out in memory by its inputs, as `row_product` reads it; its shape and values stay.
 
     Only a large one of float32 on a CPU, that no training needs: how it lies there would change its last bits.
     """
@@ -78,21 +79,24 @@ def by_inputs(weight: Float[Tensor, "E D"]) -> bool:
     return weight.stride() == (1, weight.shape[0]) and weight.numel() >= LARGE
 
 
-def row_times(
-    x: Float[Tensor, "*B D"], weight: Float[Tensor, "E D"], bias: Float[Tensor, " E"] | None
-) -> Float[Tensor, "*B E"]:
-    """x weight' + bias of one row and a weight that lies by its inputs, without a gradient.
+def row_product(weight: Float[Tensor, "E D"]) -> Callable[[Float[Tensor, " D"]], Float[Tensor, " E"]]:
+    """x -> weight x without a gradient, as fast as the memory is read where the weight lies by its inputs.
 
     It is the sum of the weight's columns, each times its input: torch's `embedding_bag` with weights, which reads
     memory 1.2 to 1.4 times as fast as oneDNN (benchmarks/products.py). A thread takes a share of the outputs.
     """
+    if not by_inputs(weight):
+        return weight.mv
     outputs, inputs = weight.shape
     shares = math.gcd(torch.get_num_threads(), outputs)
-    (columns, begins), scales = _columns(inputs, shares), x.reshape(-1)
-    scales = scales if shares == 1 else scales.repeat(shares)
+    columns, begins = _columns(inputs, shares)
     table = weight.t().view(inputs * shares, outputs // shares)
-    y = F.embedding_bag(columns, table, begins, mode="sum", per_sample_weights=scales).view(*x.shape[:-1], outputs)
-    return y if bias is None else y + bias
+
+    def product(x: Tensor) -> Tensor:
+        scales = x if shares == 1 else x.repeat(shares)
+        return torch.embedding_bag(table, columns, begins, False, SUM, False, scales)[0].view(-1)
+
+    return product
 
 
 @cache

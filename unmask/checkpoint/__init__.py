@@ -4,7 +4,6 @@ load("runs/tiny"), load("hf://GSAI-ML/LLaDA-8B-Base", dtype=torch.bfloat16), loa
 """
 
 from unmask.checkpoint.adapting import ADAPTERS, described
-from unmask.checkpoint.hub import fetched
 from unmask.checkpoint.loading import Told, load
 from unmask.checkpoint.model import Model, device_of
 from unmask.checkpoint.publishing import convert, push
@@ -34,7 +33,6 @@ __all__ = [
     "describe",
     "described",
     "device_of",
-    "fetched",
     "load",
     "network_config",
     "push",

@@ -12,7 +12,6 @@ import yaml
 from torch import Tensor
 
 from unmask.checkpoint.adapting import ADAPTERS, with_adapters
-from unmask.checkpoint.hub import PREFIX, fetched, parts_of
 from unmask.checkpoint.model import Later, Model, device_of
 from unmask.checkpoint.runs import CONFIG, MODEL, TOKENIZER, assign, describe, network_config
 from unmask.checkpoint.tensors import INDEX, Tensors, open_tensors
@@ -20,6 +19,7 @@ from unmask.conditioned import ConditionedConfig
 from unmask.data import Tokenizer
 from unmask.families import Family, config_of, copied, family_of, length_of, network_of, to_ours
 from unmask.files import Row, read_json
+from unmask.hub import fetched, fetched_tokenizer
 from unmask.transformer import TransformerConfig
 
 HYDRA = ".hydra/config.yaml"
@@ -114,7 +114,7 @@ def _run(found: Found, tokenizer: str | Path | None, device: str, dtype: torch.d
         settle = _settling(tensors, device, dtype)
         assign(network, tensors.shapes, found.weights)
         network.load_state_dict({name: settle(tensor) for name, tensor in tensors.items()}, assign=True)
-    path = fetched(tokenizer) if tokenizer else found.folder / TOKENIZER
+    path = fetched_tokenizer(tokenizer) if tokenizer else found.folder / TOKENIZER
     text = Tokenizer.load(path)
     if text.vocab > network.vocab:  # a network may have rows to spare, but not too few
         raise ValueError(f"{path}: {text.vocab} tokens, but the network has {network.vocab}: not its tokenizer")
@@ -171,12 +171,11 @@ def _settings(config: Mapping[str, object] | str | Path | None) -> Row:
 def _tokenizer(found: Found, family: Family, vocab: int, given: str | Path | None) -> Tokenizer:
     """The one given, the one beside the weights, or the family's. Raises ValueError where there is none that fits."""
     if given is not None:
-        bare = PREFIX.match(str(given)) and parts_of(str(given))[2] is None
-        path = fetched(f"{given}/{TOKENIZER}" if bare else given)  # a repository's weights are not wanted
+        path = fetched_tokenizer(given)
     elif any((found.folder / name).is_file() for name in (TOKENIZER, "tokenizer.model")) or _like_gpt2(found.folder):
         path = found.folder
     elif family.tokenizer and family.tokenizer[1] == vocab:
-        path = fetched(f"hf://{family.tokenizer[0]}/{TOKENIZER}")
+        path = fetched_tokenizer(f"hf://{family.tokenizer[0]}")
     else:
         raise ValueError(f"{found.folder}: no tokenizer with these weights: give tokenizer=, a tokenizer.json")
     text = Tokenizer.load(path)

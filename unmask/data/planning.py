@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
@@ -16,10 +15,11 @@ from unmask.data.sources import Source, digest_of, licence, source_of
 from unmask.data.splits import FORMAT
 from unmask.data.tokenizer import Tokenizer, cut
 from unmask.data.writing import Sorted, tokenised
+from unmask.hub import fetched_tokenizer
 
 CHOICES = (
-    '"bytes", "characters", "bpe:N" (N tokens, trained on the training documents), or the path of a tokenizer.json, '
-    "a sentencepiece .model or a folder with one of them or vocab.json and merges.txt"
+    '"bytes", "characters", "bpe:N" (N tokens, trained on the training documents), or a tokenizer.json, a '
+    "sentencepiece .model, a folder with one of them or vocab.json and merges.txt, or hf://owner/repository"
 )
 LEARNT = 1 << 28  # bytes of training text that a vocabulary is learnt from, drawn from all where there is more
 SAMPLE = 1 << 22  # characters that an estimate looks at
@@ -157,9 +157,10 @@ def _tokenizer(spec: str) -> tuple[Make, str]:
         if not (size.isascii() and size.isdigit()) or int(size) < SMALLEST:
             raise ValueError(f"tokenizer {spec!r}: N must be a number of at least {SMALLEST}")
         return lambda texts: train_bpe(texts(), int(size)), f"bpe:{int(size)}"
-    if not Path(spec).exists():
+    path = fetched_tokenizer(spec)
+    if not path.exists():
         raise ValueError(f"no tokenizer {spec!r}: choose {CHOICES}")
-    loaded = Tokenizer.load(spec)
+    loaded = Tokenizer.load(path)
     return lambda texts: loaded, f"file:{digest_of_bytes(loaded.inner.to_str().encode())}"
 
 

@@ -36,9 +36,10 @@ def prepare(
     """Turn the documents of one or more sources into the folder `out`, which appears whole or not at all; returns it.
 
     `source`: see `source_of`. `tokenizer`: "bytes", "characters" (of all documents), "bpe:N" (trained on the training
-    documents alone) or a path, see `Tokenizer.load`. `weights`: how much of the training each source is to be, relative
-    to the others. `field`: that of a record's text. `detokenise`: a corpus whose own splitting is undone, line by line
-    in text files. A document is held out for validation by a hash of its name or of a record's text, see `Sides`.
+    documents alone), a path, see `Tokenizer.load`, or a repository's hf:// address. `weights`: how much of the training
+    each source is to be, relative to the others. `field`: that of a record's text. `detokenise`: a corpus whose own
+    splitting is undone, line by line in text files. A document is held out for validation by a hash of its name or of a
+    record's text, see `Sides`.
 
     Where `out` already answers the same request it is returned at once. A call that was interrupted or killed goes on
     from where it was: until it ends it keeps a hidden folder beside `out`. Raises ValueError where `out` answers

@@ -24,6 +24,12 @@ def paired(row: Row, other: Row) -> Row:
     return {"difference": statistics.fmean(gaps), "difference_stderr": error}
 
 
+def refuse_shared(development: Sequence[Question], test: Sequence[Question]) -> None:
+    """Raises ValueError where a question is in both parts."""
+    if both := {question.turns for question in development} & {question.turns for question in test}:
+        raise ValueError(f"{next(iter(both))[0]!r} is a question of the development and of the test part: split anew")
+
+
 def guided_rows(
     model: Model,
     development: Sequence[Question],
@@ -37,8 +43,7 @@ def guided_rows(
     The weight is chosen on the development part alone, the smallest of equals; rows say their `part`, and the
     difference to no guidance, paired by question. Raises ValueError where a question is in both parts.
     """
-    if both := {question.turns for question in development} & {question.turns for question in test}:
-        raise ValueError(f"{next(iter(both))[0]!r} is a question of the development and of the test part: split anew")
+    refuse_shared(development, test)
     rows: list[Row] = []
     for part, questions in (("development", development), ("test", test)):
         none = measured(model, questions, replace(asking, guidance=0.0), name)
@@ -57,14 +62,14 @@ def tradeoff_rows(
 ) -> list[Row]:
     """Exact match against NFE and seconds, of each model in each of its ways: one machine, one run, the same questions.
 
-    Ways take turns over the models, and each is asked a few questions first, so that none of them pays for a start.
+    Models take turns, one that has fewer ways with them anew, so that the rows of a `turn` are of one time whatever
+    else the machine does. Each is asked a few questions first, so that none of them pays for a start.
     """
     rows = []
     for turn in range(max(map(len, ways.values()))):
         for name, model in models.items():
-            if turn < len(ways[name]):
-                asking = ways[name][turn]
-                for _ in answers(model, questions[: asking.batch], asking):
-                    pass
-                rows.append(measured(model, questions, asking, name))
+            asking = ways[name][turn % len(ways[name])]
+            for _ in answers(model, questions[: asking.batch], asking):
+                pass
+            rows.append({**measured(model, questions, asking, name), "turn": turn})
     return rows

@@ -10,6 +10,7 @@ from unmask.checkpoint import Model, Told
 from unmask.data.pairs import Template, is_pairs, load_template, named_template, read_template, template_of
 from unmask.data.splits import MANIFEST
 from unmask.evaluate.answers import Asking, answer_file, cost, exact_match, questions_of
+from unmask.evaluate.comparing import without_values
 from unmask.evaluate.grading import Endpoint, grade_file
 from unmask.files import Row, write_json
 from unmask.log import progress, say
@@ -100,7 +101,7 @@ class EvaluateAnswers:
         if self.result is not None:
             write_json(self.result, {"rows": rows})
         for row in rows:
-            say({key: value for key, value in row.items() if key != "values"} if self.json else _line(row))
+            say(without_values(row) if self.json else _line(row))
         if not rows:
             say(f"{len(records)} answers in {self.out}")
 

@@ -11,6 +11,7 @@ import tyro
 from unmask import ranks
 from unmask.checkpoint import Model, Told
 from unmask.evaluate.answering import EvaluateAnswers
+from unmask.evaluate.comparing import without_values
 from unmask.evaluate.corpora import CORPORA
 from unmask.evaluate.generation import caution, generation, mauve, quality, read_texts, reference_texts
 from unmask.evaluate.heldout import HeldOut, benchmark, running_text
@@ -93,7 +94,7 @@ class Perplexity:
             for row in new:
                 value = f"perplexity {row['perplexity']:.2f} {errors(row)} (maskings, texts), {row['bound']}"
                 line = f"{row['model']}, {row['corpus']}: {value}, {row['bits_per_byte']:.3f} bits per byte"
-                say(_without_values(row) if self.json else line)
+                say(without_values(row) if self.json else line)
 
     def _held_out(self, model: Model, corpus: str | None) -> HeldOut:
         trained = model.config.get("requested", {}).get("length")
@@ -168,7 +169,7 @@ class Generation:
         if self.out is not None and ranks.rank() == 0:
             write_json(self.out, {"rows": rows})
         for row in rows:
-            say(_without_values(row) if self.json else _line(row))
+            say(without_values(row) if self.json else _line(row))
 
     def _texts(self, told: Report) -> tuple[list[str], Row]:
         if self.samples is not None:
@@ -225,11 +226,6 @@ class Evaluate:
 
 def _name(model: Model, folder: Path) -> str:
     return str(model.config.get("name", folder.name))
-
-
-def _without_values(row: Row) -> Row:
-    """The values of single windows and texts are for files."""
-    return {key: value for key, value in row.items() if key != "values"}
 
 
 def _line(row: Row) -> str:

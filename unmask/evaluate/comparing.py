@@ -63,6 +63,11 @@ def _columns(values: object) -> bool:
     return len(lists) == 3 and len(set(map(len, lists))) == 1 and sum(values["tokens"]) > 0
 
 
+def without_values(row: Row) -> Row:
+    """The values of single windows, texts and questions are for files."""
+    return {key: value for key, value in row.items() if key != "values"}
+
+
 def compare(first: Sequence[Row], second: Sequence[Row]) -> list[Row]:
     """One row for every pair of rows that measure the same thing: difference first - second, error, what it means.
 

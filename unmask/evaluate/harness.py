@@ -298,6 +298,7 @@ def _rows(harness: Harness, name: str, task: Any, results: Any, source: Path | N
         if not filter_ or metric.endswith("_stderr"):
             continue
         stderr = found.get(f"{metric}_stderr,{filter_}")
+        each = {sample["doc_id"]: sample[metric] for sample in results["samples"][name] if metric in sample}
         yield {
             "experiment": "tasks",
             "model": str(harness.model.config.get("name", "model")),
@@ -305,6 +306,7 @@ def _rows(harness: Harness, name: str, task: Any, results: Any, source: Path | N
             "metric": metric if filter_ == "none" else f"{metric}, {filter_}",
             "value": float(value),
             "stderr": float(stderr) if isinstance(stderr, float) else None,
+            "values": {"score": [float(each[i]) for i in sorted(each) if isinstance(each[i], int | float)]},
             "stderr_mc": sum(note.stderr for note in notes) / len(notes) if notes else None,
             "documents": results["n-samples"][name]["effective"],
             "requests": len(asked),

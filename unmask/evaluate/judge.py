@@ -15,10 +15,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from unmask import ranks
-from unmask.checkpoint import CONFIG, MODEL, Model, device_of, fetched, load
+from unmask.checkpoint import CONFIG, MODEL, Model, device_of, load
 from unmask.checkpoint.loading import SUFFIXES
 from unmask.evaluate.protocols import spans
 from unmask.files import read_json
+from unmask.hub import fetched
 from unmask.likelihood import log_likelihood
 from unmask.network import Network, Reading, Then, read_out
 

@@ -18,6 +18,7 @@ import tyro
 
 from unmask import ranks
 from unmask.checkpoint import Told
+from unmask.evaluate.comparing import without_values
 from unmask.files import Row, write_json
 from unmask.log import console, progress, say
 from unmask.rehearsal import Count, rehearsed
@@ -248,5 +249,5 @@ class EvaluateTasks:
             console.print(f"{self.local}: no file of {', '.join(sorted(absent))}", soft_wrap=True)
         if self.out is not None and ranks.rank() == 0:
             write_json(self.out, {"rows": rows})
-        for each in rows if self.json else [table(rows)]:
+        for each in map(without_values, rows) if self.json else [table(rows)]:
             say(each)

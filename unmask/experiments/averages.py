@@ -1,7 +1,12 @@
-"""Means over seeds, paired differences, and what is kept of an evaluation."""
+"""Means over seeds and over what they are asked, paired differences, and what is kept of an evaluation."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from scipy.stats import t as student
 
 from unmask.files import Row
 from unmask.units import with_error
@@ -26,6 +31,49 @@ def mean_error(values: Sequence[float]) -> tuple[float, float]:
 def paired(values: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
     """(mean difference seed by seed, its standard error)."""
     return mean_error([a - b for a, b in zip(values, others, strict=True)])
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A mean over seeds and items, or a sum of such means, with its standard error."""
+
+    value: float
+    error: float
+    """NaN where there is one seed and one item."""
+    freedom: float
+    """Degrees of freedom of the error."""
+
+    def half(self, comparisons: int = 1) -> float:
+        """Half of the interval that holds the truth in 95 of 100 cases, in all of so many comparisons."""
+        return float(student.ppf(1 - 0.025 / comparisons, self.freedom)) * self.error if self.error else 0.0
+
+    def sign(self, comparisons: int = 1) -> int:
+        """1 or -1 where the interval lies above or below 0, else 0."""
+        half = self.half(comparisons)
+        return int(self.value > half) - int(self.value < -half)
+
+    def __str__(self) -> str:
+        return said(self.value, self.error)
+
+    def __mul__(self, factor: float) -> "Contrast":
+        return Contrast(self.value * factor, self.error * abs(factor), self.freedom)
+
+
+def contrast(*parts: Float[np.ndarray, "seeds _"]) -> Contrast:
+    """The sum of the parts' means. All have the same seeds, and each has items of its own.
+
+    Seeds and items are both drawn: the variance is that of the seeds' sums over their number, and of each part's items,
+    averaged over seeds, over theirs. What belongs to an item of one seed is in both, so that the error is rather too
+    large. Its degrees of freedom are Welch's and Satterthwaite's; a part of the variance that one seed or one item
+    cannot tell is left out.
+    """
+    sums = np.sum([part.mean(1) for part in parts], 0)
+    draws = [sums, *(part.mean(0) for part in parts)]
+    known = [(each.var(ddof=1) / len(each), len(each) - 1) for each in draws if len(each) > 1]
+    total = sum(variance for variance, _ in known)
+    spread = sum(variance**2 / freedom for variance, freedom in known)
+    error = math.sqrt(total) if known else math.nan
+    return Contrast(float(sums.mean()), error, total**2 / spread if spread else math.inf)
 
 
 def said(value: float, error: float) -> str:

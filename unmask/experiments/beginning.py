@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from unmask.checkpoint import Model, fetched, load
+from unmask.checkpoint import Model, load
 from unmask.data.pairs import template_of
 from unmask.experiments.running import Cell
 from unmask.files import atomic
+from unmask.hub import fetched
 from unmask.train import TrainConfig
 from unmask.transformer import TransformerConfig
 
@@ -23,7 +24,7 @@ class Beginning:
     """Checkpoints to begin from instead of new weights, at most one of each kind. An MDM begins as the MDM, or else as
     the causal one, opened."""
     steps: int | None = None
-    """Steps of each run, instead of the scale's."""
+    """Steps of each run, instead of the scale's; 0 measures the checkpoints as they are."""
     rate: float | None = None
     """Learning rate, instead of the scale's, which is for new weights."""
 
@@ -46,16 +47,18 @@ class Beginning:
 
     def __call__(self, cell: Cell) -> Cell:
         """The run as it begins here. Raises ValueError for a causal one where no causal checkpoint is named."""
-        config, optimiser = cell.config, cell.config.optimiser
-        steps, rate = self.steps or config.steps, self.rate or optimiser.rate
-        if steps != config.steps:
-            often = {"validate_every": max(1, steps // 8), "save_every": max(1, min(config.save_every, steps // 2))}
-            config, optimiser = replace(config, steps=steps, **often), replace(optimiser, warmup=max(1, steps // 20))
-        config = replace(config, optimiser=replace(optimiser, rate=rate))
-        return replace(cell, config=self._begun(config) if self.init else config)
+        config = self._begun(cell.config) if self.init else cell.config
+        if self.steps is not None:
+            often = {"validate_every": max(1, self.steps // 8)}
+            often["save_every"] = max(1, min(config.save_every, self.steps // 2))
+            optimiser = replace(config.optimiser, warmup=max(1, self.steps // 20))
+            config = replace(config, steps=self.steps, optimiser=optimiser, **often)
+        if self.rate is not None:
+            config = replace(config, optimiser=replace(config.optimiser, rate=self.rate))
+        return replace(cell, config=config)
 
     def _begun(self, config: TrainConfig) -> TrainConfig:
-        networks = {name: _network(name) for name in self.init}
+        networks = {name: _donor(name)[0] for name in self.init}
         same = [name for name, network in networks.items() if network.causal == config.network.causal]
         if not same and config.network.causal:
             raise ValueError(f"init {self.init[0]}: a bidirectional model begins no ARM: name an ARM as well")
@@ -63,7 +66,8 @@ class Beginning:
         network = replace(networks[name], dropout=config.network.dropout)
         if network.causal and not config.network.causal:
             network = replace(network, causal=False, shifted=True)
-        return replace(config, network=network, init=name)
+        length = _donor(name)[1] if self.steps == 0 else None
+        return replace(config, network=network, init=name, length=length or config.length)
 
     def _models(self) -> Iterator[Model]:
         """Raises ValueError for what no run can begin as."""
@@ -78,7 +82,8 @@ class Beginning:
 
 
 @cache
-def _network(name: str) -> TransformerConfig:
-    config = load(name).network.config
-    assert isinstance(config, TransformerConfig)
-    return config
+def _donor(name: str) -> tuple[TransformerConfig, int | None]:
+    """Sizes of a checkpoint, and the length it was trained on where it says so."""
+    model = load(name)
+    assert isinstance(model.network.config, TransformerConfig)
+    return model.network.config, (model.config.get("requested") or {}).get("length")

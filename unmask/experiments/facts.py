@@ -92,13 +92,15 @@ def made_up(count: int) -> Facts:
     """3 · count people: of a third names are learnt before descriptions, of a third behind them, of a third both.
 
     Each is told in 30 wordings, an opening and a rest; the questions are of the first two thirds, in six more, pairs of
-    the same openings and rests that were not learnt. Raises ValueError for more people than there are descriptions.
+    the same openings and rests that were not learnt. Settings were tried on other people, those of seed 0.
+
+    Raises ValueError for more people than there are descriptions.
     """
     if 3 * count > len(ROLES) * len(TOWNS):
         raise ValueError(
             f"{count} facts a kind are more than there are descriptions: take {len(ROLES) * len(TOWNS) // 3}"
         )
-    draw = [batch_indices(n, n, seed=0, step=0)[: 3 * count] for n in (96, 60)]
+    draw = [batch_indices(n, n, seed=1, step=0)[: 3 * count] for n in (96, 60)]
     names = [f"{FIRST[i // len(LAST)]} {LAST[i % len(LAST)]}" for i in draw[0].tolist()]
     texts = [f"{ROLES[i // len(TOWNS)]} {TOWNS[i % len(TOWNS)]}" for i in draw[1].tolist()]
 

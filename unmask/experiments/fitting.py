@@ -24,7 +24,8 @@ class Best:
     size: float
     loss: float
     inside: bool
-    """Whether the size lies strictly between the smallest and the largest one tried: only then is it an optimum."""
+    """Whether it lies strictly between the smallest and the largest size tried, and neither of these had the least
+    loss: only then is it an optimum."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,11 @@ class Line:
     def at(self, x: float) -> float:
         return math.exp(self.intercept + self.slope * math.log(x))
 
-    def inverse(self, y: float) -> float:
-        """The x of a y."""
-        return math.exp((math.log(y) - self.intercept) / self.slope)
+    def log_inverse(self, y: float) -> float:
+        """log x of a y. Raises ValueError for a flat line."""
+        if abs(self.slope) < 1e-6:
+            raise ValueError("a loss that does not depend on the compute")
+        return (math.log(y) - self.intercept) / self.slope
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,10 @@ def parabola(budget: float, points: Sequence[tuple[float, float]]) -> tuple[Best
     a, b, c = np.polyfit(x, losses, 2)
     if a <= 0:
         raise ValueError(f"budget {budget:.1e}: the losses have no lowest point over the sizes: widen them")
-    at = -b / (2 * a)
-    best = Best(budget, math.exp(center + at), c - b * b / (4 * a), bool(x.min() < at < x.max()))
+    at = float(np.clip(-b / (2 * a), x.min() - 9, x.max() + 9))  # a number, however flat
+    lowest = x[losses.argmin()]
+    inside = x.min() < at < x.max() and x.min() < lowest < x.max()
+    best = Best(budget, math.exp(center + at), float(np.polyval((a, b, c), at)), bool(inside))
     return best, np.polyval((a, b, c), x)
 
 
@@ -130,7 +135,8 @@ def gap(mdm: Law, arm: Law) -> float:
     if bottom >= top:
         raise ValueError("no loss was reached by both kinds of models: their budgets do not meet")
     losses = np.geomspace(bottom, top, 9)
-    return float(np.exp(np.mean([math.log(mdm.loss.inverse(x) / arm.loss.inverse(x)) for x in losses])))
+    factor = float(np.mean([mdm.loss.log_inverse(x) - arm.loss.log_inverse(x) for x in losses]))
+    return math.exp(min(factor, 700.0))
 
 
 def size_ratio(mdm: Law, arm: Law) -> float:

@@ -1,8 +1,10 @@
 """SMDM: guidance by the prompt without paired training (unsupervised) against standard guidance and none."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Annotated
 
@@ -11,24 +13,26 @@ import tyro
 from matplotlib.figure import Figure
 
 from unmask.checkpoint import Model, load
+from unmask.data.pairs import Chat, Plain, Template, load_template, prompt_ids
 from unmask.draws import KIND, keyed_uniforms
-from unmask.evaluate.ablation import guided_rows
+from unmask.evaluate.ablation import guided_rows, refuse_shared
 from unmask.evaluate.answers import Asking, Question
 from unmask.evaluate.scoring import Answer, Scorer
-from unmask.experiments.asked import asked_of, prepared, sized, together
-from unmask.experiments.averages import mean_error, said
+from unmask.experiments.asked import SIZES, USEFUL, asked_of, bits, packed, prepared, sized, together
+from unmask.experiments.averages import contrast
 from unmask.experiments.beginning import Beginning
 from unmask.experiments.running import Cell, Finding, Scale, Table
 from unmask.experiments.setting import Setting
 from unmask.files import Row
 from unmask.objectives import AnyOrder
 from unmask.report.drawing import COLOURS, MARKERS
-from unmask.sampling import Draw
+from unmask.sampling import Confidence, Draw
 
 DROPPED = {"unsupervised": 0.0, "standard": 0.1}
 """Share of training examples without their prompt (SMDM: 0.1)."""
 CHOICES = 4
 PARTS = ("development", "test")
+LIKELIHOOD = "multiple choice by likelihood"
 
 
 @dataclass(frozen=True)
@@ -39,15 +43,26 @@ class Guidance:
     """Questions to ask, of which the first half chooses the weight; by default those of the built-in sums."""
     weights: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
     """Weights of guidance tried beside none."""
+    tokens: tuple[int, ...] = (1, 2)
+    """Tokens a step, the most confident first: several at once are written without a look at each other, and leave more
+    to gain."""
     temperatures: tuple[float, ...] = (1.0, 0.0)
-    """Guidance sharpens, which a low temperature does as well."""
+    """Guidance sharpens, which a low temperature does as well: what it gains at 1 alone is no gain."""
     seeds: int = 3
     """Runs of each kind, which differ by their seed."""
     beginning: Annotated[Beginning, tyro.conf.OmitArgPrefixes] = field(default_factory=Beginning)
 
     def corpus(self, scale: Scale, source: str, out: Path) -> Path:
-        asked_of(source, self.questions)
+        parts = self._parts(asked_of(source, self.questions), SIZES[scale].sequences)
+        if any(not question.references for part in parts for question in part):
+            raise ValueError(f"{self.questions}: a question without an answer: leave it out")
+        refuse_shared(*parts)
         return prepared(source, scale, out / "pairs", self.beginning.tokenizer(out))
+
+    def _parts(self, source: str, most: int) -> tuple[list[Question], list[Question]]:
+        """The half that chooses the weight, and the half that is tested."""
+        questions = together(source, 1)[:most]
+        return questions[: len(questions) // 2], questions[len(questions) // 2 :]
 
     def plan(self, scale: Scale, data: str, rows: Sequence[Row]) -> list[Cell]:
         setting = sized(scale, data)
@@ -60,45 +75,45 @@ class Guidance:
 
     def run(self, scale: Scale, cell: Cell, folder: Path, source: str) -> list[Row]:
         model, setting = load(folder), sized(scale, cell.config.data)
-        questions = together(asked_of(source, self.questions), 1)[: setting.sequences]
-        parts = questions[: len(questions) // 2], questions[len(questions) // 2 :]
-        rows = []
-        for temperature in self.temperatures:
-            asking = Asking(draw=Draw(temperature), block=setting.length, seed=cell.config.seed)
+        parts = self._parts(asked_of(source, self.questions), setting.sequences)
+        template, rows = load_template(cell.config.data, model.tokenizer), []
+        for tokens, temperature in itertools.product(self.tokens, self.temperatures):
+            asking = Asking(
+                Confidence(tokens), Draw(temperature), block=setting.length, seed=cell.config.seed, template=template
+            )
             for row in guided_rows(model, *parts, asking, self.weights, cell.name):
-                rows.append({"measure": f"answers, temperature {temperature:g}", **kept(row)})
-        return [*rows, *scored_rows(model, *parts, self.weights, setting)]
+                rows.append({"measure": f"{tokens} a step, temperature {temperature:g}", **kept(row)})
+        return [*rows, *scored_rows(model, *parts, self.weights, setting, template)]
 
     def find(self, rows: Sequence[Row]) -> Finding:
         measures = list(dict.fromkeys(row["measure"] for row in rows))
-        table, gains = [], []
+        table, gains = [], {}
         for measure in measures:
-            none = right(rows, measure, "unsupervised", guided=False)
-            table.append((measure, "none", "0", said(*averaged(none)), ""))
             for kind in DROPPED:
-                found = right(rows, measure, kind, guided=True)
-                weights = [weight for _, weight in sorted(chosen(rows, measure, kind).items())]
-                gain = averaged(found - none)
-                gains.append((gain[0], gain[1], f"{kind}, {measure}"))
-                told = ", ".join(f"{weight:g}" for weight in weights)
-                table.append((measure, kind, told, said(*averaged(found)), said(*gain)))
-                if kind == "standard":
-                    bare = right(rows, measure, kind, guided=False)
-                    table.append((measure, "prompts dropped in training, no guidance", "0", said(*averaged(bare)), ""))
-        sure = [gain for gain in gains if gain[0] > 2 * gain[1]]
-        losses = [gain for gain in gains if gain[0] < -2 * gain[1]]
-        best = max(gains)
-        unsupervised = any(name.startswith("unsupervised") for *_, name in sure)
+                none, found = (right(rows, measure, kind, guided=guided) for guided in (False, True))
+                gains[kind, measure] = gain = contrast(found - none)
+                weights = ", ".join(f"{weight:g}" for _, weight in sorted(chosen(rows, measure, kind).items()))
+                without = "none" if kind == "unsupervised" else "none, prompts dropped in training"
+                table.append((measure, without, "0", str(contrast(none)), ""))
+                table.append((measure, kind, weights, str(contrast(found)), str(gain)))
+        judged = [measure for measure in measures if not measure.endswith("temperature 1")]
+        signs = {measure: gains["unsupervised", measure].sign(len(judged)) for measure in judged}
+        won, lost = ([measure for measure in judged if signs[measure] == sign] for sign in (1, -1))
+        told = "; ".join(f"{gains['unsupervised', measure]} ({measure})" for measure in measures)
+        beside = "; ".join(f"{gains['standard', measure]} ({measure})" for measure in measures)
+        learnt = min(learnt_of(rows).values(), default=0.0)
+        missing = f" A model has not learnt to answer: right in {learnt:.1%} at best." if learnt < USEFUL else ""
         return Finding(
             "Guidance that needs no paired training improves conditional generation, as standard guidance does.",
-            f"Of {len(gains)} comparisons with no guidance {len(sure)} gain and {len(losses)} lose by more than two "
-            f"standard errors; the largest gain is {said(best[0], best[1])} ({best[2]}).",
-            "yes" if unsupervised else "not shown at this scale" if not losses else "no",
+            f"Share right that unsupervised guidance adds, at a weight chosen on other questions: {told}. It surely "
+            f"gains in {len(won)} of {len(judged)} measures in which sharper draws cannot, and loses in {len(lost)}. "
+            f"Standard guidance adds {beside}.{missing}",
+            "not shown at this scale" if missing or not (won or lost) else "no" if lost else "yes",
             (
                 Table(
                     "Exact match on the test part, at the weight that is best on the development part; ± over "
-                    "questions or over seeds, the larger",
-                    ("measure", "guidance", "weight by seed", "right", "less none, paired by question"),
+                    "questions and seeds",
+                    ("measure", "guidance", "weight by seed", "right", "gain, paired by question"),
                     tuple(table),
                 ),
             ),
@@ -116,9 +131,9 @@ class Guidance:
                     if (row["measure"], row["training"], row["part"]) == (measure, kind, "development")
                 ]
                 weights = sorted({row["guidance"] for row in here})
-                values = [averaged(np.array([bits(r) for r in here if r["guidance"] == w])) for w in weights]
+                found = [contrast(np.array([bits(r) for r in here if r["guidance"] == w])) for w in weights]
                 panel.errorbar(
-                    weights, [v for v, _ in values], [e for _, e in values],
+                    weights, [each.value for each in found], [each.error for each in found],
                     label=kind, marker=MARKERS[i], color=COLOURS[i], capsize=2,
                 )  # fmt: skip
             panel.set(title=measure, xlabel="guidance weight", ylabel="share right, development part")
@@ -127,7 +142,12 @@ class Guidance:
 
 
 def scored_rows(
-    model: Model, development: Sequence[Question], test: Sequence[Question], weights: Sequence[float], setting: Setting
+    model: Model,
+    development: Sequence[Question],
+    test: Sequence[Question],
+    weights: Sequence[float],
+    setting: Setting,
+    template: Template,
 ) -> list[Row]:
     """Multiple choice by guided likelihood: the true answer among those of other questions of its part.
 
@@ -138,25 +158,28 @@ def scored_rows(
     tried = {0.0, *weights}
     for part, questions in zip(PARTS, (development, test), strict=True):
         for weight in sorted(tried):
-            hits = preferred(model, questions, weight, setting)
+            hits = preferred(model, questions, weight, setting, template)
             rows.append({
-                "measure": "multiple choice by likelihood", "part": part, "guidance": weight,
+                "measure": LIKELIHOOD, "part": part, "guidance": weight,
                 "exact_match": sum(hits) / len(hits), "questions": len(hits), "right": packed(hits),
             })  # fmt: skip
         tried = {0.0, max(rows, key=lambda row: (row["exact_match"], -row["guidance"]))["guidance"]}
     return rows
 
 
-def preferred(model: Model, questions: Sequence[Question], weight: float, setting: Setting) -> list[bool]:
-    """Whether each question's own answer is likelier than those of three others, drawn by its number; each with end
-    tokens to the block, as in fine-tuning.
+def preferred(
+    model: Model, questions: Sequence[Question], weight: float, setting: Setting, template: Template
+) -> list[bool]:
+    """Whether each question's own answer is likelier than three of other questions, those most like it, of equals by
+    its number; each with end tokens to the block, as in fine-tuning.
     """
     options, u = [], keyed_uniforms(0, range(len(questions)), (len(questions),), KIND).numpy()
     for i, question in enumerate(questions):
-        own = question.references[-1]
-        others = [questions[int(j)].references[-1] for j in np.argsort(u[i])]
-        wrong = list(dict.fromkeys(other for other in others if other != own))[: CHOICES - 1]
-        begun = [model.tokenizer.begin, *model.tokenizer.encode(question.turns[-1])]
+        own = question.references[0]
+        others = dict.fromkeys(questions[int(j)].references[0] for j in np.argsort(u[i]))
+        wrong = sorted((other for other in others if other != own), key=lambda other: -alike(own, other))[: CHOICES - 1]
+        asked = Chat((("user", question.turns[0]),)) if question.chat else Plain(question.turns[0], "")
+        begun = [model.tokenizer.begin, *prompt_ids(asked, model.tokenizer, template)]
         for text in (own, *wrong):
             answer = [*model.tokenizer.encode(text), model.tokenizer.end]
             answer += [model.tokenizer.end] * (1 + setting.length - len(begun) - len(answer))
@@ -169,6 +192,11 @@ def preferred(model: Model, questions: Sequence[Question], weight: float, settin
     for (i, _), value in zip(options, values, strict=True):
         scores.setdefault(i, []).append(value)
     return [each[0] > max(each[1:], default=-math.inf) for each in scores.values()]
+
+
+def alike(one: str, other: str) -> float:
+    """The share of two texts that matches, 0 to 1."""
+    return SequenceMatcher(None, one, other, autojunk=False).ratio()
 
 
 def kept(row: Row) -> Row:
@@ -184,14 +212,6 @@ def kept(row: Row) -> Row:
         "difference_stderr",
     )
     return {**{name: row[name] for name in keep}, "right": packed(row["values"]["right"])}
-
-
-def packed(hits: Sequence[bool]) -> str:
-    return "".join("01"[hit] for hit in hits)
-
-
-def bits(row: Row) -> list[int]:
-    return [int(digit) for digit in row["right"]]
 
 
 def part_of(rows: Sequence[Row], measure: str, kind: str, part: str) -> list[Row]:
@@ -214,7 +234,10 @@ def right(rows: Sequence[Row], measure: str, kind: str, *, guided: bool) -> np.n
     return np.array(found)
 
 
-def averaged(values: np.ndarray) -> tuple[float, float]:
-    """(mean, standard error) of [seeds, questions]: the error over questions or over seeds, the larger."""
-    (mean, questions), (_, seeds) = mean_error(values.mean(0).tolist()), mean_error(values.mean(1).tolist())
-    return mean, max(questions, 0.0 if math.isnan(seeds) else seeds)
+def learnt_of(rows: Sequence[Row]) -> dict[tuple[str, int], float]:
+    """Of each training and seed, the share that is right in the best way to ask for answers."""
+    best: dict[tuple[str, int], float] = {}
+    for row in (row for row in rows if row["measure"] != LIKELIHOOD and row["part"] == "test"):
+        model, hits = (row["training"], row["seed"]), bits(row)
+        best[model] = max(best.get(model, 0.0), sum(hits) / len(hits))
+    return best

@@ -39,9 +39,9 @@ class Judged:
     model: str
     policy: str
     nats: tuple[float, float]
-    """A judge's token, and the error over seeds, or over answers, the larger."""
+    """A judge's token, and the error over seeds and answers."""
     less: tuple[float, float]
-    """Those of the ARM taken away, seed by seed; the error over seeds, or over answers of both, the larger."""
+    """Those of the ARM taken away, seed by seed; the error over seeds and the answers of both."""
     entropy: float
     temperature: float
     nfe: float
@@ -75,16 +75,17 @@ def _point(count: int, model: str, policy: str, found: Sequence[Row], arm: Seque
         count,
         model,
         policy,
-        _larger(mean_error(rates), errors),
-        _larger(paired(rates, theirs), both),
+        _with(mean_error(rates), errors),
+        _with(paired(rates, theirs), both),
         **mean,
         seconds=mean_error(seconds)[0],
         faster=mean_error([b / a for a, b in zip(seconds, others, strict=True)]),
     )
 
 
-def _larger(value: tuple[float, float], error: float) -> tuple[float, float]:
-    return value[0], error if math.isnan(value[1]) else max(value[1], error)
+def _with(value: tuple[float, float], error: float) -> tuple[float, float]:
+    """A mean over seeds with the error over answers as well."""
+    return value[0], error if math.isnan(value[1]) else math.hypot(value[1], error)
 
 
 def judged_compared(points: Sequence[Judged], count: int) -> tuple[str, Held]:

@@ -6,26 +6,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from unmask.checkpoint import Model, load
 from unmask.data.pairs import prepare_pairs
 from unmask.data.tokenizer import FILE
 from unmask.evaluate.answers import Asking, answers
-from unmask.experiments.averages import mean_error, paired, said
+from unmask.experiments.averages import Contrast, contrast
 from unmask.experiments.facts import KEYS, REVERSE, SAME, TO_DESCRIPTION, Facts, bleu, found, made_up, published
 from unmask.experiments.running import Cell, Finding, Scale, Table
-from unmask.experiments.setting import SETTINGS
+from unmask.experiments.setting import KINDS, SETTINGS
 from unmask.files import Row, atomic
 from unmask.objectives import AnyOrder, NextToken
 from unmask.report.drawing import COLOURS
 from unmask.sampling import Confidence, Draw
 from unmask.train import Optimiser
 
-KINDS = {"MDM": AnyOrder(0.5), "ARM": NextToken()}
 FACTS = {"MDM": AnyOrder(), "ARM": NextToken()}
 """For these, all counts of masks as often: what ties a name to a description is learnt where all of either is masked.
 """
+LEARNT = 0.1  # what is known less in its own direction cannot be turned round
 LEARNING: dict[Scale, dict[str, Any]] = {
     "tiny": {},
     "laptop": {"steps": 8000, "batch": 32, "optimiser": Optimiser(rate=4e-3, warmup=100, muon=True)},
@@ -92,27 +93,29 @@ class Reverse:
             if key[0] == TO_DESCRIPTION:
                 more = [percent(rows, name, key, "bleu") for name in names]
                 cells = [f"{cell}; {bleu}" for cell, bleu in zip(cells, more, strict=True)]
-            gap = said(*(100 * value for value in difference(rows, [key])))
-            table.append((*key, *cells, gap, PUBLISHED[key]))
+            table.append((*key, *cells, str(difference(rows, [key]) * 100), PUBLISHED[key]))
         back, learnt = ([key for key in KEYS if key[1] == direction] for direction in (REVERSE, SAME))
-        gained, error = difference(rows, back)
-        known = {name: mean_error(by_fact(rows, name, learnt))[0] for name in KINDS}
+        gained, known = difference(rows, back), {name: float(net(rows, name, learnt).mean()) for name in KINDS}
         first = next(row for row in rows if row["kind"] == "answers")
         seeds = len({row["seed"] for row in rows if row["kind"] == "answers"})
-        known_here = min(known.values()) > 0.1  # what was not learnt in its own direction cannot be turned round
-        held = "yes" if gained > 2 * error else "no" if known_here else "not shown at this scale"
+        held = "not shown at this scale"
+        if min(known.values()) > LEARNT and gained.value + gained.half() < known["MDM"] / 2:
+            held = "no"
+        elif gained.sign() > 0 and gained.value > known["MDM"] / 2:
+            held = "yes"
         return Finding(
             "Fine-tuned on facts in one direction, an MDM answers in the other one, right in 92% (names) and 37% "
             "(descriptions); GPT-3 175B and Llama-2 13B in 0%.",
-            f"In reverse the MDM's exact match is {said(100 * gained, 100 * error)} points above the ARM's; in the "
-            + "direction learnt they have "
+            f"In reverse the MDM's exact match is {gained * 100} points above the ARM's; in the direction learnt they "
+            + "have "
             + " and ".join(f"{100 * share:.0f}% ({name})" for name, share in known.items())
+            + ", each less what the same answers would be right about other facts"
             + f" (facts: {first['facts']}).",
             held,
             (
                 Table(
                     f"Exact match in per cent, for descriptions with BLEU-4 (characters), {seeds} seeds of "
-                    "fine-tuning; ± over facts",
+                    "fine-tuning; ± over facts and seeds; the difference with what is right by chance taken off",
                     ("asked", "direction", *names, "MDM − ARM, paired by fact", "SMDM, 1.1B"),
                     tuple(table),
                 ),
@@ -123,9 +126,9 @@ class Reverse:
         figure = Figure(figsize=(8, 3.6), layout="constrained")
         axes, names = figure.subplots(), models(rows)
         for i, name in enumerate(names):
-            values = [mean_error(by_fact(rows, name, [key])) for key in KEYS]
+            values = [contrast(by_fact(rows, name, [key], "right")) * 100 for key in KEYS]
             places = [j + 0.25 * (i - (len(names) - 1) / 2) for j in range(len(KEYS))]
-            shares, errors = ([100 * value[part] for value in values] for part in (0, 1))
+            shares, errors = [each.value for each in values], [each.error for each in values]
             axes.bar(places, shares, 0.23, yerr=errors, label=name, color=COLOURS[i], capsize=2)
         axes.set_xticks(range(len(KEYS)), [f"{asked}\n{direction} direction" for asked, direction in KEYS], fontsize=8)
         axes.set_ylabel("exact match (%)")
@@ -150,20 +153,22 @@ def prepare_facts(facts: Facts, model: Model, data: Path, out: Path) -> int:
 
 
 def asked(model: Model, facts: Facts, key: tuple[str, str], most: int, length: int, guidance: float) -> Row:
-    """Exact match and BLEU of greedy answers, each a mean by fact."""
+    """Exact match and BLEU of greedy answers, and how often they would be right about the other facts, by fact."""
     questions, about = facts.questions(key, most)
     policy = None if model.causal else Confidence()
     asking = Asking(policy=policy, draw=Draw(0.0), block=length, guidance=guidance, batch=32)
     records = dict(answers(model, questions, asking))
-    scores: dict[int, list[tuple[bool, float]]] = {}
+    theirs = {fact: question.references[0] for question, fact in zip(questions, about, strict=True)}
+    scores: dict[int, list[tuple[float, ...]]] = {}
     for i, (question, fact) in enumerate(zip(questions, about, strict=True)):
         text, (reference,) = records[i]["choices"][0]["turns"][-1], question.references
-        scores.setdefault(fact, []).append((found(text, reference), bleu(text, reference)))
-    by = {fact: [sum(each) / len(each) for each in zip(*scores[fact], strict=True)] for fact in sorted(scores)}
+        others = [found(text, other) for about, other in theirs.items() if about != fact]
+        chance = sum(others) / max(1, len(others))
+        scores.setdefault(fact, []).append((found(text, reference), chance, bleu(text, reference)))
+    by = [[round(sum(each) / len(each), 4) for each in zip(*scores[fact], strict=True)] for fact in sorted(scores)]
     return {
         "questions": len(questions),
-        "right": [round(right, 4) for right, _ in by.values()],
-        "bleu": [round(score, 4) for _, score in by.values()],
+        **dict(zip(("right", "chance", "bleu"), map(list, zip(*by, strict=True)), strict=True)),
         "nfe": sum(record["nfe"] for record in records.values()) / len(records),
     }
 
@@ -174,20 +179,25 @@ def models(rows: Sequence[Row]) -> list[str]:
     return ["MDM", *([GUIDED] if guided else []), "ARM"]
 
 
-def by_fact(rows: Sequence[Row], name: str, keys: Sequence[tuple[str, str]], what: str = "right") -> list[float]:
-    """A score of each fact, a mean over seeds."""
-    values: list[float] = []
+def by_fact(rows: Sequence[Row], name: str, keys: Sequence[tuple[str, str]], what: str) -> np.ndarray:
+    """[seeds, facts] of a score."""
+    parts = []
     for key in keys:
         here = [row for row in rows if row["kind"] == "answers" and (row["asked"], row["direction"]) == key]
         mine = [row for row in here if (GUIDED if row["guidance"] else row["model"]) == name]
-        values += [sum(each) / len(each) for each in zip(*(row[what] for row in mine), strict=True)]
-    return values
+        parts.append([row[what] for row in sorted(mine, key=lambda row: row["seed"])])
+    return np.concatenate(parts, 1)
 
 
-def difference(rows: Sequence[Row], keys: Sequence[tuple[str, str]]) -> tuple[float, float]:
-    """Exact match of the MDM without guidance less the ARM's, and its error over facts."""
-    return paired(*(by_fact(rows, name, keys) for name in KINDS))
+def net(rows: Sequence[Row], name: str, keys: Sequence[tuple[str, str]]) -> np.ndarray:
+    """[seeds, facts]: exact match less what the answers would be right about other facts."""
+    return by_fact(rows, name, keys, "right") - by_fact(rows, name, keys, "chance")
+
+
+def difference(rows: Sequence[Row], keys: Sequence[tuple[str, str]]) -> Contrast:
+    """Net exact match of the MDM without guidance less the ARM's, paired by fact."""
+    return contrast(net(rows, "MDM", keys) - net(rows, "ARM", keys))
 
 
 def percent(rows: Sequence[Row], name: str, key: tuple[str, str], what: str) -> str:
-    return said(*(100 * value for value in mean_error(by_fact(rows, name, [key], what))))
+    return str(contrast(by_fact(rows, name, [key], what)) * 100)

@@ -21,9 +21,9 @@ from unmask.checkpoint import device_of
 from unmask.data import prepare
 from unmask.files import HeldError, Row, alone, read_json, write_json
 from unmask.log import console, say
-from unmask.train import TrainConfig, train
+from unmask.train import DivergedError, TrainConfig, train
 from unmask.train.budget import measured_rate
-from unmask.train.config import machine
+from unmask.train.config import machine, settle
 from unmask.train.precision import best_precision
 from unmask.units import count, duration, power
 
@@ -41,6 +41,8 @@ class Cell:
     config: TrainConfig
     labels: Row = field(default_factory=dict)
     """What tells its rows apart from those of other cells."""
+    diverged: Row | None = None
+    """Its one row where training comes to a loss that is no number, which otherwise ends the experiment."""
 
 
 @dataclass(frozen=True)
@@ -136,9 +138,10 @@ def _known(which: Experiment, scale: Scale, data: str, out: Path) -> tuple[list[
     rows: list[Row] = []
     while True:
         cells = which.plan(scale, data, rows)
-        found = [
-            row for cell in cells if (path := out / cell.name / RESULT).exists() for row in read_json(path)["rows"]
-        ]
+        done = [cell for cell in cells if _done(cell, out)]
+        for cell in done:
+            settle(cell.config, out / cell.name)  # which refuses a run of other settings
+        found = [row for cell in done for row in read_json(out / cell.name / RESULT)["rows"]]
         if len(found) == len(rows):
             return cells, rows
         rows = found
@@ -153,9 +156,15 @@ def _advance(which: Experiment, scale: Scale, cell: Cell, out: Path, source: str
         except HeldError:
             return False
         if not (folder / RESULT).exists():
-            train(cell.config, folder)
             start = time.monotonic()
-            rows = [{**cell.labels, **row} for row in which.run(scale, cell, folder, source)]
+            try:
+                train(cell.config, folder)
+                start = time.monotonic()
+                rows = [{**cell.labels, **row} for row in which.run(scale, cell, folder, source)]
+            except DivergedError:
+                if cell.diverged is None:
+                    raise
+                rows = [{**cell.labels, **cell.diverged}]
             write_json(folder / RESULT, {"cell": cell.name, "rows": rows, "seconds": time.monotonic() - start})
     return True
 

@@ -1,12 +1,13 @@
 """SMDM's scaling law: the best loss and size at each budget, MDM against ARM, and how much more compute an MDM needs.
 
 Budgets are C = 6ND as the paper counts, N without embedding and output layer; the true count, which includes them, is
-fitted beside it. The learning rate of each kind is searched at two sizes and follows a power of the width between
-them. An optimum at the edge of the sizes tried is none: the sizes are widened until it lies inside.
+fitted beside it. The learning rate of each kind is searched at two sizes of the least budget and one of the largest,
+and is a power of width and budget between them. An optimum at the edge of the sizes tried is none: the sizes are
+widened until it lies inside.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -15,19 +16,20 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from unmask.checkpoint import load
+from unmask.data import load_manifest
 from unmask.evaluate import perplexity, prepared
 from unmask.experiments.averages import bounded
 from unmask.experiments.fitting import Law, gap, interval, law, line, parabola, resampled, size_ratio, surface
-from unmask.experiments.running import Cell, Finding, Held, Scale, Table
+from unmask.experiments.running import Cell, Finding, Scale, Table
+from unmask.experiments.setting import KINDS
 from unmask.files import Row
-from unmask.objectives import AnyOrder, NextToken
 from unmask.report.drawing import COLOURS, MARKERS, log_axis
 from unmask.train import Optimiser, TrainConfig
 from unmask.transformer import TransformerConfig
 from unmask.units import count, power
 
-KINDS = {"MDM": AnyOrder(0.5), "ARM": NextToken()}
-WIDTHS = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1280, 1536)
+DIVERGED = 99.0  # nats a token of a learning rate that is too large
+WIDTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1280, 1536)
 
 
 class Grid(NamedTuple):
@@ -43,8 +45,8 @@ class Grid(NamedTuple):
     """Widths tried first around: an index of WIDTHS at the least and at the largest budget."""
     sizes: int
     """Widths tried at a budget before any widening."""
-    searched: tuple[int, ...]
-    """Indices of WIDTHS at which the learning rate is searched."""
+    searched: tuple[tuple[int, int], ...]
+    """Where the learning rate is searched: indices of a budget and of WIDTHS."""
     rates: tuple[float, ...]
     sequences: int
     """Held-out sequences scored."""
@@ -52,16 +54,16 @@ class Grid(NamedTuple):
 
 
 GRIDS: dict[Scale, Grid] = {
-    "tiny": Grid(300, 16, 4, {"MDM": (1e8, 2e8), "ARM": (1e8, 2e8)}, (1, 1), 3, (1,), (3e-3,), 8, 4),
+    "tiny": Grid(300, 16, 4, {"MDM": (1e8, 2e8), "ARM": (1e8, 2e8)}, (3, 3), 3, ((0, 3),), (3e-3,), 8, 4),
     "laptop": Grid(
         512, 128, 32,
         {"MDM": (3e12, 1e13, 3e13, 1e14), "ARM": (1e12, 3e12, 1e13, 3e13)},
-        (2, 4), 5, (1, 4), (2e-3, 4e-3, 8e-3), 512, 16,
+        (4, 6), 5, ((0, 3), (0, 6), (-1, 6)), (2e-3, 4e-3, 8e-3), 512, 16,
     ),
     "gpu": Grid(
         1024, 256, 128,
         {"MDM": (1e16, 3e16, 1e17, 3e17, 1e18, 3e18), "ARM": (3e15, 1e16, 3e16, 1e17, 3e17)},
-        (4, 8), 5, (3, 7), (1e-3, 2e-3, 4e-3), 1024, 16,
+        (6, 10), 5, ((0, 5), (0, 9), (-1, 10)), (1e-3, 2e-3, 4e-3), 1024, 16,
     ),
 }  # fmt: skip
 
@@ -80,24 +82,19 @@ class Scaling:
         """The search of learning rates; then the grid; then what an optimum at its edge asks for."""
         grid, cells = GRIDS[scale], []
         for kind in KINDS:
-            search = [
-                self._cell(scale, data, kind, grid.budgets[kind][0], width, rate, 0, "search")
-                for width in (WIDTHS[i] for i in grid.searched)
-                for rate in grid.rates
-            ]
-            cells += search
+            places = [(grid.budgets[kind][budget], WIDTHS[width]) for budget, width in grid.searched]
+            search = [(*place, rate) for place in places for rate in grid.rates]
             found = [row for row in rows if (row["model"], row["stage"]) == (kind, "search")]
-            widened = _widened_rates(grid, found) if len(found) >= len(search) else None
-            if widened is None:
-                continue
-            cells += [self._cell(scale, data, kind, grid.budgets[kind][0], w, rate, 0, "search") for w, rate in widened]
-            if len(found) < len(search) + len(widened):
+            if len(found) >= len(search):
+                search += _widened_rates(grid, found)
+            cells += [self._cell(scale, data, kind, *each, 0, "search") for each in search]
+            if len(found) < len(search):
                 continue
             for i, budget in enumerate(grid.budgets[kind]):
                 here = [row for row in rows if (row["model"], row["stage"], row["budget"]) == (kind, "grid", budget)]
                 for width in _widths(grid, i / max(1, len(grid.budgets[kind]) - 1), here):
                     cells += [
-                        self._cell(scale, data, kind, budget, width, rate_at(found, width), seed, "grid")
+                        self._cell(scale, data, kind, budget, width, rate_at(found, budget, width), seed, "grid")
                         for seed in range(self.seeds)
                     ]
         return cells
@@ -106,8 +103,8 @@ class Scaling:
         self, scale: Scale, data: str, kind: str, budget: float, width: int, rate: float, seed: int, stage: str
     ) -> Cell:
         grid, objective = GRIDS[scale], KINDS[kind]
-        layers, heads = max(2, width // 32), width // (32 if width < 512 else 64)
-        network = TransformerConfig(grid.vocab, layers, heads, width, causal=kind == "ARM", neighbours=4)
+        layers, heads = max(2, width // 32), max(2, width // (32 if width < 512 else 64))
+        network = TransformerConfig(grid.vocab, layers, heads, width, causal=kind == "ARM", neighbours=heads)
         size = network.parameters()["non_embedding"]
         batch = batch_at(grid, budget)
         steps = max(2, round(budget / (6 * size * batch * grid.length)))
@@ -125,13 +122,16 @@ class Scaling:
             "rate": rate,
             "seed": seed,
         }
-        return Cell(f"{stage}-{kind.lower()}-{budget:.0e}-{width}-{rate:.2g}-{seed}", config, labels)
+        diverged = {"nats_per_token": DIVERGED} if stage == "search" else None
+        return Cell(f"{stage}-{kind.lower()}-{budget:.0e}-{width}-{rate:.2g}-{seed}", config, labels, diverged)
 
     def run(self, scale: Scale, cell: Cell, folder: Path, source: str) -> list[Row]:
         grid, model = GRIDS[scale], load(folder)
         options = {"length": grid.length, "sequences": grid.sequences}
         row = bounded(perplexity(model, prepared(Path(cell.config.data), model.tokenizer, **options), draws=grid.draws))
-        return [{**row, **cell.config.cost(), "steps": cell.config.steps, "batch": cell.config.batch}]
+        config = cell.config
+        cost = {**config.cost(), "steps": config.steps, "batch": config.batch}
+        return [{**row, **cost, "epochs": cost["tokens"] / load_manifest(config.data)["splits"]["train"]["tokens"]}]
 
     def find(self, rows: Sequence[Row]) -> Finding:
         points = {kind: points_of(rows, kind) for kind in KINDS}
@@ -142,20 +142,27 @@ class Scaling:
             said = "Too few sizes, or a best size at the edge of those tried: no law is fitted."
             return Finding(CLAIM, said, "not shown at this scale", tuple(tables))
         drawn = {kind: resampled(points[kind], 400, seed=0) for kind in KINDS}
-        laws, sure = _laws_table(rows, fits, drawn)
-        tables.insert(0, laws)
-        said = f"Best loss falls as C^{mdm.loss.slope:.3f} (MDM) and C^{arm.loss.slope:.3f} (ARM)"
-        pairs = list(zip(drawn["MDM"], drawn["ARM"], strict=False))
-        for of, text in (
-            (gap, "times the ARM's compute at equal loss"),
-            (size_ratio, "times the ARM's best size at equal compute"),
-        ):
-            try:
-                low, high = np.nanpercentile([_or_nan(of, a, b) for a, b in pairs], [2.5, 97.5])
-                said += f"; the MDM takes {of(mdm, arm):.1f} [{low:.1f}, {high:.1f}] {text}"
-            except ValueError as reason:
-                said += f"; {reason}"
-        return Finding(CLAIM, f"{said} (95% intervals, bootstrap).", sure, tuple(tables))
+        pairs = [(mdm, arm), *zip(drawn["MDM"], drawn["ARM"], strict=False)]
+        true = [(_true(rows, "MDM", a), _true(rows, "ARM", b)) for a, b in pairs]
+        found = {
+            RATE: measured(lambda a, b: a.loss.slope / b.loss.slope, pairs),
+            GAP: measured(gap, pairs),
+            f"{GAP} of true FLOPs": measured(gap, true),
+            SIZE: measured(size_ratio, pairs),
+        }
+        tables.insert(0, _laws_table(rows, fits, drawn))
+        told = [f"{each} {name}" if isinstance(each, Interval) else f"{name}: {each}" for name, each in found.items()]
+        verdicts = [
+            each.within(*CLAIMED[name]) if isinstance(each := found[name], Interval) else None for name in CLAIMED
+        ]
+        held = "no" if False in verdicts else "yes" if all(verdicts) else "not shown at this scale"
+        return Finding(
+            CLAIM,
+            f"Best loss falls as C^{mdm.loss.slope:.3f} (MDM) and C^{arm.loss.slope:.3f} (ARM): {'; '.join(told)} (95% "
+            f"intervals, bootstrap). Losses that both reached: {overlap(mdm, arm)}.",
+            held,
+            tuple(tables),
+        )
 
     def figure(self, rows: Sequence[Row]) -> Figure:
         figure = Figure(figsize=(11, 3.8), layout="constrained")
@@ -191,32 +198,82 @@ CLAIM = (
     "MDMs scale at the rate of ARMs, with about 16 times the compute at equal loss, and their best size is about half "
     "the ARM's."
 )
+RATE, GAP, SIZE = (
+    "times the ARM's exponent",
+    "times the ARM's compute at equal loss",
+    "times the ARM's best size at equal compute",
+)
+CLAIMED = {RATE: (0.75, 1.33), GAP: (8.0, 32.0), SIZE: (0.25, 1.0)}
+"""What counts as the claim: the same exponent to a third, 16 and a half to a factor of two."""
 
 
-def rate_at(found: Sequence[Row], width: int) -> float:
-    """The best rates at the widths searched, and a power of the width between and beyond them."""
-    best = {row["width"]: row["rate"] for row in sorted(found, key=lambda row: -row["nats_per_token"])}
-    if len(best) == 1:
-        return next(iter(best.values()))
-    return float(f"{line(list(best), list(best.values())).at(width):.2g}")
+class Interval(NamedTuple):
+    """A number and its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def within(self, low: float, high: float) -> bool | None:
+        """Whether the interval lies within these bounds (True), outside (False), or on one of them (None)."""
+        return True if low <= self.low and self.high <= high else False if self.high < low or self.low > high else None
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
-def _widened_rates(grid: Grid, found: Sequence[Row]) -> list[tuple[int, float]]:
-    """(width, rate) beyond the rates tried, for each width whose best one is the smallest or the largest tried."""
+def measured(of: Callable[[Law, Law], float], pairs: Sequence[tuple[Law, Law]]) -> Interval | str:
+    """A number of the fitted laws, which come first, over the bootstrapped ones; or why there is none."""
+    try:
+        value = of(*pairs[0])
+    except ValueError as reason:
+        return str(reason)
+    drawn = [each for pair in pairs[1:] if math.isfinite(each := _or_nan(of, *pair))]
+    if 2 * len(drawn) < len(pairs):
+        return "no interval: most bootstrapped laws have no such number"
+    return Interval(value, *map(float, np.percentile(drawn, [2.5, 97.5])))
+
+
+def rate_at(found: Sequence[Row], budget: float, width: int) -> float:
+    """The best rates where they were searched, and a power of budget and width between; beyond, that of the nearest."""
+    places = sorted({(row["budget"], row["width"]) for row in found})
+    best = [best_rate([row for row in found if (row["budget"], row["width"]) == place]) for place in places]
+    at = np.log(np.array(places, dtype=float))
+    here = np.clip(np.log([budget, width]), at.min(0), at.max(0))
+    plane = np.linalg.lstsq(np.column_stack([np.ones(len(at)), at - at.mean(0)]), np.log(best), rcond=None)[0]
+    fitted = math.exp(plane @ [1.0, *(here - at.mean(0))])
+    return float(f"{min(max(fitted, min(best)), max(best)):.2g}")
+
+
+def best_rate(found: Sequence[Row]) -> float:
+    """The lowest point of the parabola in log rate through the best rate and its neighbours; at an edge, the best."""
+    loss = {row["rate"]: row["nats_per_token"] for row in found}
+    rates = sorted(loss)
+    i = min(range(len(rates)), key=lambda i: loss[rates[i]])
+    near = rates[i - 1 : i + 2]
+    if not 0 < i < len(rates) - 1 or max(loss[rate] for rate in near) >= DIVERGED:
+        return rates[i]
+    x = np.log(near) - math.log(rates[i])
+    a, b, _ = np.polyfit(x, [loss[rate] for rate in near], 2)
+    return rates[i] * math.exp(float(np.clip(-b / (2 * a), x[0], x[-1]))) if a > 0 else rates[i]
+
+
+def _widened_rates(grid: Grid, found: Sequence[Row]) -> list[tuple[float, int, float]]:
+    """(budget, width, rate) beyond the rates tried, for each place whose best one is the smallest or largest tried."""
     if len(grid.rates) < 3:
         return []
     wanted = []
-    for width in {row["width"] for row in found}:
-        rates, best = sorted(grid.rates), None
+    for place in {(row["budget"], row["width"]) for row in found}:
+        rates = sorted(grid.rates)
         step = rates[1] / rates[0]
-        here = {row["rate"]: row["nats_per_token"] for row in found if row["width"] == width}
+        here = {row["rate"]: row["nats_per_token"] for row in found if (row["budget"], row["width"]) == place}
         for _ in range(3):
             best = min((rate for rate in rates if rate in here), key=lambda rate: here[rate])
             more = [rates[0] / step] if best == rates[0] else [rates[-1] * step] if best == rates[-1] else []
             if not more:
                 break
             rates = sorted([*rates, *more])
-            wanted += [(width, more[0])]
+            wanted += [(*place, more[0])]
             if more[0] not in here:
                 break
     return sorted(wanted)
@@ -251,11 +308,19 @@ def batch_at(grid: Grid, budget: float) -> int:
 
 
 def points_of(rows: Sequence[Row], kind: str) -> dict[float, list[tuple[float, float]]]:
-    """(size, loss) of the grid's runs at each budget."""
+    """(size, loss) of the grid's runs at each budget: those of the best size and of two on either side.
+
+    Further away the curve is no parabola: it is steeper where a model is too large for its tokens.
+    """
     points: dict[float, list[tuple[float, float]]] = {}
     for row in rows:
         if (row["model"], row["stage"]) == (kind, "grid"):
             points.setdefault(row["budget"], []).append((row["size"], row["nats_per_token"]))
+    for budget, each in points.items():
+        sizes = sorted({size for size, _ in each})
+        best = sizes.index(min(each, key=lambda point: point[1])[0])
+        near = sizes[max(0, best - 2) : best + 3]
+        points[budget] = [point for point in each if point[0] in near]
     return points
 
 
@@ -282,14 +347,21 @@ def _true(rows: Sequence[Row], kind: str, fit: Law) -> Law:
     return Law(tuple(best), line(budgets, [each.loss for each in best]), line(budgets, [each.size for each in best]))
 
 
-def _or_nan(of, mdm: Law, arm: Law) -> float:
+def _or_nan(of: Callable[[Law, Law], float], mdm: Law, arm: Law) -> float:
     try:
         return of(mdm, arm)
     except ValueError:
         return math.nan
 
 
-def _laws_table(rows: Sequence[Row], fits: dict, drawn: dict) -> tuple[Table, Held]:
+def overlap(mdm: Law, arm: Law) -> str:
+    """The range of losses over which a gap in compute is measured."""
+    top = min(max(each.loss for each in kind.best) for kind in (mdm, arm))
+    bottom = max(min(each.loss for each in kind.best) for kind in (mdm, arm))
+    return f"{bottom:.3f} to {top:.3f} nats a token" if bottom < top else "none"
+
+
+def _laws_table(rows: Sequence[Row], fits: dict, drawn: dict) -> Table:
     body = []
     for kind, fit in fits.items():
         low, high = interval(drawn[kind], lambda each: each.loss.slope)
@@ -306,10 +378,9 @@ def _laws_table(rows: Sequence[Row], fits: dict, drawn: dict) -> tuple[Table, He
             kind, f"{fit.loss.slope:.4f} [{low:.4f}, {high:.4f}]", f"{fit.size.slope:.3f} [{small:.3f}, {large:.3f}]",
             f"{true.loss.slope:.4f}", f"{true.size.slope:.3f}", said,
         ))  # fmt: skip
-    ranges = [interval(drawn[kind], lambda each: each.loss.slope) for kind in fits]
-    same = max(low for low, _ in ranges) <= min(high for _, high in ranges)
     header = ("model", "slope of log L* in log C", "slope of log N*", "L*, true FLOPs", "N*, true FLOPs", "L(N, D)")
-    return Table("Power laws with 95% bootstrap intervals", header, tuple(body)), "yes" if same else "no"
+    title = "Power laws of the optima at equal 6ND, with 95% bootstrap intervals; against their true FLOPs as well"
+    return Table(title, header, tuple(body))
 
 
 def _best_table(fits: dict) -> Table:
@@ -322,17 +393,18 @@ def _best_table(fits: dict) -> Table:
 
 
 def _runs_table(rows: Sequence[Row]) -> Table:
-    header = ("model", "stage", "C = 6ND", "true FLOPs", "N", "tokens", "rate", "nats a token ± maskings")
+    header = ("model", "stage", "C = 6ND", "true FLOPs", "N", "tokens", "epochs", "rate", "nats a token ± maskings")
+    finished = [row for row in rows if row["nats_per_token"] < DIVERGED]
     return Table(
         "All runs",
         header,
         tuple(
             (
                 row["model"], row["stage"], power(row["budget"], 1), power(row["flops_true"]), f"{row['size']:,}",
-                f"{row['tokens']:,}", f"{row['rate']:g}",
+                f"{row['tokens']:,}", f"{row['epochs']:.2g}", f"{row['rate']:g}",
                 f"{row['nats_per_token']:.4f} ± {row['stderr_mc_per_token']:.4f}",
             )
-            for row in rows
+            for row in finished
         ),
     )  # fmt: skip
 

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
-from scipy.stats import t as student
 
 from unmask.checkpoint import load
 from unmask.evaluate import perplexity, prepared
-from unmask.experiments.averages import bounded, mean_error, paired, said
+from unmask.experiments.averages import bounded, contrast, mean_error, said
 from unmask.experiments.running import Cell, Finding, Scale, Table
 from unmask.experiments.setting import SETTINGS
 from unmask.files import Row
@@ -87,30 +87,30 @@ class Starting:
     def find(self, rows: Sequence[Row]) -> Finding:
         """Paired by seed: both have one order of texts and one of maskings. Sure is what Student's t is at 95%."""
         arm = rows_of(rows, ARM)[0]["share"]
-        table, told, gains = [], [], []
+        table, told = [], []
+        signs: dict[str, list[int]] = {FREE: [], PAID: []}
         for start, share in dict.fromkeys((r["start"], r["share"]) for r in rows if r["start"] in (SHIFTED, IN_PLACE)):
             begun = nats(rows, start, share)
             for counted, budget in ((FREE, share), (PAID, round(arm + share, 6))):
-                gain, error = paired(begun, other := nats(rows, SCRATCH, budget))
+                other = nats(rows, SCRATCH, budget)
+                gain = contrast(np.subtract(begun, other)[:, None])
                 spent = rows_of(rows, SCRATCH, budget)[0]["flops_true"]
                 table.append((
-                    power(spent), counted, start, said(*mean_error(begun)), said(*mean_error(other)), said(gain, error),
+                    power(spent), counted, start, said(*mean_error(begun)), said(*mean_error(other)), str(gain),
                 ))  # fmt: skip
                 if start == SHIFTED:
-                    half = float(student.ppf(0.975, len(begun) - 1)) * error
-                    gains.append((counted, gain, half))
-                    told.append(f"{said(gain, error)} at {power(spent)} ({counted})")
+                    signs[counted].append(gain.sign())
+                    told.append(f"{gain} at {power(spent)} ({counted})")
         before = "; ".join(f"{each:.3f}" for each in nats(rows, ARM, arm))
-        verdicts = {
-            counted: all(gain < -half for each, gain, half in gains if each == counted) for counted in (FREE, PAID)
-        }
-        worse = any(gain > half for each, gain, half in gains if each == FREE)
+        better, worse = (
+            {counted: all(each == sign for each in found) for counted, found in signs.items()} for sign in (-1, 1)
+        )
         return Finding(
             "A masked diffusion model adapted from a trained ARM is better than one trained from scratch on as much "
             "(DiffuLLaMA, arXiv 2410.17891).",
             "Held-out nats a token of the MDM that began as an ARM less those of the one from scratch, at equal true "
-            f"FLOPs: {', '.join(told)}. {verdict(verdicts)}",
-            "yes" if verdicts[FREE] else "no" if worse else "not shown at this scale",
+            f"FLOPs: {', '.join(told)}. {verdict(better, worse)}",
+            "yes" if better[FREE] else "no" if worse[FREE] else "not shown at this scale",
             (
                 Table(
                     f"Held-out bound in nats a token, ± over {len(nats(rows, ARM, arm))} seeds; the ARMs, trained for "
@@ -147,12 +147,13 @@ class Starting:
         return figure
 
 
-def verdict(better: dict[str, bool]) -> str:
-    """Whether it pays to begin as an ARM, in words."""
+def verdict(better: dict[str, bool], worse: dict[str, bool]) -> str:
+    """Whether it pays to begin as an ARM, in words, by what is sure at every budget."""
     if better[PAID]:
         return "It pays even where the ARM has to be trained for it."
     if better[FREE]:
-        return "It pays where the ARM is there anyway; with its training counted it is not surely better everywhere."
+        counted = "it loses" if worse[PAID] else "it is not surely better at every budget"
+        return f"It pays where the ARM is there anyway; with its training counted {counted}."
     return "It is not surely better at every budget, even where the ARM costs nothing."
 
 

@@ -1,10 +1,10 @@
 """SMDM: how much worse a model gets on text from after its training data, MDM against ARM.
 
 Of two models the worse one has less to lose on later text. So the ARM is trained again with half the steps, a quarter,
-and so on, down to one that is no better than the MDM on the period they learnt from.
+and so on, down to one that is no better than the MDM on the period they learnt from; between the last two lies, by
+linear interpolation of each document's loss, an ARM that is just as good.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,21 +13,20 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from unmask.checkpoint import load
-from unmask.data import documents, load_split
+from unmask.data import documents, load_split, prepare
 from unmask.evaluate.protocols import PACKED, Stream, cut, decoded
-from unmask.experiments.averages import said
+from unmask.experiments.averages import Contrast, contrast
 from unmask.experiments.running import Cell, Finding, Scale, Table
-from unmask.experiments.setting import SETTINGS
+from unmask.experiments.setting import KINDS, SETTINGS
 from unmask.files import Row, atomic
 from unmask.likelihood import log_likelihood
-from unmask.objectives import AnyOrder, NextToken
 from unmask.report.drawing import COLOURS
 
-KINDS = {"MDM": AnyOrder(0.5), "ARM": NextToken()}
-MATCHED = "ARM, fewer steps"
+MATCHED = "ARM, as good"
 WITHIN = "trained period"
 MOST: dict[Scale, int] = {"tiny": 2, "laptop": 64, "gpu": 512}
 """Documents of each period, spread evenly over it."""
+HELD_OUT, LARGEST = 32, 0.3  # documents of the trained period held out, where that is not more than such a share
 GROUPS = 250  # of documents: enough for an error of 5%, and a result file stays small
 
 
@@ -42,15 +41,19 @@ class Temporal:
     seeds: int = 3
     """Runs of each kind, which differ by their seed."""
 
-    def corpus(self, scale: Scale, source: str, out: Path) -> tuple[str, str]:
-        """The earlier documents, written to a folder of their own; they keep their dates in their names."""
+    def corpus(self, scale: Scale, source: str, out: Path) -> Path:
+        """The earlier documents, in a folder of their own, prepared; they keep their dates in their names."""
         earlier, folder = [each for each in documents(source) if (each.date or "") < self.until], out / "earlier"
         if any(each.date is None for each in earlier):
             raise ValueError(f"{source}: documents without a date: a temporal experiment needs every one")
-        for each in earlier:
-            with atomic(folder / f"{each.date} {Path(each.name).name}.txt", "w") as file:
+        names = [f"{each.date} {Path(each.name).name}.txt" for each in earlier]
+        for name, each in zip(names, earlier, strict=True):
+            with atomic(folder / name, "w") as file:
                 file.write(each.text)
-        return str(folder), SETTINGS[scale].tokenizer
+        for stale in {path.name for path in folder.glob("*")} - set(names):  # of another date
+            (folder / stale).unlink()
+        share = min(LARGEST, max(0.05, HELD_OUT / max(1, len(earlier))))
+        return prepare(str(folder), out / "data", tokenizer=SETTINGS[scale].tokenizer, validation=share)
 
     def plan(self, scale: Scale, data: str, rows: Sequence[Row]) -> list[Cell]:
         """Both kinds; then ARMs of half the steps, as long as the shortest one is better than the MDM of its seed."""
@@ -103,26 +106,28 @@ class Temporal:
         periods, kinds = list(dict.fromkeys(row["period"] for row in rows)), compared(rows)
         table = []
         for name in periods:
-            cells = [said(*rate_of(documents_of(rows, kind, name))) for kind in kinds]
-            table.append((name, *cells, *(said(*rate_of(difference(rows, name, kind))) for kind in kinds[1:])))
+            cells = [str(contrast(rates(*documents_of(rows, kind, name)))) for kind in kinds]
+            gaps = [str(contrast(rates(*difference(rows, name, kind)))) for kind in kinds[1:]]
+            table.append((name, *cells, *gaps))
         gains = {kind: more(rows, periods, kind) for kind in kinds[1:]}
-        theirs = {"ARM": "the ARM's", MATCHED: "that of an ARM of fewer steps"}
-        said_of = [f"{said(*gain)} nats a token more than {theirs[kind]}" for kind, gain in gains.items()]
-        sure = [gain / error for gain, error in gains.values()]
-        held = "yes" if max(sure) < -2 else "no" if min(sure) > 2 else "not shown at this scale"
-        alone = (
-            ""
-            if held == "yes" or sure[0] > -2
-            else " An ARM that is no better than the MDM to begin with loses no more than it."
-        )
+        theirs = {"ARM": "the ARM's", MATCHED: "that of an ARM that is as good on the trained period"}
+        said_of = [f"{gain} nats a token more than {theirs[kind]}" for kind, gain in gains.items()]
+        signs = [gain.sign(len(gains)) for gain in gains.values()]
+        held = "yes" if max(signs) < 0 else "no" if min(signs) > 0 else "not shown at this scale"
+        fair = ""
+        if MATCHED in gains and signs[0] < 0 <= signs[1]:
+            fair = " Beside an ARM that is as good to begin with " + (
+                "it rises more." if signs[1] else "no difference is sure."
+            )
         return Finding(
             "Trained up to a date, an MDM's perplexity rises less on later text than an ARM's.",
             f"From the trained period to later years the MDM's loss rises by {', and by '.join(said_of)} (negative: "
-            f"less; errors over documents).{alone}",
+            f"less; errors over documents and seeds).{fair}",
             held,
             (
                 Table(
-                    "Nats a token ± standard error over documents; the MDM's is an upper bound. " + steps_told(rows),
+                    "Nats a token ± standard error over documents and seeds; the MDM's is an upper bound. "
+                    + steps_told(rows),
                     ("period", *kinds, *(f"MDM − {kind}, paired by document" for kind in kinds[1:])),
                     tuple(table),
                 ),
@@ -133,9 +138,9 @@ class Temporal:
         figure = Figure(figsize=(7, 3.4), layout="constrained")
         axes, periods = figure.subplots(), list(dict.fromkeys(row["period"] for row in rows))
         for i, kind in enumerate(compared(rows)):
-            values = [rate_of(documents_of(rows, kind, name)) for name in periods]
+            values = [contrast(rates(*documents_of(rows, kind, name))) for name in periods]
             axes.errorbar(
-                range(len(periods)), [v for v, _ in values], [e for _, e in values],
+                range(len(periods)), [each.value for each in values], [each.error for each in values],
                 label=kind, marker="os^"[i], color=COLOURS[i], capsize=2,
             )  # fmt: skip
         axes.set_xticks(range(len(periods)), periods, rotation=20, ha="right")
@@ -159,14 +164,20 @@ def within(rows: Sequence[Row], model: str, seed: int, share: float) -> float | 
     return None
 
 
-def matched(rows: Sequence[Row]) -> dict[int, float]:
-    """Of each seed whose ARM was trained with fewer steps, the share of steps whose loss is next to the MDM's."""
-    shares = {(row["seed"], row["share"]) for row in rows if row["share"] < 1}
-
-    def off(seed: int, share: float) -> float:
-        return abs((within(rows, "ARM", seed, share) or 0) - (within(rows, "MDM", seed, 1.0) or 0))
-
-    return {seed: min((s for k, s in shares if k == seed), key=lambda s: off(seed, s)) for seed, _ in sorted(shares)}
+def matched(rows: Sequence[Row]) -> dict[int, tuple[float, float, float]]:
+    """Of each seed with ARMs on both sides of the MDM's loss on the trained period: the larger share of steps, the
+    smaller one, and how far towards it an ARM as good as the MDM lies.
+    """
+    found = {}
+    for seed in sorted({row["seed"] for row in rows}):
+        mdm = within(rows, "MDM", seed, 1.0)
+        shares = sorted({row["share"] for row in rows if (row["model"], row["seed"]) == ("ARM", seed)}, reverse=True)
+        losses = [within(rows, "ARM", seed, share) for share in shares]
+        for more_steps, fewer, low, high in zip(shares, shares[1:], losses, losses[1:], strict=False):
+            if mdm is not None and low is not None and high is not None and low < mdm <= high:
+                found[seed] = more_steps, fewer, (mdm - low) / (high - low)
+                break
+    return found
 
 
 def compared(rows: Sequence[Row]) -> list[str]:
@@ -174,39 +185,41 @@ def compared(rows: Sequence[Row]) -> list[str]:
 
 
 def steps_told(rows: Sequence[Row]) -> str:
-    shares = sorted(set(matched(rows).values()))
-    return f"{MATCHED}: {' or '.join(f'{share:.3g}' for share in shares)} of them." if shares else ""
+    between = sorted({(fewer, share) for share, fewer, _ in matched(rows).values()})
+    told = " or ".join(f"{fewer:.3g} and {share:.3g}" for fewer, share in between)
+    return f"{MATCHED}: interpolated between those of {told} of the steps." if told else ""
 
 
-def documents_of(rows: Sequence[Row], kind: str, period: str) -> np.ndarray:
-    """[2, documents]: nats, a mean over seeds, and tokens."""
-    shares = matched(rows) if kind == MATCHED else {}
-    model = "ARM" if kind == MATCHED else kind
-    chosen = [
-        row
-        for row in rows
-        if (row["model"], row["period"], row["share"]) == (model, period, shares.get(row["seed"], 1.0))
-    ]
-    return np.array([np.mean([row["nats"] for row in chosen], 0), chosen[0]["tokens"]])
+def documents_of(rows: Sequence[Row], kind: str, period: str) -> tuple[np.ndarray, np.ndarray]:
+    """(nats [seeds, documents], tokens [documents]); of the ARM as good, those seeds that have one."""
+    here = {(row["model"], row["seed"], row["share"]): row for row in rows if row["period"] == period}
+
+    def nats(model: str, seed: int, share: float) -> np.ndarray:
+        return np.array(here[model, seed, share]["nats"])
+
+    if kind == MATCHED:
+        between = matched(rows).items()
+        found = [(1 - w) * nats("ARM", seed, s) + w * nats("ARM", seed, fewer) for seed, (s, fewer, w) in between]
+    else:
+        found = [nats(kind, seed, 1.0) for model, seed, share in sorted(here) if (model, share) == (kind, 1.0)]
+    return np.array(found), np.array(next(iter(here.values()))["tokens"])
 
 
-def difference(rows: Sequence[Row], period: str, kind: str) -> np.ndarray:
-    """[2, documents]: nats of the MDM less those of an ARM, and tokens."""
-    mdm, arm = (documents_of(rows, each, period) for each in ("MDM", kind))
-    return np.array([mdm[0] - arm[0], mdm[1]])
+def difference(rows: Sequence[Row], period: str, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """(nats of the MDM less those of an ARM of its seed [seeds, documents], tokens [documents])."""
+    other, tokens = documents_of(rows, kind, period)
+    seeds = [row for row in rows if kind != MATCHED or row["seed"] in matched(rows)]
+    return documents_of(seeds, "MDM", period)[0] - other, tokens
 
 
-def more(rows: Sequence[Row], periods: Sequence[str], kind: str) -> tuple[float, float]:
+def more(rows: Sequence[Row], periods: Sequence[str], kind: str) -> Contrast:
     """Nats a token by which the MDM's loss rises more than an ARM's from the trained period to all later ones."""
-    after = np.concatenate([difference(rows, name, kind) for name in periods if name != WITHIN], 1)
-    (late, late_error), (early, early_error) = rate_of(after), rate_of(difference(rows, WITHIN, kind))
-    return late - early, math.hypot(late_error, early_error)
+    parts = [difference(rows, name, kind) for name in periods if name != WITHIN]
+    after = np.concatenate([nats for nats, _ in parts], 1), np.concatenate([tokens for _, tokens in parts])
+    return contrast(rates(*after), -rates(*difference(rows, WITHIN, kind)))
 
 
-def rate_of(values: np.ndarray) -> tuple[float, float]:
-    """(nats a token, its standard error over documents as a ratio's)."""
-    nats, tokens = values
-    rate, n = nats.sum() / tokens.sum(), len(nats)
-    if n < 2:
-        return float(rate), math.nan
-    return float(rate), float(math.sqrt(((nats - rate * tokens) ** 2).sum() * n / (n - 1)) / tokens.sum())
+def rates(nats: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """[seeds, documents] whose mean is nats over tokens, and whose deviations are those of a ratio to first order."""
+    rate = nats.sum() / (len(nats) * tokens.sum())
+    return rate + (nats - rate * tokens) / tokens.mean()

@@ -1,31 +1,36 @@
 """SMDM: what an answer costs at what quality, an MDM of several policies and steps against an ARM with its KV cache."""
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
 from unmask.checkpoint import load
-from unmask.evaluate.ablation import paired, tradeoff_rows
+from unmask.data import Tokenizer
+from unmask.data.pairs import load_template
+from unmask.evaluate import load_judge
+from unmask.evaluate.ablation import tradeoff_rows
 from unmask.evaluate.answers import Asking
-from unmask.experiments.asked import asked_of, learnt_from, prepared, sized, together, written
-from unmask.experiments.averages import mean_error, said
+from unmask.experiments.asked import USEFUL, asked_of, bits, learnt_from, packed, prepared, sized, together, written
+from unmask.experiments.averages import Contrast, contrast
 from unmask.experiments.beginning import Beginning
 from unmask.experiments.judged import judged_compared, judged_points, judged_rows, judged_table
 from unmask.experiments.running import Cell, Finding, Held, Scale, Table
+from unmask.experiments.setting import KINDS
 from unmask.files import Row
-from unmask.objectives import AnyOrder, NextToken
 from unmask.report.drawing import COLOURS, MARKERS, log_axis
 from unmask.sampling import Confidence, Draw, LeftToRight, Policy, RandomOrder, Tweedie
 
-KINDS = {"ARM": NextToken(), "MDM": AnyOrder(0.5)}
 PUBLISHED = 1.4  # times faster than the ARM at equal quality, SMDM's abstract
-MARGIN = 0.01  # equal quality: an exact match at most this much below the ARM's
-USEFUL = 0.5  # an ARM that answers less than this has no quality to equal
+CLOSE, MARGIN = 0.01, 0.02
+"""Equal quality: an exact match at most CLOSE below the ARM's where the policy is chosen, and surely, by its interval
+of 95%, less than MARGIN below it where it is measured."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +52,16 @@ class Tradeoff:
 
     def corpus(self, scale: Scale, source: str, out: Path) -> Path:
         """A folder of pairs a length, beside each other; that of the first length."""
-        asked_of(source, self.questions)
+        for count in self.together:
+            together(asked_of(source, self.questions), count)
+        if self.judge is not None:
+            load_judge(self.judge)  # which is missed hours later otherwise
         tokenizer = self.beginning.tokenizer(out)
         for count in self.together:
             file = None
             if count > 1:
-                file = written(together(learnt_from(source), count), out / f"together-{count}.jsonl")
+                learnt = together(learnt_from(source), count, passes=count)  # as many examples as questions
+                file = written(learnt, out / f"together-{count}.jsonl")
             prepared(source, scale, out / f"pairs-{count}", tokenizer, file)
         return out / f"pairs-{self.together[0]}"
 
@@ -60,7 +69,7 @@ class Tradeoff:
         """The ARMs, then of each length and seed the MDM, which is measured beside its ARM in one run."""
         trained = {(row["together"], row["seed"]) for row in rows}
         cells = []
-        for kind, objective in KINDS.items():
+        for kind, objective in reversed(KINDS.items()):
             for count in self.together:
                 folder = Path(data).with_name(f"pairs-{count}")
                 for seed in range(1 if scale == "tiny" else self.seeds):
@@ -76,14 +85,16 @@ class Tradeoff:
             return [{"model": "ARM", **cost}]
         count, seed, setting = cell.labels["together"], cell.config.seed, sized(scale, cell.config.data)
         questions = together(asked_of(source, self.questions), count)[: setting.sequences]
-        asking = Asking(draw=Draw(temperature=0), block=setting.length, seed=seed, batch=self.batch)
+        data = cell.config.data
+        template = load_template(data, Tokenizer.load(data))
+        asking = Asking(draw=Draw(0), block=setting.length, seed=seed, batch=self.batch, template=template)
         models = {"ARM": load(folder.with_name(f"arm-{count}-{seed}")), "MDM": load(folder)}
         ways = {"ARM": [LeftToRight()], "MDM": policies(setting.length)}
         asked = {name: [replace(asking, policy=policy) for policy in each] for name, each in ways.items()}
         rows = tradeoff_rows(models, questions, asked)
         few = {**asked, "MDM": [replace(asking, policy=policy) for policy in policies(setting.length, every=2)]}
         texts = [] if self.judge is None else judged_rows(models, questions, few, self.judge)
-        return [{"model": "MDM", **cost}, *({**kept(row), **paired(row, rows[0])} for row in rows), *texts]
+        return [{"model": "MDM", **cost}, *map(kept, rows), *texts]
 
     def find(self, rows: Sequence[Row]) -> Finding:
         points = points_of(rows)
@@ -94,7 +105,7 @@ class Tradeoff:
             if shown:
                 sentence, by_judge = judged_compared(texts, count)
                 told.append(sentence)
-                verdict = by_judge if verdict == "not shown at this scale" else verdict
+                verdict = either(verdict, by_judge)
             verdicts.append(verdict)
         costs = {row["model"]: row for row in rows if row.get("trained")}
         sizes = ", ".join(
@@ -109,14 +120,15 @@ class Tradeoff:
             held,
             (
                 Table(
-                    "Exact match at temperature 0, its cost an answer, ± over seeds or over questions, the larger; "
-                    f"each length and seed on one machine in one run; longest: {sizes}",
+                    "Exact match at temperature 0 on the second half of the questions, ± over seeds and questions; "
+                    "cost an answer, times beside the ARM's of the same turn; each length and seed on one machine in "
+                    f"one run; longest: {sizes}",
                     ("at once", "model", "policy", "exact match", "less the ARM's", "NFE", "seconds", "times faster"),
                     tuple(
                         (
-                            str(point.together), point.model, point.policy, f"{point.right[0]:.3f}",
-                            said(*point.less) if point.model == "MDM" else "", f"{point.nfe:.1f}",
-                            f"{point.seconds:.4f}", said(*point.faster) if point.model == "MDM" else "",
+                            str(point.together), point.model, point.policy, f"{point.right.value:.3f}",
+                            str(point.less) if point.model == "MDM" else "", f"{point.nfe:.1f}",
+                            f"{point.seconds:.4f}", str(point.faster) if point.model == "MDM" else "",
                         )
                         for point in points
                     ),
@@ -137,9 +149,9 @@ class Tradeoff:
                     here = [point for point in points if (point.together, point.family) == (count, family)]
                     here.sort(key=lambda point, axis=axis: getattr(point, axis))
                     panel.errorbar(
-                        [getattr(point, axis) for point in here], [point.right[0] for point in here],
-                        [point.right[1] for point in here], label=family, marker=MARKERS[i % 6], color=COLOURS[i % 6],
-                        capsize=2, markersize=4,
+                        [getattr(point, axis) for point in here], [point.right.value for point in here],
+                        [point.right.error for point in here], label=family, marker=MARKERS[i % 6],
+                        color=COLOURS[i % 6], capsize=2, markersize=4,
                     )  # fmt: skip
                 label = {"nfe": "evaluations an answer", "seconds": "seconds an answer"}[axis]
                 panel.set(xlabel=label, ylabel="exact match (share)", title=f"{count} at once")
@@ -151,18 +163,26 @@ class Tradeoff:
 
 @dataclass(frozen=True)
 class Point:
-    """One way of answering at one length, a mean over seeds; pairs are (value, standard error)."""
+    """One way of answering at one length, over seeds.
+
+    A policy is chosen on the first half of the questions and measured on the second.
+    """
 
     together: int
     model: str
     policy: str
-    right: tuple[float, float]
-    less: tuple[float, float]
-    """Exact match less the ARM's on the same questions."""
+    learnt: list[float]
+    """Exact match on the first half, by seed."""
+    close: float
+    """Exact match less the ARM's on the first half."""
+    right: Contrast
+    """Exact match on the second half."""
+    less: Contrast
+    """Exact match less the ARM's on the same questions of the second half."""
     nfe: float
     seconds: float
-    faster: tuple[float, float]
-    """The ARM's seconds over these, seed by seed."""
+    faster: Contrast
+    """The ARM's seconds, measured in the same turn, over these."""
 
     @property
     def family(self) -> str:
@@ -173,20 +193,39 @@ def points_of(rows: Sequence[Row]) -> list[Point]:
     """Every way of answering, in the order of measurement."""
     here = [row for row in rows if not row.get("trained") and not row.get("judged")]
     points = []
-    for count, model, policy in dict.fromkeys((row["together"], row["model"], row["policy"]) for row in here):
-        mine = [r for r in here if (r["together"], r["model"], r["policy"]) == (count, model, policy)]
-        arm = {r["seed"]: r["seconds_per_answer"] for r in here if (r["together"], r["model"]) == (count, "ARM")}
-        faster = mean_error([arm[row["seed"]] / row["seconds_per_answer"] for row in mine])
-        nfe, seconds = (mean_error([row[name] for row in mine])[0] for name in ("nfe", "seconds_per_answer"))
-        right, less = (over(mine, *names) for names in (("exact_match", "stderr"), ("difference", "difference_stderr")))
-        points.append(Point(count, model, policy, right, less, nfe, seconds, faster))
+    for count in dict.fromkeys(row["together"] for row in here):
+        length = [row for row in here if row["together"] == count]
+        arm = {(row["seed"], row["turn"]): row for row in length if row["model"] == "ARM"}
+        for model, policy in dict.fromkeys((row["model"], row["policy"]) for row in length):
+            mine = [row for row in length if (row["model"], row["policy"]) == (model, policy)]
+            beside = [arm[row["seed"], row["turn"]] for row in mine]
+            first = [row for row in mine if row["turn"] == mine[0]["turn"]]  # answers do not depend on the turn
+            hits = np.array([bits(row) for row in first])
+            gaps = hits - np.array([bits(arm[row["seed"], row["turn"]]) for row in first])
+            half = hits.shape[1] // 2
+            points.append(
+                Point(
+                    count,
+                    model,
+                    policy,
+                    hits[:, :half].mean(1).tolist(),
+                    float(gaps[:, :half].mean()),
+                    contrast(hits[:, half:]),
+                    contrast(gaps[:, half:]),
+                    statistics.fmean(row["nfe"] for row in first),
+                    statistics.median(row["seconds_per_answer"] for row in mine),
+                    _ratio([row["seed"] for row in mine], mine, beside),
+                )
+            )
     return points
 
 
-def over(rows: Sequence[Row], name: str, error: str) -> tuple[float, float]:
-    """(mean over seeds, standard error over seeds or over the questions of one seed, the larger)."""
-    mean, seeds = mean_error([row[name] for row in rows])
-    return mean, max([row[error] or 0.0 for row in rows] + ([] if math.isnan(seeds) else [seeds]))
+def _ratio(seeds: Sequence[int], rows: Sequence[Row], beside: Sequence[Row]) -> Contrast:
+    """Seconds beside over seconds, the median of each seed's turns."""
+    by: dict[int, list[float]] = {}
+    for seed, row, other in zip(seeds, rows, beside, strict=True):
+        by.setdefault(seed, []).append(other["seconds_per_answer"] / row["seconds_per_answer"])
+    return contrast(np.array([[statistics.median(each)] for each in by.values()]))
 
 
 def compared(points: Sequence[Point], count: int) -> tuple[str, Held]:
@@ -194,26 +233,36 @@ def compared(points: Sequence[Point], count: int) -> tuple[str, Held]:
     (arm,) = (point for point in points if point.model == "ARM")
     mdm = [point for point in points if point.model == "MDM"]
     where = f"{count} at once:"
-    if arm.right[0] < USEFUL:
-        return f"{where} the ARM is right in {arm.right[0]:.1%}, too few to compare.", "not shown at this scale"
-    equal = [point for point in mdm if point.less[0] >= -MARGIN]
+    best = {"ARM": arm.learnt, "MDM": [max(each) for each in zip(*(point.learnt for point in mdm), strict=True)]}
+    for name, learnt in best.items():
+        if min(learnt) < USEFUL:
+            told = f"{where} an {name} has not learnt to answer (right in {min(learnt):.1%}): nothing to compare."
+            return told, "not shown at this scale"
+    equal = [point for point in mdm if point.close >= -CLOSE]
     if not equal:
-        best = max(mdm, key=lambda point: point.right[0])
+        nearest = max(mdm, key=lambda point: point.close)
         return (
-            f"{where} no policy is as often right as the ARM ({arm.right[0]:.1%}); the best, {best.policy}, is in "
-            f"{best.right[0]:.1%}.",
+            f"{where} no policy is as often right as the ARM ({arm.right.value:.1%}); the best, {nearest.policy}, is "
+            f"in {nearest.right.value:.1%}.",
             "no",
         )
-    best = min(equal, key=lambda point: point.seconds)
-    ratio, error = best.faster
-    pace = f"{said(ratio, error)} times as fast as"
-    if ratio < 1:
-        pace = f"slower than ({said(ratio, error)} times as fast as)"
-    return (
-        f"{where} the MDM ({best.policy}) is {pace} the ARM at equal quality ({best.right[0]:.1%} against "
-        f"{arm.right[0]:.1%}, {best.nfe:.1f} evaluations against {arm.nfe:.1f}).",
-        "yes" if ratio - (0.0 if math.isnan(error) else 2 * error) > 1 else "no",
+    chosen = min(equal, key=lambda point: point.seconds)
+    pace, gain = chosen.faster, replace(chosen.faster, value=chosen.faster.value - 1)
+    surely = chosen.less.value - chosen.less.half() > -MARGIN
+    told = (
+        f"{where} the MDM ({chosen.policy}, the fastest of those as often right on the first half of the questions) is "
+        f"{'slower than' if pace.value < 1 else 'faster than'} the ARM with its cache, {pace} times as fast, "
+        f"{'at equal quality' if surely else 'at a quality that is not surely equal'} ({chosen.right.value:.1%} "
+        f"against {arm.right.value:.1%}, {chosen.nfe:.1f} evaluations against {arm.nfe:.1f})."
     )
+    if not surely or not gain.sign():
+        return told, "not shown at this scale"
+    return told, "yes" if gain.sign() > 0 else "no"
+
+
+def either(verdict: Held, other: Held) -> Held:
+    """Of two measures of one length: "no" where one says so, else what either shows."""
+    return next((each for each in ("no", "yes") if each in (verdict, other)), "not shown at this scale")
 
 
 def policies(length: int, every: int = 1) -> list[Policy]:
@@ -228,5 +277,6 @@ def policies(length: int, every: int = 1) -> list[Policy]:
 
 def kept(row: Row) -> Row:
     """What an experiment keeps of answers."""
-    keep = ("model", "policy", "exact_match", "stderr", "questions", "nfe", "seconds_per_answer")
-    return {name: row[name] for name in keep} | {"policy": row["policy"].replace(", schedule=LogLinear()", "")}
+    keep = ("model", "turn", "questions", "nfe", "seconds_per_answer")
+    policy = row["policy"].replace(", schedule=LogLinear()", "")
+    return {**{name: row[name] for name in keep}, "policy": policy, "right": packed(row["values"]["right"])}

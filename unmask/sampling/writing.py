@@ -57,7 +57,7 @@ class Drawing:
         slot, position = asked.nonzero(as_tuple=True)
         text = None if pick.text is None else pick.text[row][slot, position]
 
-        def read(logits: Float[Tensor, "n V"], which: slice) -> tuple[Tensor, ...]:
+        def read(logits: Tensor, which: slice) -> tuple[Tensor, ...]:
             log_q = log_probabilities(logits)
             token = text[which].to(logits.device) if text is not None else cast(Draw, pick.draw)(logits, u[which])
             drawn = log_q.gather(-1, token[:, None]).squeeze(-1)
@@ -79,7 +79,7 @@ class Drawing:
         constraint, draw = cast(Constraint, self.pick.constraint), cast(Draw, self.pick.draw)
         looks = chooser is not None and chooser.looks_at_draws
 
-        def read(logits: Float[Tensor, "n V"], which: slice) -> tuple[Tensor, ...]:
+        def read(logits: Tensor, which: slice) -> tuple[Tensor, ...]:
             log_q = log_probabilities(logits)
             mass, token = offer(logits, u[which], draw, constraint.automaton)
             log_p = log_q.gather(-1, token)

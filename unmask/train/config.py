@@ -57,7 +57,8 @@ class TrainConfig:
     accumulate: int = 1
     """Parts a step is computed in, to save memory."""
     steps: int = 1000
-    """Optimiser steps; --tokens, --flops, --true-flops and --minutes are other ways to say how long a run is."""
+    """Optimiser steps, 0 for the weights of `init` as they are; --tokens, --flops, --true-flops and --minutes are other
+    ways to say how long a run is."""
     minutes: float | None = None
     """Stop after so many minutes of the run, saved; the learning rate still follows `steps`."""
     optimiser: Optimiser = field(default_factory=Optimiser)
@@ -92,10 +93,12 @@ class TrainConfig:
     """Send metrics to this tracker as well, where it is installed."""
 
     def __post_init__(self) -> None:
-        counts = ("length", "batch", "accumulate", "steps", "validation_sequences")
-        for name in (*counts, "validate_every", "save_every", "keep"):
+        counts = ("length", "batch", "accumulate", "validation_sequences", "validate_every", "save_every", "keep")
+        for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
+        if self.steps < (self.init is None):
+            raise ValueError(f"steps {self.steps} must be at least 1, or 0 of what --init names")
         if self.batch % self.accumulate:
             raise ValueError(f"batch {self.batch} must be a multiple of accumulate {self.accumulate}")
         if isinstance(self.objective, NextToken) != self.network.causal:

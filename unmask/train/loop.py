@@ -37,6 +37,10 @@ from unmask.wrappers import Apart
 OVERTIME = 1 << 16  # beside the numbers of signals
 
 
+class DivergedError(ValueError):
+    """Training came to a loss that is no number."""
+
+
 def train(config: TrainConfig, out: Path, *, begun: Callable[[], None] | None = None) -> Path:
     """Train, or go on with, the run in folder `out`; returns it. Ctrl-C or SIGTERM end it after the step it is in,
     saved. `begun` is called when nothing is in the way, before the first step.
@@ -67,6 +71,9 @@ def train(config: TrainConfig, out: Path, *, begun: Callable[[], None] | None = 
 def _train(run: "_Run", out: Path) -> Path:
     config = run.config
     if run.step >= config.steps:
+        if run.saved is None:  # no steps were asked for
+            run.validate()
+            run.save()
         console.print(f"{out}: {config.steps} steps done")
         run.close()
         return out
@@ -135,7 +142,8 @@ class _Run:
             console.print(f"{self.train.left_out:,} examples are longer than {config.length} tokens and left out")
         self.absent = tokenizer.begin if config.network.causal else config.network.mask
         self.state = State(self.config, self.device, initial)
-        self.step = self.saved = self.state.restore(checkpoints.checkpoints(out)[0]) if begun else 0
+        self.step = self.state.restore(checkpoints.checkpoints(out)[0]) if begun else 0
+        self.saved = self.step if begun else None
         self.measured: tuple[int, float] | None = None
         self.loss = math.nan
         self.pending: deque[tuple[int, float, Later]] = deque()
@@ -143,7 +151,7 @@ class _Run:
         self.tracker = self._tracker() if ranks.rank() == 0 else None
         self.before = self.metrics.rows[-1]["seconds"] if self.metrics and self.metrics.rows else 0.0
         self.start = time.monotonic()
-        self.cost = {name: value / config.steps for name, value in config.cost().items()}
+        self.cost = {name: value / max(1, config.steps) for name, value in config.cost().items()}
 
     def overtime(self) -> int:
         """OVERTIME when the minutes of this call are over, else 0."""
@@ -188,7 +196,7 @@ class _Run:
         self._tell(behind=0 if self.device.type == "cpu" else 1)
 
     def _tell(self, behind: int = 0) -> None:
-        """Read the losses of all steps but the last few, whose numbers a GPU is still at. Raises ValueError for one
+        """Read the losses of all steps but the last few, whose numbers a GPU is still at. Raises DivergedError for one
         that is not finite.
         """
         while len(self.pending) > behind:
@@ -196,7 +204,7 @@ class _Run:
             self.loss, norm = later.values()
             if not math.isfinite(self.loss) or not math.isfinite(norm):
                 good = next(iter(checkpoints.checkpoints(self.out)), "not there, none was saved yet")
-                raise ValueError(
+                raise DivergedError(
                     f"step {step - 1}: loss {self.loss}, gradient norm {norm} at a rate of {rate:.3g}: lower "
                     f"optimiser.rate in a new run; the last good checkpoint, which its --init may name, is {good}"
                 )

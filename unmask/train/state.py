@@ -85,7 +85,7 @@ class State:
             moments = {key: found[f"{key}.{name}"] for key in sorted(keys) if f"{key}.{name}" in found}
             self.moments[parameter].update({key: self._empty(parameter, shape) for key, shape in moments.items()})
             into |= {f"{key}.{name}": moment for key, moment in self.moments[parameter].items()}
-            if not moments:
+            if not moments and int(folder.name):  # before the first step there are none
                 raise ValueError(f"{folder}: no moments of {name}: remove it to go back to the checkpoint before it")
         wanted = {name: tuple(value.shape) for name, value in into.items()}
         wrong = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))

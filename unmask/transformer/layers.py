@@ -155,7 +155,8 @@ def product(
     if plain or not x.dtype == weight.dtype == torch.float32:
         return F.linear(x, weight, bias)
     if x.numel() == x.shape[-1] and cpu.by_inputs(weight):
-        return cpu.row_times(x, weight, bias)
+        y = cpu.row_product(weight)(x.view(-1)).view(*x.shape[:-1], -1)
+        return y if bias is None else y + bias
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 

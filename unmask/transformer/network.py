@@ -17,6 +17,7 @@ from unmask.network import SAME, Nats, Reading, Target, Then, read_out
 from unmask.transformer.config import TransformerConfig
 from unmask.transformer.layers import Block, norm, output_product
 from unmask.transformer.rotary import frequencies, rotary_tables
+from unmask.transformer.row import Row
 
 PAIRS, SCORE = 5, 6.0  # of `look_at_neighbours`
 
@@ -107,7 +108,7 @@ class Transformer(nn.Module):
         else:
             state = self._read_on(tokens, at, rows, cache)
 
-        def logits_of(part: Float[Tensor, "n D"]) -> Float[Tensor, "n V"]:
+        def logits_of(part: Tensor) -> Tensor:
             logits = output_product(part, *self.head())
             if self.mask_id >= self.vocab:
                 return logits
@@ -149,10 +150,14 @@ class Transformer(nn.Module):
     ) -> Float[Tensor, "N D"]:
         """The states at `at`, what the cache does not remember of each row being read behind what it does."""
         device, states, asked = self.embedding.weight.device, [], []
+        row = None if torch.is_autocast_enabled("cpu") or cache.memory[-1] is None else cache.row
         for window in cache.windows(tokens, at, rows, device):
             cos, sin = (table[window.where[1]] for table in self._tables(cache.length, device))
-            attends = [partial(cache.attend, layer, window) for layer in range(len(self.blocks))]
-            states.append(self.hidden(window.tokens, window.at, rotary=(cos, sin), attends=attends))
+            if row is not None and window.single:
+                states.append(row(int(window.tokens), window.end - 1, (cos[0], sin[0]), cache.memory))
+            else:
+                attends = [partial(cache.attend, layer, window) for layer in range(len(self.blocks))]
+                states.append(self.hidden(window.tokens, window.at, rotary=(cos, sin), attends=attends))
             asked.append(window.asked)
         return torch.cat(states)[torch.cat(asked).argsort().to(device, non_blocking=True)]
 
@@ -182,6 +187,8 @@ class Cached:
             for layer in network.modules():
                 if isinstance(layer, nn.Linear):
                     cpu.lay_by_inputs(layer)
+            if Row.fits(network):
+                self.cache.row = Row(network)
 
     @torch.no_grad()
     def __call__(

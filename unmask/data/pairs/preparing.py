@@ -20,6 +20,7 @@ from unmask.data.splits import FORMAT, MANIFEST, SPLITS, load_manifest
 from unmask.data.tokenizer import FILE, Tokenizer
 from unmask.draws import MASK, keyed_uniforms
 from unmask.files import atomic, read_json, write_json
+from unmask.hub import fetched_tokenizer
 
 SHOWN = 5  # malformed rows named in an error
 KIND = "pairs"  # what a manifest is called by
@@ -48,12 +49,13 @@ def prepare_pairs(
 ) -> Prepared:
     """Turn rows of prompts and answers (see LAYOUTS) into the folder `out`, which appears whole or not at all.
 
-    `tokenizer`: "bytes", "characters", "bpe:N" (trained on what is learnt from) or a tokenizer's path, as a pretrained
-    run's tokenizer.json. Validation is a source of its own, `held_out`, or the share `validation` of the rows, by a
-    hash of what is given. `template` is a file with a chat template; by default the tokenizer's own, else a plain one.
-    Raises ValueError where more than the share `allowed` of the rows is malformed, naming the first of them.
+    `tokenizer`: "bytes", "characters", "bpe:N" (trained on what is learnt from) or a tokenizer's path or hf:// address,
+    as a pretrained run's tokenizer.json. Validation is a source of its own, `held_out`, or the share `validation` of
+    the rows, by a hash of what is given. `template` is a file with a chat template; by default the tokenizer's own,
+    else a plain one. Raises ValueError where more than the share `allowed` of the rows is malformed, naming the first
+    of them.
     """
-    out, reading = Path(out), reading or Reading()
+    out, reading, tokenizer = Path(out), reading or Reading(), str(fetched_tokenizer(tokenizer))
     names = [sources] if isinstance(sources, str) else list(sources)
     read = {"train": _examples(names, reading, progress)}
     if held_out is not None:

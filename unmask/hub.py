@@ -4,15 +4,8 @@ import re
 from pathlib import Path, PurePosixPath
 
 PREFIX = re.compile(r"^hf:/{1,2}")  # a Path takes one of the two slashes away
-WANTED = [
-    "config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    "tokenizer*",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-]
+TOKENIZER = ["tokenizer*", "vocab.json", "merges.txt", "added_tokens.json"]
+WANTED = ["config.json", "model*.safetensors", "model.safetensors.index.json", *TOKENIZER]
 OLDER = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
 
@@ -34,6 +27,14 @@ def fetched(path: str | Path) -> Path:
         what = f"in {len(found)} folders: say which" if found else "not in the repository, or not in the hub's cache"
         raise ValueError(f"hf://{repository}/{file}: {what}")
     return found[0]
+
+
+def fetched_tokenizer(path: str | Path) -> Path:
+    """As `fetched`, but of a repository only what belongs to its tokenizer."""
+    repository, revision, file = parts_of(str(path)) if PREFIX.match(str(path)) else (None, None, None)
+    if repository is None or file is not None:
+        return fetched(path)
+    return _snapshot(repository, revision, [*TOKENIZER, "chat_template.jinja"])
 
 
 def parts_of(address: str) -> tuple[str, str | None, str | None]:
