@@ -6,8 +6,10 @@ of an EPYC 9005, a batch of 8 x 256 positions of width 256, forward and backward
 """
 
 import ctypes
+import itertools
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
@@ -80,15 +82,31 @@ def by_inputs(weight: Float[Tensor, "E D"]) -> bool:
 
 
 def row_product(weight: Float[Tensor, "E D"]) -> Callable[[Float[Tensor, " D"]], Float[Tensor, " E"]]:
-    """x -> weight x without a gradient, as fast as the memory is read where the weight lies by its inputs.
+    """x -> weight x without a gradient, as fast as torch reads memory where the weight lies by its inputs.
 
-    It is the sum of the weight's columns, each times its input: torch's `embedding_bag` with weights, which reads
-    memory 1.2 to 1.4 times as fast as oneDNN (benchmarks/products.py). A thread takes a share of the outputs.
+    Either BLAS's, or the sum of the weight's columns, each times its input, by torch's `embedding_bag`: on one machine
+    this reads memory at twice the speed of that, on another at half (benchmarks/products.py), so they are timed once.
     """
-    if not by_inputs(weight):
-        return weight.mv
+    threads = torch.get_num_threads()
+    return _summed(weight, threads) if by_inputs(weight) and _sums_faster(threads) else weight.mv
+
+
+@cache
+def _sums_faster(threads: int) -> bool:
+    """Whether `embedding_bag` is the faster one on this machine, by the best of five turns on 16 MB."""
+    weight, x = torch.ones(1024, 4096).t(), torch.ones(1024)
+    best = [math.inf, math.inf]
+    for _, (i, product) in itertools.product(range(5), enumerate((_summed(weight, threads), weight.mv))):
+        start = time.perf_counter()
+        product(x)
+        best[i] = min(best[i], time.perf_counter() - start)
+    return best[0] < best[1]
+
+
+def _summed(weight: Float[Tensor, "E D"], threads: int) -> Callable[[Float[Tensor, " D"]], Float[Tensor, " E"]]:
+    """x -> weight x by `embedding_bag`, of a weight that lies by its inputs; a thread takes a share of the outputs."""
     outputs, inputs = weight.shape
-    shares = math.gcd(torch.get_num_threads(), outputs)
+    shares = math.gcd(threads, outputs)
     columns, begins = _columns(inputs, shares)
     table = weight.t().view(inputs * shares, outputs // shares)
 
