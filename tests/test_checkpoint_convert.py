@@ -80,6 +80,16 @@ def test_out_and_in_again(name: str, to: str, tmp_path: Path):
     assert same(one, back)
 
 
+@pytest.mark.parametrize("to", ["unmask", "smdm"])
+def test_out_in_half_the_bytes(to: str, tmp_path: Path):
+    source = run_folder(tmp_path / "run", NETWORKS["mdm"][0])
+    out = convert(source, tmp_path / "out", to, dtype=torch.bfloat16)
+    assert (out / MODEL).stat().st_size < 0.6 * (source / MODEL).stat().st_size
+    one, other = unmask.load(source, dtype=torch.bfloat16), unmask.load(out)
+    assert {weight.dtype for weight in other.network.parameters()} == {torch.bfloat16}
+    assert same(one, other)
+
+
 def test_transformers_loads_what_is_written_for_it(tmp_path: Path):
     transformers = pytest.importorskip("transformers")
     for name in ("arm", "tied arm"):

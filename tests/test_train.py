@@ -13,7 +13,7 @@ import pytest
 import torch
 from settings import prepared_words, small
 
-from unmask.checkpoint import load, read_tensors
+from unmask.checkpoint import convert, load, read_tensors
 from unmask.corruption import stratified
 from unmask.data import Packed, Tokenizer, batch_indices, load_split, prepare
 from unmask.draws import keyed_generator
@@ -82,6 +82,16 @@ def test_another_seed_gives_another_run(data, tmp_path):
     for seed in (0, 1):
         train(small(data, seed=seed, steps=2), tmp_path / str(seed))
     assert not same(tmp_path / "0", tmp_path / "1")
+
+
+def test_whoever_reads_a_folder_reads_a_run_in_it(data, tmp_path):
+    """Every file has the rights of any new one: safetensors' own are for their owner alone."""
+    (tmp_path / "plain").write_text("", encoding="utf-8")
+    folder = train(small(data, steps=2), tmp_path / "run")
+    convert(folder, tmp_path / "converted", "smdm")
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert sum(path.suffix == ".safetensors" for path in files) >= 4
+    assert len({path.stat().st_mode for path in files}) == 1
 
 
 def test_rows_lost_in_a_crash_are_dropped(data, tmp_path):

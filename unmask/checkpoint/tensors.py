@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from unmask.files import read_json
+from unmask.files import read_json, readable
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 INDEX = ".index.json"
@@ -159,6 +159,7 @@ def write_published(path: Path, tensors: Mapping[str, Tensor]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.part")
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, partial, {"format": "pt"})
+    readable(partial)
     partial.replace(path)
 
 

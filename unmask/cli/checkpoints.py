@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
+import torch
 import tyro
 
 from unmask.checkpoint import Told, convert, push
@@ -23,10 +24,13 @@ class Convert:
     """"unmask", "hf" (Hugging Face's own layout for causal models), radd, sedd, mdlm, smdm, llada, llama or dream."""
     out: Path
     """A new folder."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Of the weights that are written, which bfloat16 makes half as many bytes; by default as they are stored."""
     told: Annotated[Told, tyro.conf.OmitArgPrefixes] = field(default_factory=Told)
 
     def run(self) -> None:
-        say(str(convert(self.checkpoint, self.out, self.to, **vars(self.told))))
+        dtype = None if self.dtype is None else getattr(torch, self.dtype)
+        say(str(convert(self.checkpoint, self.out, self.to, dtype=dtype, **vars(self.told))))
 
 
 @dataclass(frozen=True)

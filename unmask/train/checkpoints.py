@@ -26,7 +26,7 @@ from torch import Tensor
 
 from unmask import ranks
 from unmask.checkpoint import CONFIG, MODEL, STATE, TOKENIZER
-from unmask.files import Row, read_json, write_json
+from unmask.files import Row, read_json, readable, write_json
 from unmask.log import console
 
 CHECKPOINTS, MANIFEST, BEST = "checkpoints", "manifest.json", "best"
@@ -185,6 +185,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
         save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
     except SafetensorError as error:
         raise OSError(str(error)) from None
+    readable(path)
 
 
 def _begin(run: Path, part: Path) -> None:
