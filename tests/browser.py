@@ -57,7 +57,7 @@ class Browser:
         self.call("Emulation.setScriptExecutionDisabled", value=not script)
         self.events.clear()
         self.call("Page.navigate", url=page.as_uri())
-        until = time.monotonic() + 60
+        until = time.monotonic() + 300
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             assert time.monotonic() < until
             self.events.append(self._message())

@@ -224,7 +224,7 @@ def test_a_run_folder_is_all_that_is_needed(checkpoint, tmp_path):
     texts = []
     for folder in (checkpoint, elsewhere):
         command = [sys.executable, "-m", "unmask", "sample", "--checkpoint", str(folder), "--seed", "5"]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=100)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert result.returncode == 0, result.stderr
         texts.append(result.stdout)
     assert texts[0] == texts[1]
@@ -367,7 +367,7 @@ def test_words_that_say_nothing(capsys, words, message):
 def test_help_comes_without_torch():
     """The overview, and whatever imports the package alone, do not load what takes a second."""
     code = "import sys; from unmask.cli import main; main(['--help']); assert 'torch' not in sys.modules"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     for name in COMMANDS:
         assert f"  {name} " in result.stdout

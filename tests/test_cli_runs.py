@@ -172,5 +172,5 @@ def test_watch_is_quiet_to_a_reader_that_left(tmp_path):
     """`unmask watch … | head -1` ends without a traceback."""
     run = write_run(tmp_path / "a")
     command = f"{sys.executable} -m unmask watch {run} | head -1"
-    result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=100)
+    result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=300)
     assert "Traceback" not in result.stderr

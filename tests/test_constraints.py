@@ -469,7 +469,7 @@ def text_of(tokens: list[int]) -> str:
     return b"".join(PIECES[token] for token in tokens).decode()
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     st.sampled_from(PATTERNS),
     st.sampled_from(POLICIES),

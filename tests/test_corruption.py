@@ -84,7 +84,7 @@ def test_impossible_schedules_are_refused(make, name: str):
         make()
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 @given(count=st.integers(1, 300), offset=st.one_of(st.sampled_from([0.0, LAST, 0.5]), st.floats(0, LAST)))
 def test_stratified_puts_one_level_in_each_stratum(count: int, offset: float):
     u = stratified(count, torch.tensor([offset, LAST], dtype=torch.float64))
@@ -226,7 +226,7 @@ def test_mask_exactly_takes_every_subset_equally():
             check_masks(fault, laws, maskable)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 @given(chosen=st.lists(st.booleans(), min_size=1, max_size=12), seed=st.integers(0, 10**6), coarse=st.booleans())
 def test_order_of_ranks_the_chosen_first(chosen: list[bool], seed: int, coarse: bool):
     noise = uniforms(1, len(chosen), seed=seed)

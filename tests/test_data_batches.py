@@ -26,7 +26,7 @@ from unmask.objectives import AnyOrder, NextToken
 from unmask.train import TrainConfig, train
 from unmask.transformer import TransformerConfig
 
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=60)
 
 
 def split_of(lengths: list[int], end: int = 9) -> Split:

@@ -155,7 +155,7 @@ def test_bad_records_are_named(tmp_path: Path) -> None:
         refused(lambda name=name: read(tmp_path / name), name)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from([f"a.{kind}" for kind in ["txt", "jsonl", "gz", "txt.xz", "zip", "tar", "bz2", "zst", "parquet"]]),
     st.data(),

@@ -23,7 +23,7 @@ from unmask.data import (
 )
 from unmask.data.tokenizer import cut
 
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=60)
 SPECIAL = ["<|begin|>", "<|end|>", "<|endoftext|>", "<s>", "</s>", "<unk>"]
 words = st.one_of(st.text(max_size=20), st.sampled_from([*SPECIAL, " ", "\n\n\n", "   ", "the cat"]))
 texts = st.lists(words).map("".join)

@@ -25,9 +25,7 @@ from unmask.data import byte_tokenizer, load_manifest, load_split, prepare
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is limited through /proc and RLIMIT_AS")
 
 EXAMPLES = int(os.environ.get("UNMASK_EXAMPLES", "12"))  # `make fuzz` takes 500
-LIGHT = settings(
-    max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
-)
+LIGHT = settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 STRANGE = st.one_of(
     st.none(),
     st.booleans(),

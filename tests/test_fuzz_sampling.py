@@ -48,9 +48,7 @@ POLICY = st.one_of(
     st.tuples(SIMPLE, COUNT).map(lambda pair: lambda: s.Speculative(drafts=pair[1], inside=pair[0]())),
 )
 DRAW = made(s.Draw, temperature=SHARE, top_k=COUNT, top_p=SHARE)
-LIGHT = settings(
-    max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
-)
+LIGHT = settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 
 
 def check_line(error: ValueError) -> None:

@@ -85,7 +85,7 @@ patterns = st.recursive(
 )
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(patterns, st.lists(st.text(LETTERS, max_size=6), max_size=12), st.data())
 def test_an_automaton_accepts_what_re_fits(pattern, texts, data):
     letters = regular(pattern)
@@ -102,7 +102,7 @@ def test_alternatives_that_search_engines_cut(pattern):
         assert reads(regular(pattern), text) == (re.fullmatch(pattern, text) is not None)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.integers(0, 0x10FFFF), st.integers(0, 0x10FFFF), st.lists(st.characters(exclude_categories=["Cs"]), max_size=9)
 )
@@ -141,7 +141,7 @@ def test_what_no_automaton_can_follow(pattern, message):
     assert "\n" not in str(caught.value)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.text(LETTERS, min_size=1, max_size=5), min_size=1, max_size=8), st.text(LETTERS, max_size=5))
 def test_choices_are_all_there_is(texts, other):
     letters = choices(texts)
@@ -202,7 +202,7 @@ def test_a_tokenizer_without_bytes(tmp_path):
         saved(inner, ["</s>"], tmp_path).spellings()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(patterns, st.lists(st.text("abkKé\n ", min_size=1, max_size=3), min_size=1, max_size=8), st.data())
 def test_tokens_fit_where_their_text_does(pattern, words, data):
     """For tokens of several characters, single bytes of characters, special tokens, and an end token behind."""

@@ -134,7 +134,7 @@ def test_steps_tell_what_was_erased():
     assert erased > 20
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.integers(0, 3), min_size=3, max_size=3),
     st.integers(1, 9),

@@ -561,7 +561,7 @@ draws = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @given(
     rows=st.lists(st.lists(st.integers(0, 7), min_size=2, max_size=11), max_size=9),
     policy=policies,
@@ -584,7 +584,7 @@ def test_given_tokens_stay_and_no_mask_is_left(rows, policy, draw, seed: int, ba
         assert sorted(set(reveal[old == 5].tolist())) == list(range(nfe)), "every evaluation writes something"
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 @given(rows=st.lists(st.lists(st.integers(-1, 9), min_size=4, max_size=4), min_size=1, max_size=5))
 def test_without_gaps_keeps_the_order_of_steps(rows: list[list[int]]):
     steps = without_gaps(torch.tensor(rows))

@@ -337,7 +337,7 @@ def test_an_end_token_closes_its_blank(name, canvas):
 # --- canvases and refusals --------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(
     rows=st.lists(st.lists(st.integers(0, 2 * VOCAB), min_size=1, max_size=10), max_size=6),
     inside=st.sampled_from([RandomOrder(), LeftToRight(), FixedOrder((0,)), Blocks(2), Blocks(3, LeftToRight())]),

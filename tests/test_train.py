@@ -347,17 +347,17 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(data, tmp_path):
     command += [*size, "--precision", "float32", "--device", "cpu", "--validate-every", "1000"]
     process = subprocess.Popen([*command, "--steps", "400"], stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and not (metrics.exists() and len(metrics.read_bytes().splitlines()) > 5):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert "stopped after step" in err
     stopped = last(tmp_path / "run")
     assert 5 < stopped < 400
-    again = subprocess.run([*command, "--steps", "400"], capture_output=True, text=True, timeout=120)
+    again = subprocess.run([*command, "--steps", "400"], capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
     steps = [row["step"] for row in read_metrics(metrics) if row["kind"] == "train"]
     assert steps == list(range(1, 401))
