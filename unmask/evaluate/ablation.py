@@ -2,18 +2,22 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from unmask.checkpoint import Model
-from unmask.evaluate.answers import Asking, Question, answers, exact_match
+from unmask.evaluate.answers import Asking, Question, answered, answers, exact_match
 from unmask.files import Row
 
+Progress = Callable[[int, int], None]
+"""Told (done, total) of the questions asked in one way."""
 
-def measured(model: Model, questions: Sequence[Question], asking: Asking, name: str) -> Row:
+
+def measured(
+    model: Model, questions: Sequence[Question], asking: Asking, name: str, progress: Progress | None = None
+) -> Row:
     """Exact match, NFE and seconds an answer, of all questions asked in one way."""
-    records = dict(answers(model, questions, asking))
-    row = exact_match(questions, [records[i] for i in range(len(questions))], name)
+    row = exact_match(questions, answered(model, questions, asking, progress), name)
     return {**row, "policy": repr(asking.policy), "guidance": asking.guidance, "seed": asking.seed}
 
 
@@ -37,6 +41,7 @@ def guided_rows(
     asking: Asking,
     weights: Sequence[float],
     name: str,
+    progress: Progress | None = None,
 ) -> list[Row]:
     """Exact match by weight on a development part, then on the test part without guidance and with the best weight.
 
@@ -46,10 +51,10 @@ def guided_rows(
     refuse_shared(development, test)
     rows: list[Row] = []
     for part, questions in (("development", development), ("test", test)):
-        none = measured(model, questions, replace(asking, guidance=0.0), name)
+        none = measured(model, questions, replace(asking, guidance=0.0), name, progress)
         rows.append({**none, "part": part, "difference": 0.0, "difference_stderr": 0.0})
         for weight in sorted(weight for weight in weights if weight):
-            row = measured(model, questions, replace(asking, guidance=weight), name)
+            row = measured(model, questions, replace(asking, guidance=weight), name, progress)
             rows.append({**row, "part": part, **paired(row, none)})
         if part == "development":
             best = max(rows, key=lambda row: (row["exact_match"], -row["guidance"]))["guidance"]
@@ -58,7 +63,10 @@ def guided_rows(
 
 
 def tradeoff_rows(
-    models: Mapping[str, Model], questions: Sequence[Question], ways: Mapping[str, Sequence[Asking]]
+    models: Mapping[str, Model],
+    questions: Sequence[Question],
+    ways: Mapping[str, Sequence[Asking]],
+    progress: Progress | None = None,
 ) -> list[Row]:
     """Exact match against NFE and seconds, of each model in each of its ways: one machine, one run, the same questions.
 
@@ -71,5 +79,5 @@ def tradeoff_rows(
             asking = ways[name][turn % len(ways[name])]
             for _ in answers(model, questions[: asking.batch], asking):
                 pass
-            rows.append({**measured(model, questions, asking, name), "turn": turn})
+            rows.append({**measured(model, questions, asking, name, progress), "turn": turn})
     return rows

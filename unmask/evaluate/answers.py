@@ -223,6 +223,21 @@ def _guided(model: Model, sizes: Sequence[int], canvases: Sequence[torch.Tensor]
     return Guided(model, conditions, weight, model.tokenizer.begin if model.causal else None)
 
 
+def answered(
+    model: Model,
+    questions: Sequence[Question],
+    asking: Asking,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Row]:
+    """The records of all questions, in their order; `progress(done, total)` counts them."""
+    records: dict[int, Row] = {}
+    for i, record in answers(model, questions, asking):
+        records[i] = record
+        if progress is not None:
+            progress(len(records), len(questions))
+    return [records[i] for i in range(len(questions))]
+
+
 def _record(question: Question, parts: Sequence[Written], seconds: float) -> Row:
     turns = [part.text for part in parts]
     return {

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from unmask.checkpoint import Model
-from unmask.evaluate.answers import Asking, Question, answers
+from unmask.evaluate.answers import Asking, Question, answered
 from unmask.evaluate.generation import quality
 from unmask.evaluate.judge import Judge, judge_texts
 from unmask.files import Row
@@ -47,7 +47,15 @@ def varied(judge: Judge, questions: Sequence[Question]) -> float:
     return float(judge_texts(judge, texts, behind=_prompts(questions)).entropy.mean())
 
 
-def judged(model: Model, questions: Sequence[Question], asking: Asking, judge: Judge, target: float, name: str) -> Row:
+def judged(
+    model: Model,
+    questions: Sequence[Question],
+    asking: Asking,
+    judge: Judge,
+    target: float,
+    name: str,
+    progress: Callable[[int, int], None] | None = None,
+) -> Row:
     """A judge's perplexity of the answers given their questions, at the temperature at which they are so varied.
 
     Within half of `WITHIN`, so that two that are matched with one target are within it of each other. Answers that
@@ -55,8 +63,8 @@ def judged(model: Model, questions: Sequence[Question], asking: Asking, judge: J
     """
 
     def measure(temperature: float) -> Row:
-        records = dict(answers(model, questions, replace(asking, draw=replace(asking.draw, temperature=temperature))))
-        rows = [records[i] for i in range(len(questions))]
+        warm = replace(asking, draw=replace(asking.draw, temperature=temperature))
+        rows = answered(model, questions, warm, progress)
         texts = [row["choices"][0]["turns"][-1] for row in rows]
         if not any(texts):
             return {"entropy": 0.0}

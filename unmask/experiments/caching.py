@@ -15,6 +15,7 @@ from unmask.experiments.averages import said
 from unmask.experiments.running import Cell, Finding, Scale, Table
 from unmask.experiments.setting import SETTINGS, Setting
 from unmask.files import Row
+from unmask.log import Report
 from unmask.objectives import AnyOrder, NextToken
 from unmask.report.drawing import COLOURS, MARKERS, log_axis
 from unmask.sampling import Blocks, Confidence, Euler, Policy, RandomOrder, Tweedie, sample
@@ -40,11 +41,14 @@ class Caching:
         cells = [Cell(JUDGE, setting.config(data, NextToken(), seed=1))]
         return cells + ([Cell("mdm", setting.config(data, AnyOrder(0.5)))] if rows else [])
 
-    def run(self, scale: Scale, cell: Cell, folder: Path, source: str) -> list[Row]:
+    def run(self, scale: Scale, cell: Cell, folder: Path, source: str, told: Report) -> list[Row]:
         if cell.name == JUDGE:
             return [{"kind": "judge"}]
         model, setting = load(folder), SETTINGS[scale]
-        return [*self._calls(model, setting), *self._quality(model, setting, folder.parent / JUDGE, cell.config.data)]
+        return [
+            *self._calls(model, setting),
+            *self._quality(model, setting, folder.parent / JUDGE, cell.config.data, told),
+        ]
 
     def _calls(self, model: Model, setting: Setting) -> list[Row]:
         """NFE against the closed form, and seconds against a sampler that calls the network at every step."""
@@ -70,7 +74,7 @@ class Caching:
             })  # fmt: skip
         return rows
 
-    def _quality(self, model: Model, setting: Setting, judge: Path, data: str) -> list[Row]:
+    def _quality(self, model: Model, setting: Setting, judge: Path, data: str, told: Report) -> list[Row]:
         referee, length, count = load_judge(str(judge), device="cpu"), setting.length, setting.texts
         held_out = quality(
             referee, reference_texts(Path(data), referee, count=count, length=length), {"policy": "none"}
@@ -78,7 +82,7 @@ class Caching:
         rows: list[Row] = [{"kind": "quality", "sampler": "held-out text", **kept(held_out)}]
         for name, policies in samplers(length).items():
             for policy in policies:
-                texts, how = generation(model, count=count, length=length, policy=policy)
+                texts, how = generation(model, count=count, length=length, policy=policy, progress=told)
                 rows.append({"kind": "quality", "sampler": name, **kept(quality(referee, texts, how))})
         for dtype in (torch.float32, torch.float64):
             start = time.perf_counter()

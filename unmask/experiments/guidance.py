@@ -24,6 +24,7 @@ from unmask.experiments.beginning import Beginning
 from unmask.experiments.running import Cell, Finding, Scale, Table
 from unmask.experiments.setting import Setting
 from unmask.files import Row
+from unmask.log import Report
 from unmask.objectives import AnyOrder
 from unmask.report.drawing import COLOURS, MARKERS
 from unmask.sampling import Confidence, Draw
@@ -73,7 +74,7 @@ class Guidance:
                 cells.append(self.beginning(Cell(f"{kind}-{seed}", config, {"training": kind, "seed": seed})))
         return cells
 
-    def run(self, scale: Scale, cell: Cell, folder: Path, source: str) -> list[Row]:
+    def run(self, scale: Scale, cell: Cell, folder: Path, source: str, told: Report) -> list[Row]:
         model, setting = load(folder), sized(scale, cell.config.data)
         parts = self._parts(asked_of(source, self.questions), setting.sequences)
         template, rows = load_template(cell.config.data, model.tokenizer), []
@@ -81,9 +82,9 @@ class Guidance:
             asking = Asking(
                 Confidence(tokens), Draw(temperature), block=setting.length, seed=cell.config.seed, template=template
             )
-            for row in guided_rows(model, *parts, asking, self.weights, cell.name):
+            for row in guided_rows(model, *parts, asking, self.weights, cell.name, told):
                 rows.append({"measure": f"{tokens} a step, temperature {temperature:g}", **kept(row)})
-        return [*rows, *scored_rows(model, *parts, self.weights, setting, template)]
+        return [*rows, *scored_rows(model, *parts, self.weights, setting, template, told)]
 
     def find(self, rows: Sequence[Row]) -> Finding:
         measures = list(dict.fromkeys(row["measure"] for row in rows))
@@ -148,6 +149,7 @@ def scored_rows(
     weights: Sequence[float],
     setting: Setting,
     template: Template,
+    told: Report,
 ) -> list[Row]:
     """Multiple choice by guided likelihood: the true answer among those of other questions of its part.
 
@@ -158,7 +160,7 @@ def scored_rows(
     tried = {0.0, *weights}
     for part, questions in zip(PARTS, (development, test), strict=True):
         for weight in sorted(tried):
-            hits = preferred(model, questions, weight, setting, template)
+            hits = preferred(model, questions, weight, setting, template, told)
             rows.append({
                 "measure": LIKELIHOOD, "part": part, "guidance": weight,
                 "exact_match": sum(hits) / len(hits), "questions": len(hits), "right": packed(hits),
@@ -168,7 +170,7 @@ def scored_rows(
 
 
 def preferred(
-    model: Model, questions: Sequence[Question], weight: float, setting: Setting, template: Template
+    model: Model, questions: Sequence[Question], weight: float, setting: Setting, template: Template, told: Report
 ) -> list[bool]:
     """Whether each question's own answer is likelier than three of other questions, those most like it, of equals by
     its number; each with end tokens to the block, as in fine-tuning.
@@ -185,10 +187,12 @@ def preferred(
             answer += [model.tokenizer.end] * (1 + setting.length - len(begun) - len(answer))
             options.append((i, Answer([*begun, *answer], len(answer), i)))
     scores: dict[int, list[float]] = {}
-    values = [0.0] * len(options)
+    values, done = [0.0] * len(options), 0
     for which, found in Scorer(model, draws=2 * setting.gradients, guidance=weight)([answer for _, answer in options]):
         for place, score in zip(which, found, strict=True):
             values[place] = score.log_p
+        done += len(which)
+        told(done, len(options))
     for (i, _), value in zip(options, values, strict=True):
         scores.setdefault(i, []).append(value)
     return [each[0] > max(each[1:], default=-math.inf) for each in scores.values()]

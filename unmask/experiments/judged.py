@@ -11,12 +11,17 @@ from unmask.evaluate.matched import WITHIN, judged, varied
 from unmask.experiments.averages import mean_error, paired, said
 from unmask.experiments.running import Held, Table
 from unmask.files import Row
+from unmask.log import Report
 
 MARGIN = 0.05  # equal quality: so many nats a judge's token above the ARM's at most
 
 
 def judged_rows(
-    models: Mapping[str, Model], questions: Sequence[Question], ways: Mapping[str, Sequence[Asking]], judge: str
+    models: Mapping[str, Model],
+    questions: Sequence[Question],
+    ways: Mapping[str, Sequence[Asking]],
+    judge: str,
+    told: Report,
 ) -> list[Row]:
     """A row a model and way of answering: see `unmask.evaluate.matched.judged`."""
     referee = load_judge(judge)
@@ -24,7 +29,7 @@ def judged_rows(
     keep = ("model", "policy", "judge", "target", "entropy", "matched", "temperature", "nats", "tokens", "stderr")
     keep = (*keep, "generative_perplexity", "nfe", "seconds_per_answer")
     rows = [
-        judged(model, questions, asking, referee, target, name)
+        judged(model, questions, asking, referee, target, name, told)
         for name, model in models.items()
         for asking in ways[name]
     ]

@@ -18,7 +18,7 @@ from unmask.experiments.averages import bounded, mean_error, paired, said
 from unmask.experiments.running import Cell, Finding, Scale, Table
 from unmask.experiments.setting import SETTINGS, Setting
 from unmask.files import Row
-from unmask.log import console
+from unmask.log import Report, console
 from unmask.objectives import AnyOrder, Denoising, LambdaDCE, NextToken, TimeDCE, TimeDSE
 from unmask.report.drawing import COLOURS
 from unmask.train import TrainConfig
@@ -62,10 +62,10 @@ class Losses:
                 cells.append(Cell(f"{slug}-{seed}", config, {"objective": name, "seed": seed}))
         return cells
 
-    def run(self, scale: Scale, cell: Cell, folder: Path, source: str) -> list[Row]:
+    def run(self, scale: Scale, cell: Cell, folder: Path, source: str, told: Report) -> list[Row]:
         setting, model = SETTINGS[scale], load(folder)
         held_out = prepared(Path(cell.config.data), model.tokenizer, length=setting.length, sequences=setting.sequences)
-        rows = [bounded(perplexity(model, held_out, draws=32))]
+        rows = [bounded(perplexity(model, held_out, draws=32, progress=told))]
         for corpus in CORPORA if self.local else ():
             try:
                 texts = benchmark(
@@ -74,7 +74,7 @@ class Losses:
             except ValueError as error:
                 console.print(f"no zero-shot perplexity: {error}", markup=False, soft_wrap=True)
                 continue
-            rows.append(bounded(perplexity(model, texts, draws=16)))
+            rows.append(bounded(perplexity(model, texts, draws=16, progress=told)))
         if cell.labels == {"objective": "k-DCE", "seed": 0}:
             rows += gradient_noise(model, cell.config, setting)
         return rows

@@ -12,12 +12,13 @@ from matplotlib.figure import Figure
 from unmask.checkpoint import Model, load
 from unmask.data.pairs import prepare_pairs
 from unmask.data.tokenizer import FILE
-from unmask.evaluate.answers import Asking, answers
+from unmask.evaluate.answers import Asking, answered
 from unmask.experiments.averages import Contrast, contrast
 from unmask.experiments.facts import KEYS, REVERSE, SAME, TO_DESCRIPTION, Facts, bleu, found, made_up, published
 from unmask.experiments.running import Cell, Finding, Scale, Table
 from unmask.experiments.setting import KINDS, SETTINGS
 from unmask.files import Row, atomic
+from unmask.log import Report
 from unmask.objectives import AnyOrder, NextToken
 from unmask.report.drawing import COLOURS
 from unmask.sampling import Confidence, Draw
@@ -72,7 +73,7 @@ class Reverse:
                     cells.append(Cell(f"{kind.lower()}-{seed}", config, {"model": kind, "seed": seed}))
         return cells
 
-    def run(self, scale: Scale, cell: Cell, folder: Path, source: str) -> list[Row]:
+    def run(self, scale: Scale, cell: Cell, folder: Path, source: str, told: Report) -> list[Row]:
         facts, model = self.facts(scale), load(folder)
         if cell.config.init is None:
             length = prepare_facts(facts, model, Path(cell.config.data), folder / "facts")
@@ -82,7 +83,7 @@ class Reverse:
             {"kind": "answers", "facts": facts.name, "guidance": weight, "asked": key[0], "direction": key[1], **row}
             for weight in weights
             for key in KEYS
-            for row in [asked(model, facts, key, MOST[scale], cell.config.length, weight)]
+            for row in [asked(model, facts, key, MOST[scale], cell.config.length, weight, told)]
         ]
 
     def find(self, rows: Sequence[Row]) -> Finding:
@@ -152,12 +153,14 @@ def prepare_facts(facts: Facts, model: Model, data: Path, out: Path) -> int:
     return 1 + max(map(len, model.tokenizer.encode_batch(texts)))
 
 
-def asked(model: Model, facts: Facts, key: tuple[str, str], most: int, length: int, guidance: float) -> Row:
+def asked(
+    model: Model, facts: Facts, key: tuple[str, str], most: int, length: int, guidance: float, told: Report
+) -> Row:
     """Exact match and BLEU of greedy answers, and how often they would be right about the other facts, by fact."""
     questions, about = facts.questions(key, most)
     policy = None if model.causal else Confidence()
     asking = Asking(policy=policy, draw=Draw(0.0), block=length, guidance=guidance, batch=32)
-    records = dict(answers(model, questions, asking))
+    records = answered(model, questions, asking, told)
     theirs = {fact: question.references[0] for question, fact in zip(questions, about, strict=True)}
     scores: dict[int, list[tuple[float, ...]]] = {}
     for i, (question, fact) in enumerate(zip(questions, about, strict=True)):
@@ -169,7 +172,7 @@ def asked(model: Model, facts: Facts, key: tuple[str, str], most: int, length: i
     return {
         "questions": len(questions),
         **dict(zip(("right", "chance", "bleu"), map(list, zip(*by, strict=True)), strict=True)),
-        "nfe": sum(record["nfe"] for record in records.values()) / len(records),
+        "nfe": sum(record["nfe"] for record in records) / len(records),
     }
 
 

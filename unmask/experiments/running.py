@@ -7,7 +7,7 @@ import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, Protocol
@@ -20,7 +20,7 @@ from rich.table import Table as Shown
 from unmask.checkpoint import device_of
 from unmask.data import prepare
 from unmask.files import HeldError, Row, alone, read_json, write_json
-from unmask.log import console, say
+from unmask.log import Report, console, progress, say
 from unmask.train import DivergedError, TrainConfig, train
 from unmask.train.budget import measured_rate
 from unmask.train.config import machine, settle
@@ -75,8 +75,8 @@ class Experiment(Protocol):
         """All cells that are known to be needed, `rows` being what is measured so far."""
         ...
 
-    def run(self, scale: Scale, cell: Cell, folder: Path, source: str) -> list[Row]:
-        """What is measured on a trained cell, whose folder lies among those of the others."""
+    def run(self, scale: Scale, cell: Cell, folder: Path, source: str, told: Report) -> list[Row]:
+        """What is measured on a trained cell, whose folder lies among those of the others; how far it is, is `told`."""
         ...
 
     def find(self, rows: Sequence[Row]) -> Finding: ...
@@ -158,9 +158,10 @@ def _advance(which: Experiment, scale: Scale, cell: Cell, out: Path, source: str
         if not (folder / RESULT).exists():
             start = time.monotonic()
             try:
-                train(cell.config, folder)
+                train(replace(cell.config, name=cell.name), folder)
                 start = time.monotonic()
-                rows = [{**cell.labels, **row} for row in which.run(scale, cell, folder, source)]
+                with progress(f"{cell.name}, measured") as told:
+                    rows = [{**cell.labels, **row} for row in which.run(scale, cell, folder, source, told)]
             except DivergedError:
                 if cell.diverged is None:
                     raise

@@ -23,6 +23,7 @@ from unmask.experiments.fitting import Law, gap, interval, law, line, parabola, 
 from unmask.experiments.running import Cell, Finding, Scale, Table
 from unmask.experiments.setting import KINDS
 from unmask.files import Row
+from unmask.log import Report
 from unmask.report.drawing import COLOURS, MARKERS, log_axis
 from unmask.train import Optimiser, TrainConfig
 from unmask.transformer import TransformerConfig
@@ -125,10 +126,11 @@ class Scaling:
         diverged = {"nats_per_token": DIVERGED} if stage == "search" else None
         return Cell(f"{stage}-{kind.lower()}-{budget:.0e}-{width}-{rate:.2g}-{seed}", config, labels, diverged)
 
-    def run(self, scale: Scale, cell: Cell, folder: Path, source: str) -> list[Row]:
+    def run(self, scale: Scale, cell: Cell, folder: Path, source: str, told: Report) -> list[Row]:
         grid, model = GRIDS[scale], load(folder)
         options = {"length": grid.length, "sequences": grid.sequences}
-        row = bounded(perplexity(model, prepared(Path(cell.config.data), model.tokenizer, **options), draws=grid.draws))
+        held_out = prepared(Path(cell.config.data), model.tokenizer, **options)
+        row = bounded(perplexity(model, held_out, draws=grid.draws, progress=told))
         config = cell.config
         cost = {**config.cost(), "steps": config.steps, "batch": config.batch}
         return [{**row, **cost, "epochs": cost["tokens"] / load_manifest(config.data)["splits"]["train"]["tokens"]}]

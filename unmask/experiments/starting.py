@@ -13,7 +13,7 @@ from unmask.experiments.averages import bounded, contrast, mean_error, said
 from unmask.experiments.running import Cell, Finding, Scale, Table
 from unmask.experiments.setting import SETTINGS
 from unmask.files import Row
-from unmask.log import read_metrics
+from unmask.log import Report, read_metrics
 from unmask.objectives import AnyOrder, NextToken
 from unmask.report.drawing import COLOURS, MARKERS
 from unmask.train.budget import steps_for
@@ -72,7 +72,7 @@ class Starting:
         slug = {ARM: "arm", SCRATCH: "scratch", SHIFTED: "begun", IN_PLACE: "in-place"}[start]
         return Cell(f"{slug}-{share:g}-{seed}", config, {"start": start, "share": share, "seed": seed})
 
-    def run(self, scale: Scale, cell: Cell, folder: Path, source: str) -> list[Row]:
+    def run(self, scale: Scale, cell: Cell, folder: Path, source: str, told: Report) -> list[Row]:
         """The held-out bound, and how the run's own validations, on fewer texts, came down to it."""
         setting, model = SETTINGS[scale], load(folder)
         held_out = prepared(Path(cell.config.data), model.tokenizer, length=setting.length, sequences=setting.sequences)
@@ -81,7 +81,7 @@ class Starting:
             for row in read_metrics(folder / "metrics.jsonl")
             if row["kind"] == "validation"
         ]
-        row = {**bounded(perplexity(model, held_out, draws=32)), **cell.config.cost()}
+        row = {**bounded(perplexity(model, held_out, draws=32, progress=told)), **cell.config.cost()}
         return [{**row, "steps": cell.config.steps, "curve": curve}]
 
     def find(self, rows: Sequence[Row]) -> Finding:

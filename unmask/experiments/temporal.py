@@ -20,6 +20,7 @@ from unmask.experiments.running import Cell, Finding, Scale, Table
 from unmask.experiments.setting import KINDS, SETTINGS
 from unmask.files import Row, atomic
 from unmask.likelihood import log_likelihood
+from unmask.log import Report
 from unmask.report.drawing import COLOURS
 
 MATCHED = "ARM, as good"
@@ -73,7 +74,7 @@ class Temporal:
         config = setting.config(data, KINDS[kind], seed=seed)
         return Cell(name, config, {"model": kind, "seed": seed, "share": share})
 
-    def run(self, scale: Scale, cell: Cell, folder: Path, source: str) -> list[Row]:
+    def run(self, scale: Scale, cell: Cell, folder: Path, source: str, told: Report) -> list[Row]:
         """A row a period: nats and tokens of its documents, those of a long period dealt to GROUPS of them."""
         model, setting = load(folder), SETTINGS[scale]
         later = [each for each in documents(source) if each.date and each.date >= self.until]
@@ -88,7 +89,7 @@ class Temporal:
             stream = Stream.of(texts, model.tokenizer, texts, range(len(texts)))
             windows = cut(stream, PACKED, model.tokenizer, length=setting.length, causal=model.causal)
             estimate = log_likelihood(
-                model, windows.x_0, windows.maskable, draws=8, documents=windows.documents, batch=64
+                model, windows.x_0, windows.maskable, draws=8, documents=windows.documents, batch=64, progress=told
             )
             group, count = windows.documents % GROUPS, min(GROUPS, len(texts))
             nats = np.bincount(group, estimate.per_sequence, count)

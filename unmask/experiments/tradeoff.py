@@ -24,6 +24,7 @@ from unmask.experiments.judged import judged_compared, judged_points, judged_row
 from unmask.experiments.running import Cell, Finding, Held, Scale, Table
 from unmask.experiments.setting import KINDS
 from unmask.files import Row
+from unmask.log import Report
 from unmask.report.drawing import COLOURS, MARKERS, log_axis
 from unmask.sampling import Confidence, Draw, LeftToRight, Policy, RandomOrder, Tweedie
 
@@ -79,7 +80,7 @@ class Tradeoff:
                         cells.append(self.beginning(cell))
         return cells
 
-    def run(self, scale: Scale, cell: Cell, folder: Path, source: str) -> list[Row]:
+    def run(self, scale: Scale, cell: Cell, folder: Path, source: str, told: Report) -> list[Row]:
         cost = {"trained": True, "parameters": cell.config.network.parameters()["total"], **cell.config.cost()}
         if cell.config.network.causal:
             return [{"model": "ARM", **cost}]
@@ -91,9 +92,9 @@ class Tradeoff:
         models = {"ARM": load(folder.with_name(f"arm-{count}-{seed}")), "MDM": load(folder)}
         ways = {"ARM": [LeftToRight()], "MDM": policies(setting.length)}
         asked = {name: [replace(asking, policy=policy) for policy in each] for name, each in ways.items()}
-        rows = tradeoff_rows(models, questions, asked)
+        rows = tradeoff_rows(models, questions, asked, told)
         few = {**asked, "MDM": [replace(asking, policy=policy) for policy in policies(setting.length, every=2)]}
-        texts = [] if self.judge is None else judged_rows(models, questions, few, self.judge)
+        texts = [] if self.judge is None else judged_rows(models, questions, few, self.judge, told)
         return [{"model": "MDM", **cost}, *map(kept, rows), *texts]
 
     def find(self, rows: Sequence[Row]) -> Finding:

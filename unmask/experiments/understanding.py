@@ -17,6 +17,7 @@ from unmask.experiments.beginning import Beginning
 from unmask.experiments.running import Cell, Finding, Scale, Table
 from unmask.experiments.setting import KINDS, SETTINGS
 from unmask.files import Row
+from unmask.log import Report
 from unmask.report.drawing import COLOURS
 
 CHANCE = {
@@ -73,14 +74,14 @@ class Understanding:
             for kind, objective in KINDS.items()
         ]
 
-    def run(self, scale: Scale, cell: Cell, folder: Path, source: str) -> list[Row]:
+    def run(self, scale: Scale, cell: Cell, folder: Path, source: str, told: Report) -> list[Row]:
         """Accuracy on each task. All models are asked the same questions, under the same maskings."""
         from unmask.evaluate.harness import Harness, evaluate_tasks
 
         limit, model = min(self.limit, 3) if scale == "tiny" else self.limit, load(folder)
         rows: list[Row] = []
         for weight in (0.0, *(() if model.causal else self.weights)):
-            harness = Harness(model, draws=DRAWS[scale], guidance=weight)
+            harness = Harness(model, draws=DRAWS[scale], guidance=weight, progress=told)
             rows += evaluate_tasks(harness, self.tasks(), local=self.local, limit=limit)
         keep = (
             "task",
