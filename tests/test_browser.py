@@ -9,7 +9,7 @@ import pytest
 from browser import CHROMIUM, Browser, browser
 from test_report import generation_row, sample, write_all
 
-from unmask.report import report
+from unmask.report.page import report
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian: apt-get install chromium)")
 

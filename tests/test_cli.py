@@ -373,6 +373,16 @@ def test_help_comes_without_torch():
         assert f"  {name} " in result.stdout
 
 
+def test_a_text_is_written_without_what_takes_another_second(checkpoint: Path):
+    """torch's compiler, figures and distributions are not loaded to sample."""
+    unused = ["torch._dynamo", "matplotlib", "scipy.stats"]
+    command = ["sample", "--checkpoint", str(checkpoint), "--length", "4"]
+    code = f"import sys; from unmask.cli import main; main({command}); print([x for x in {unused} if x in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
 def test_summaries_begin_the_help():
     """The overview says what each command's own help says first."""
     for entry in COMMANDS.values():

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from unmask.report import replay_html, replay_page, report, svg
-from unmask.report.drawing import style
+from unmask.report.drawing import style, svg
 from unmask.report.figures import loss_figure, smooth
+from unmask.report.page import replay_html, replay_page, report
 from unmask.report.read import Run, find
 from unmask.units import count, duration, plain, power, with_error
 

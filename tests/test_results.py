@@ -9,7 +9,7 @@ import pytest
 from unmask.cli.report import Report
 from unmask.experiments import Temporal
 from unmask.experiments.page import publish, results_page, told
-from unmask.report import report
+from unmask.report.page import report
 from unmask.report.read import find
 
 

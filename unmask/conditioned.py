@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from unmask import cpu
 from unmask.network import Reading, Then, read_out
-from unmask.transformer import GELU, Attention, TransformerConfig, rotary_tables
+from unmask.transformer import GELU, Attention, TransformerConfig, embedding, rotary_tables
 
 FREQUENCIES = 256  # numbers that sigma is first turned into
 CLEAREST = 1e-12  # the smallest level told where a score divides by it
@@ -90,7 +90,7 @@ class Conditioned(nn.Module):
         self.config = config
         self.vocab, self.mask_id, self.normalised = config.vocab, config.mask, config.reading == "law"
         with torch.device("meta"):
-            self.embedding = nn.Embedding(config.vocab + 1, config.width)
+            self.embedding = embedding(config.vocab + 1, config.width)
             self.level = nn.Sequential(
                 nn.Linear(FREQUENCIES, config.condition), nn.SiLU(), nn.Linear(config.condition, config.condition)
             )

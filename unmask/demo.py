@@ -17,8 +17,8 @@ from unmask.files import Row, read_json, write_json
 from unmask.log import console, progress
 from unmask.objectives import AnyOrder, NextToken
 from unmask.rehearsal import Cost
-from unmask.report import report
 from unmask.report.console import unmasking
+from unmask.report.page import report
 from unmask.sampling import RandomOrder, Tweedie
 from unmask.train import Optimiser, TrainConfig, train
 from unmask.train.config import expected_level

@@ -7,7 +7,7 @@ import tyro
 
 from unmask.experiments.page import publish, told
 from unmask.log import say
-from unmask.report import report
+from unmask.report.page import report
 from unmask.report.read import find
 
 

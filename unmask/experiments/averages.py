@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from unmask.files import Row
 from unmask.units import with_error
@@ -45,7 +45,7 @@ class Contrast:
 
     def half(self, comparisons: int = 1) -> float:
         """Half of the interval that holds the truth in 95 of 100 cases, in all of so many comparisons."""
-        return float(student.ppf(1 - 0.025 / comparisons, self.freedom)) * self.error if self.error else 0.0
+        return float(stdtrit(self.freedom, 1 - 0.025 / comparisons)) * self.error if self.error else 0.0
 
     def sign(self, comparisons: int = 1) -> int:
         """1 or -1 where the interval lies above or below 0, else 0."""

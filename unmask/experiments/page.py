@@ -9,8 +9,7 @@ from typing import get_args
 from unmask.experiments import Experiment
 from unmask.experiments.running import Finding
 from unmask.files import Row, atomic, finite, read_json
-from unmask.report import Claim
-from unmask.report.claims import LONG
+from unmask.report.claims import LONG, Claim
 from unmask.report.drawing import svg_file
 
 DIGITS = 6  # of a published number: far below its error

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.stats import t as student
+from scipy.special import stdtrit
 from torch import Tensor
 
 from unmask.network import Network
@@ -114,7 +114,7 @@ class Estimate:
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Confidence interval of `nats` for these texts (maskings only), by Student's t."""
-        half = self.stderr_mc * float(student.ppf((1 + level) / 2, self.freedom)) if self.freedom else 0.0
+        half = self.stderr_mc * float(stdtrit(self.freedom, (1 + level) / 2)) if self.freedom else 0.0
         return self.nats - half, self.nats + half
 
     def bits_per_byte(self, count: float) -> float:

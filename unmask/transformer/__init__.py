@@ -6,8 +6,18 @@ along the text is.
 """
 
 from unmask.transformer.config import TransformerConfig
-from unmask.transformer.layers import GELU, Attention, product
+from unmask.transformer.layers import GELU, Attention, embedding, product
 from unmask.transformer.network import Cached, Transformer
 from unmask.transformer.rotary import rotary_tables, rotate
 
-__all__ = ["GELU", "Attention", "Cached", "Transformer", "TransformerConfig", "product", "rotary_tables", "rotate"]
+__all__ = [
+    "GELU",
+    "Attention",
+    "Cached",
+    "Transformer",
+    "TransformerConfig",
+    "embedding",
+    "product",
+    "rotary_tables",
+    "rotate",
+]

@@ -132,6 +132,11 @@ def norm(config: TransformerConfig) -> RMSNorm | LayerNorm:
     return (RMSNorm if config.flavour == "llama" else LayerNorm)(config.width, config.norm_eps)
 
 
+def embedding(rows: int, width: int) -> nn.Embedding:
+    """Without numbers: to draw them, on the meta device, torch would import its compiler, which takes a second."""
+    return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
+
+
 def upcast(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 

@@ -15,7 +15,7 @@ from unmask.cache import Attend, Cache, attention
 from unmask.head import row_nats
 from unmask.network import SAME, Nats, Reading, Target, Then, read_out
 from unmask.transformer.config import TransformerConfig
-from unmask.transformer.layers import Block, norm, output_product
+from unmask.transformer.layers import Block, embedding, norm, output_product
 from unmask.transformer.rotary import frequencies, rotary_tables
 from unmask.transformer.row import Row
 
@@ -37,7 +37,7 @@ class Transformer(nn.Module):
         self.config = config
         self.vocab, self.mask_id, self.causal = config.vocab, config.mask, config.causal
         with torch.device("meta"):
-            self.embedding = nn.Embedding(config.embedding_rows, config.width)
+            self.embedding = embedding(config.embedding_rows, config.width)
             self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
             self.norm = norm(config)
             self.output = None if config.tied else nn.Linear(config.width, config.vocab, config.flavour == "dit")
