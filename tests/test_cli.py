@@ -374,8 +374,8 @@ def test_help_comes_without_torch():
 
 
 def test_a_text_is_written_without_what_takes_another_second(checkpoint: Path):
-    """torch's compiler, figures and distributions are not loaded to sample."""
-    unused = ["torch._dynamo", "matplotlib", "scipy.stats"]
+    """torch's compiler, figures, distributions and graphs are not loaded to sample."""
+    unused = ["torch._dynamo", "matplotlib", "scipy.stats", "scipy.sparse"]
     command = ["sample", "--checkpoint", str(checkpoint), "--length", "4"]
     code = f"import sys; from unmask.cli import main; main({command}); print([x for x in {unused} if x in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)

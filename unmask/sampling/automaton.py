@@ -13,8 +13,6 @@ from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Bool, Int
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import breadth_first_order
 
 DEAD, START = 0, 1
 OPEN = -1
@@ -247,6 +245,9 @@ def _edges(table: Int[Array, "S C"]) -> tuple[Int[Array, " E"], Int[Array, " E"]
 
 def _reached(edges: tuple[Array, Array], states: int, sources: list[int]) -> Bool[Array, " S"]:
     """States on a path from the sources, themselves included."""
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import breadth_first_order
+
     source = np.concatenate([edges[0], np.full(len(sources), states)])
     target = np.concatenate([edges[1], np.array(sources, dtype=np.int64)])
     graph = csr_array((np.ones(len(source)), (source, target)), shape=(states + 1, states + 1))
