@@ -1,5 +1,6 @@
 """The trainer: exact resume, accumulation, the average, precision, and what stops a run."""
 
+import itertools
 import json
 import shutil
 import signal
@@ -19,7 +20,7 @@ from unmask.data import Packed, Tokenizer, batch_indices, load_split, prepare
 from unmask.draws import keyed_generator
 from unmask.log import read_metrics
 from unmask.objectives import AnyOrder, LambdaDCE, NextToken, TimeDSE
-from unmask.train import Optimiser, checkpoints, expected_level, train
+from unmask.train import Optimiser, checkpoints, expected_level, precision, train
 from unmask.transformer import Transformer, TransformerConfig
 
 
@@ -361,3 +362,12 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(data, tmp_path):
     assert again.returncode == 0, again.stderr
     steps = [row["step"] for row in read_metrics(metrics) if row["kind"] == "train"]
     assert steps == list(range(1, 401))
+
+
+@pytest.mark.parametrize(("undisturbed", "best"), [(1.0, "bfloat16"), (2.5, "float32")])
+def test_the_best_turn_of_each_precision_counts(monkeypatch: pytest.MonkeyPatch, undisturbed: float, best: str):
+    """float32 takes 3; bfloat16 is disturbed, but for one turn."""
+    took = [each for turn in range(precision.TURNS) for each in (3.0, undisturbed if turn == 7 else 9.0)]
+    clock = itertools.accumulate(each for seconds in took for each in (0.0, seconds))
+    monkeypatch.setattr(precision.time, "perf_counter", lambda: next(clock))
+    assert precision.best_precision(torch.device("cpu")) == best
