@@ -14,6 +14,7 @@ import pytest
 import torch
 from settings import prepared_words, small
 
+from unmask import cpu
 from unmask.checkpoint import convert, load, read_tensors
 from unmask.corruption import stratified
 from unmask.data import Packed, Tokenizer, batch_indices, load_split, prepare
@@ -367,7 +368,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(data, tmp_path):
 @pytest.mark.parametrize(("undisturbed", "best"), [(1.0, "bfloat16"), (2.5, "float32")])
 def test_the_best_turn_of_each_precision_counts(monkeypatch: pytest.MonkeyPatch, undisturbed: float, best: str):
     """float32 takes 3; bfloat16 is disturbed, but for one turn."""
-    took = [each for turn in range(precision.TURNS) for each in (3.0, undisturbed if turn == 7 else 9.0)]
+    took = [each for turn in range(cpu.TURNS) for each in (3.0, undisturbed if turn == 7 else 9.0)]
     clock = itertools.accumulate(each for seconds in took for each in (0.0, seconds))
-    monkeypatch.setattr(precision.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(cpu.time, "perf_counter", lambda: next(clock))
     assert precision.best_precision(torch.device("cpu")) == best

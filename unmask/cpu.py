@@ -1,5 +1,5 @@
 """What a CPU does faster by hand: float32 products by oneDNN, functions with their gradients written down for
-training, one row times a matrix at the speed of the memory for decoding.
+training, one row times a matrix by the faster of two ways for decoding.
 
 torch's own are right for a GPU, where a compiler fuses them, and where no gradient is wanted. Times are of one thread
 of an EPYC 9005, a batch of 8 x 256 positions of width 256, forward and backward.
@@ -11,7 +11,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ LARGE = 1 << 18  # entries of a weight beyond which reading it is what a product
 SCORES = 1 << 20  # of attention, held at once: 4 MB in float32
 LONGEST = 1 << 24  # scores of one group of heads beyond which torch's attention, which holds none, is taken
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # glibc's numbers of what `mallopt` sets
+TURNS = 20  # of a few milliseconds, when ways are timed
 SUM = 0  # of what lies in a bag, in torch's numbers
 
 
@@ -93,14 +94,20 @@ def row_product(weight: Float[Tensor, "E D"]) -> Callable[[Float[Tensor, " D"]],
 
 @cache
 def _sums_faster(threads: int) -> bool:
-    """Whether `embedding_bag` is the faster one on this machine, by the best of five turns on 16 MB."""
+    """Whether `embedding_bag` is the faster one on this machine, of 16 MB."""
     weight, x = torch.ones(1024, 4096).t(), torch.ones(1024)
-    best = [math.inf, math.inf]
-    for _, (i, product) in itertools.product(range(5), enumerate((_summed(weight, threads), weight.mv))):
+    summed, plain = best_of_turns(partial(_summed(weight, threads), x), partial(weight.mv, x))
+    return summed < plain
+
+
+def best_of_turns(*ways: Callable[[], object]) -> list[float]:
+    """Seconds of each way in its best turn, which is undisturbed: other work on the machine comes and goes."""
+    best = [math.inf] * len(ways)
+    for _, (i, way) in itertools.product(range(TURNS), enumerate(ways)):
         start = time.perf_counter()
-        product(x)
+        way()
         best[i] = min(best[i], time.perf_counter() - start)
-    return best[0] < best[1]
+    return best
 
 
 def _summed(weight: Float[Tensor, "E D"], threads: int) -> Callable[[Float[Tensor, " D"]], Float[Tensor, " E"]]:

@@ -9,12 +9,13 @@ from unmask.checkpoint import Model
 from unmask.evaluate.answers import Asking, Question, answered, answers, exact_match
 from unmask.files import Row
 
-Progress = Callable[[int, int], None]
-"""Told (done, total) of the questions asked in one way."""
-
 
 def measured(
-    model: Model, questions: Sequence[Question], asking: Asking, name: str, progress: Progress | None = None
+    model: Model,
+    questions: Sequence[Question],
+    asking: Asking,
+    name: str,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Row:
     """Exact match, NFE and seconds an answer, of all questions asked in one way."""
     row = exact_match(questions, answered(model, questions, asking, progress), name)
@@ -41,7 +42,7 @@ def guided_rows(
     asking: Asking,
     weights: Sequence[float],
     name: str,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[Row]:
     """Exact match by weight on a development part, then on the test part without guidance and with the best weight.
 
@@ -66,7 +67,7 @@ def tradeoff_rows(
     models: Mapping[str, Model],
     questions: Sequence[Question],
     ways: Mapping[str, Sequence[Asking]],
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[Row]:
     """Exact match against NFE and seconds, of each model in each of its ways: one machine, one run, the same questions.
 

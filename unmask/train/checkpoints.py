@@ -21,12 +21,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from unmask import ranks
 from unmask.checkpoint import CONFIG, MODEL, STATE, TOKENIZER
-from unmask.files import Row, read_json, readable, write_json
+from unmask.checkpoint.tensors import write_published
+from unmask.files import Row, read_json, write_json
 from unmask.log import console
 
 CHECKPOINTS, MANIFEST, BEST = "checkpoints", "manifest.json", "best"
@@ -182,10 +182,9 @@ def _whole(value: Tensor) -> Tensor:
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     try:
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
+        write_published(path, tensors)
     except SafetensorError as error:
         raise OSError(str(error)) from None
-    readable(path)
 
 
 def _begin(run: Path, part: Path) -> None:

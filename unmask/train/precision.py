@@ -1,15 +1,14 @@
 """Which numbers matrix products are computed in."""
 
-import itertools
-import math
-import time
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from unmask.cpu import best_of_turns
+
 Precision = Literal["auto", "float32", "bfloat16"]
-TURNS = 20  # of a few milliseconds: some of them are undisturbed
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
@@ -33,22 +32,19 @@ class Later:
 
 
 def best_precision(device: torch.device) -> Precision:
-    """bfloat16 where a matrix product in it is at least 1.5 times faster, forward and backward, else float32.
+    """bfloat16 where a matrix product in it is at least 1.5 times faster, forward and backward, else float32."""
 
-    The two take turns, and the best turn of each counts: other work on the machine comes and goes.
-    """
-    pairs = {
-        dtype: [torch.ones(512, 512, device=device, dtype=dtype) for _ in range(2)]
-        for dtype in (torch.float32, torch.bfloat16)
-    }
-    best = dict.fromkeys(pairs, math.inf)
-    for _, (dtype, (a, b)) in itertools.product(range(TURNS), pairs.items()):
-        _synchronise(device)
-        start = time.perf_counter()
-        a @ b, a.T @ b
-        _synchronise(device)
-        best[dtype] = min(best[dtype], time.perf_counter() - start)
-    return "bfloat16" if best[torch.float32] > 1.5 * best[torch.bfloat16] else "float32"
+    def products(dtype: torch.dtype) -> Callable[[], None]:
+        a, b = (torch.ones(512, 512, device=device, dtype=dtype) for _ in range(2))
+
+        def both() -> None:
+            a @ b, a.T @ b
+            _synchronise(device)
+
+        return both
+
+    plain, half = best_of_turns(products(torch.float32), products(torch.bfloat16))
+    return "bfloat16" if plain > 1.5 * half else "float32"
 
 
 def _synchronise(device: torch.device) -> None:
