@@ -2,7 +2,7 @@
 
     python examples/by_hand.py [TEXT_FILE]
 
-Characters of a text file (by default a few made-up facts) are the tokens; two minutes on a laptop's CPU.
+Characters of a text file (by default a few made-up facts) are the tokens; half a minute on a laptop's CPU.
 """
 
 import sys
@@ -13,7 +13,7 @@ import torch
 import unmask
 from unmask.corruption import stratified
 
-STEPS, BATCH, LENGTH = 600, 32, 64
+STEPS, BATCH, LENGTH = 300, 32, 64
 FACTS = "the sun rises in the east. the moon follows the sun. the sea follows the moon. the east is the sea. " * 50
 
 text = Path(sys.argv[1]).read_text(encoding="utf-8") if len(sys.argv) > 1 else FACTS

@@ -206,11 +206,11 @@ def half_moved(self: Cache, old: int, new: int) -> None:
 def turned_by_one(hidden: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A single token stands one position too far to the right in the rotary tables."""
 
-    def late(self: Transformer, tokens: Tensor, at=None, *, rotary=None, attends=None) -> Tensor:
+    def late(self: Transformer, tokens: Tensor, at=None, *, rotary=None, **how) -> Tensor:
         if rotary is not None and tokens.shape[1] == 1:
             (cos, sin), (c, s) = rotary, (table[1] for table in rotary_tables(self.config, 2, tokens.device))
             rotary = cos * c - sin * s, sin * c + cos * s
-        return hidden(self, tokens, at, rotary=rotary, attends=attends)
+        return hidden(self, tokens, at, rotary=rotary, **how)
 
     return late
 

@@ -113,7 +113,7 @@ def test_perplexity_rows(capsys, checkpoint, data, tmp_path):
     words = ["--checkpoint", str(checkpoint), "--data", str(data), "--length", "16", "--draws", "8", "--json"]
     main(["evaluate", "perplexity", *words, "--out", str(out)])
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["model"] for row in rows] == ["unigram", "bigram", "random"]
+    assert [row["model"] for row in rows] == ["unigram", "bigram", "trigram", "random"]
     written = json.loads(out.read_text(encoding="utf-8"))["rows"]
     assert [{key: value for key, value in row.items() if key != "values"} for row in written] == rows
     assert sum(written[2]["values"]["tokens"]) == rows[2]["tokens"]

@@ -95,8 +95,9 @@ def test_linear(bias: bool):
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("groups", [4, 2, 1])
 @pytest.mark.parametrize("held", [1, 1 << 20])
-def test_attention(causal: bool, groups: int, held: int, monkeypatch):
-    """With rotary positions, grouped queries, some heads at a time."""
+@pytest.mark.parametrize("apart", [True, False])
+def test_attention(causal: bool, groups: int, held: int, apart: bool, monkeypatch):
+    """With rotary positions, grouped queries, some heads at a time, within segments of a sequence."""
     monkeypatch.setattr(cpu, "SCORES", held)
     config = TransformerConfig(vocab=3, heads=4, width=24, kv_heads=groups)
     cos, sin = (table.double() for table in rotary_tables(config, 5, torch.device("cpu")))
@@ -105,9 +106,13 @@ def test_attention(causal: bool, groups: int, held: int, monkeypatch):
         kv = groups * 6
         q, k, v = (part.unflatten(-1, (-1, 6)) for part in qkv.split([24, kv, kv], -1))
         q, k = (rotate(part, (cos, sin)) for part in (q, k))
-        return attention(q, k, v, causal=causal).flatten(2)
+        return attention(q, k, v, seen=seen, causal=causal and not apart).flatten(2)
 
-    ours = partial(lambda qkv: cpu.Attention.apply(qkv, cos, sin, 4, groups, causal))
+    segments = torch.tensor([[0, 0, 1, 1, 1], [0, 1, 1, 2, 2]])
+    seen = (segments[:, None, :, None] == segments[:, None, None, :]) if apart else None
+    if seen is not None and causal:
+        seen = seen.tril()
+    ours = partial(lambda qkv: cpu.Attention.apply(qkv, cos, sin, 4, groups, causal, seen))
     check(ours, plain, drawn(2, 5, 24 + 12 * groups))
 
 
@@ -116,7 +121,7 @@ def test_the_checks_see_a_planted_fault(monkeypatch):
     turn = cpu._turn
     monkeypatch.setattr(cpu, "_turn", lambda x, cos, sin: turn(x, cos, sin.abs()))
     with pytest.raises(AssertionError):
-        test_attention(False, 2, 1, monkeypatch)
+        test_attention(False, 2, 1, False, monkeypatch)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

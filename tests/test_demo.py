@@ -29,7 +29,7 @@ def made(tmp_path_factory) -> Path:
 
 def test_what_it_makes(made):
     rows = {row["model"]: row for row in json.loads((made / "result.json").read_text(encoding="utf-8"))["rows"]}
-    assert list(rows) == ["unigram", "bigram", "mdm", "arm"]
+    assert list(rows) == ["unigram", "bigram", "trigram", "mdm", "arm"]
     assert rows["mdm"]["bound"] == "upper bound"
     assert rows["mdm"]["stderr_mc"] > 0
     assert rows["arm"]["bound"] == "exact"

@@ -1,16 +1,13 @@
-"""N-gram yardsticks against plain counting, rows of result files, written records."""
+"""Rows of result files, yardsticks beside them, written records."""
 
 import math
 import time
-from collections import Counter
 
-import numpy as np
 import pytest
-import torch
 
 from unmask.checkpoint import Model
 from unmask.data import Tokenizer, load_split, prepare
-from unmask.evaluate import Bigram, Unigram, baselines, perplexity, prepared, write
+from unmask.evaluate import baselines, perplexity, prepared, write
 from unmask.sampling import Draw, LeftToRight, RandomOrder, Tweedie
 from unmask.transformer import Transformer, TransformerConfig
 
@@ -29,33 +26,6 @@ def data(tmp_path_factory):
 def model(data) -> Model:
     config = TransformerConfig(vocab=258, layers=1, heads=2, width=32)
     return Model(Transformer(config, seed=1).eval(), Tokenizer.load(data), {"name": "random"})
-
-
-def test_unigram_and_bigram_are_their_formulas():
-    """Against dictionaries, token by token, unseen pairs and unseen tokens included."""
-    rng = np.random.default_rng(0)
-    stream, vocab = rng.integers(0, 6, 400).astype(np.uint16), 8
-    x_0 = torch.from_numpy(rng.integers(0, 8, (5, 7)))
-    maskable = torch.from_numpy(rng.random((5, 7)) < 0.7)
-    maskable[:, 0] = False
-    ones, pairs = Counter(stream.tolist()), Counter(zip(stream[:-1].tolist(), stream[1:].tolist(), strict=True))
-
-    def uni(b: int) -> float:
-        return (ones[b] + 1) / (len(stream) + vocab)
-
-    def bi(a: int, b: int) -> float:
-        total = sum(n for (left, _), n in pairs.items() if left == a)
-        kinds = max(1, sum(1 for left, _ in pairs if left == a))
-        return (pairs[a, b] + kinds * uni(b)) / (total + kinds)
-
-    assert sum(uni(b) for b in range(vocab)) == pytest.approx(1)
-    assert sum(bi(3, b) for b in range(vocab)) == pytest.approx(1)
-    assert sum(bi(7, b) for b in range(vocab)) == pytest.approx(1)
-    rows = list(zip(x_0.tolist(), maskable.tolist(), strict=True))
-    expected = [-sum(math.log(uni(b)) for b, m in zip(x, k, strict=True) if m) for x, k in rows]
-    assert Unigram.fit(stream, vocab).nats(x_0, maskable) == pytest.approx(expected)
-    expected = [-sum(math.log(bi(x[i - 1], x[i])) for i in range(1, 7) if k[i]) for x, k in rows]
-    assert Bigram.fit(stream, vocab).nats(x_0, maskable) == pytest.approx(expected)
 
 
 def test_rows_score_every_held_out_token_once(data, model):

@@ -1,59 +1,80 @@
-"""The Kneser-Ney n-gram of benchmarks/: a law, and the formula worked out on a text of a few tokens."""
+"""Kneser-Ney n-grams: laws, equal to the formula written with dictionaries, whatever the parts they are counted in."""
 
-import importlib.util
-import sys
-from pathlib import Path
+import math
+from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 
-from unmask.data import Split
-
-spec = importlib.util.spec_from_file_location("ngram", Path(__file__).parents[1] / "benchmarks" / "ngram.py")
-assert spec is not None
-assert spec.loader is not None
-ngram = importlib.util.module_from_spec(spec)
-sys.modules["ngram"] = ngram
-spec.loader.exec_module(ngram)
+from unmask.evaluate import NGram, ngram
 
 VOCAB = 5
 
 
-def split(*documents: list[int]) -> Split:
-    lengths = np.array([len(each) for each in documents])
-    starts = np.cumsum(lengths) - lengths
-    dates = np.full(len(documents), "NaT", "datetime64[D]")
-    return Split(np.concatenate(documents).astype("<u2"), [""] * len(documents), dates, starts, lengths, lengths)
+def law(tokens: list[int], order: int) -> NGram:
+    return NGram.of(ngram.Counts.of(np.array(tokens, "<u2"), order, VOCAB), order, VOCAB)
+
+
+def stream(length: int) -> list[int]:
+    return (np.random.default_rng(0).integers(0, VOCAB, length) ** 2 % VOCAB).tolist()
+
+
+def stated(tokens: list[int], order: int, context: tuple[int, ...], last: int) -> float:
+    """p(last | context) by Chen and Goodman's formula, of a context that may be shorter than order - 1."""
+    grams = Counter(zip(*(tokens[i:] for i in range(order)), strict=False))
+    for n in range(order, len(context) + 1, -1):
+        grams = Counter(gram[1:] for gram in grams)
+        assert n > 1
+    lower = stated(tokens, order, context[1:], last) if context else 1 / VOCAB
+    followers = {gram[-1]: count for gram, count in grams.items() if gram[:-1] == context}
+    if not followers:
+        return lower
+    n1, n2, n3, n4 = (max(1, sum(count == i for count in grams.values())) for i in range(1, 5))
+    y = n1 / (n1 + 2 * n2)
+    raw = {1: 1 - 2 * y * n2 / n1, 2: 2 - 3 * y * n3 / n2, 3: 3 - 4 * y * n4 / n3}
+    discount = {i: min(max(0.05 * i, value), i - 1e-9) for i, value in raw.items()} | {0: 0.0}
+    taken = sum(discount[min(count, 3)] for count in followers.values())
+    count = followers.get(last, 0)
+    return (max(0.0, count - discount[min(count, 3)]) + taken * lower) / sum(followers.values())
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_every_context_has_a_law(order):
-    """Seen, unseen and of begin tokens alone: probabilities of all tokens sum to one, none is zero."""
-    tokens = np.random.default_rng(0).integers(0, VOCAB, 400) ** 2 % VOCAB
-    model = ngram.NGram.of(ngram.grams_of(split([*tokens[:200]], [*tokens[200:]]), order, VOCAB), order, VOCAB)
+    """Seen, unseen, and cut short: probabilities of all tokens sum to one, none is zero."""
     contexts = np.arange((VOCAB + 1) ** (order - 1))
-    p = model.probability((contexts[:, None] * (VOCAB + 1) + np.arange(VOCAB)).ravel()).reshape(-1, VOCAB)
+    grams = (contexts[:, None] * (VOCAB + 1) + np.arange(VOCAB)).ravel()
+    p = law(stream(60), order).probability(grams).reshape(-1, VOCAB)
     np.testing.assert_allclose(p.sum(-1), 1, atol=1e-12)
     assert p.min() > 0
 
 
-def test_the_bigram_is_the_formula():
-    """0 1 0 2 0 1, one document: bigrams (b0) 1, (01) 2, (10) 1, (02) 1, (20) 1, by hand."""
-    model = ngram.NGram.of(ngram.grams_of(split([0, 1, 0, 2, 0, 1]), 2, VOCAB), 2, VOCAB)
-    # order 2: n1 = 4, n2 = 1, n3 = n4 = 0, taken as 1: Y = 4 / 6, D1 = 1 - 2Y/4, D2 = 2 - 3Y
-    d1, d2 = 1 - 2 * (4 / 6) / 4, max(0.1, 2 - 3 * (4 / 6))
-    # order 1 counts the kinds before a token: 0 has begin, 1, 2; 1 has 0; 2 has 0. n1 = 2, n2 = 1 (none), n3 = 1
-    y = 2 / (2 + 2)
-    e1, e3 = 1 - 2 * y / 2, max(0.15, 3 - 4 * y)
-    left = (e3 + 2 * e1) / 5
-    one = (1 - e1) / 5 + left / VOCAB
-    assert model.probability(np.array([0 * 6 + 1]))[0] == pytest.approx((2 - d2) / 3 + (d1 + d2) / 3 * one)
-    # after 3, which was never seen, the lower order alone
-    assert model.probability(np.array([3 * 6 + 1]))[0] == pytest.approx(one)
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("length", [7, 40, 400])
+def test_windows_are_scored_by_the_formula(order, length):
+    """The first tokens of a window, which have less before them, by the lower orders."""
+    tokens, rng = stream(length), np.random.default_rng(1)
+    x_0 = torch.from_numpy(rng.integers(0, VOCAB, (6, 9)))
+    maskable = torch.from_numpy(rng.random((6, 9)) < 0.7)
+    expected = [
+        -sum(
+            math.log(stated(tokens, order, tuple(row[max(0, i - order + 1) : i]), row[i]))
+            for i, scored in enumerate(kept)
+            if scored
+        )
+        for row, kept in zip(x_0.tolist(), maskable.tolist(), strict=True)
+    ]
+    assert law(tokens, order).nats(x_0, maskable) == pytest.approx(expected)
 
 
-def test_documents_begin_anew():
-    """The first tokens of a document have begin before them, never the end of the document before."""
-    grams = ngram.grams_of(split([1, 2], [3]), 3, VOCAB)
-    begin = VOCAB
-    assert grams.tolist() == [(begin * 6 + begin) * 6 + 1, (begin * 6 + 1) * 6 + 2, (begin * 6 + begin) * 6 + 3]
+def test_parts_are_counted_as_the_whole(monkeypatch: pytest.MonkeyPatch):
+    whole = ngram.Counts.of(np.array(stream(400), "<u2"), 3, VOCAB)
+    assert whole.counts.sum() == 398
+    monkeypatch.setattr(ngram, "PART", 7)
+    for one, other in zip(whole, ngram.Counts.of(np.array(stream(400), "<u2"), 3, VOCAB), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_short_text_and_a_large_vocabulary_have_fewer_laws():
+    assert [name for name, _ in ngram.laws(np.array([1, 2], "<u2"), VOCAB)] == ["unigram", "bigram"]
+    assert [name for name, _ in ngram.laws(np.array([1, 2, 3], "<u4"), 1 << 22)] == ["unigram", "bigram"]

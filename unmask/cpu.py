@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 LARGE = 1 << 18  # entries of a weight beyond which reading it is what a product of few rows takes
+CALL = 1 << 22  # multiplications of one product beyond which oneDNN makes good for a call of its own
 SCORES = 1 << 20  # of attention, held at once: 4 MB in float32
 LONGEST = 1 << 24  # scores of one group of heads beyond which torch's attention, which holds none, is taken
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # glibc's numbers of what `mallopt` sets
@@ -211,13 +212,15 @@ class RMSNorm(torch.autograd.Function):
 class Attention(torch.autograd.Function):
     """softmax(rotate(q) rotate(k)' / sqrt d) v of the fused qkv [B, L, (H + 2G) d], in its precision.
 
+    Over what is `seen` [B, 1, L, L], where it is given; or, if `causal`, over what is not to the right; or over all.
+
     Scores are computed again in the backward pass, some heads at a time. The heads of a group lie one after the other
     along the length, so that grouped queries need no copies of keys and values.
     """
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        qkv, cos, sin, heads, groups, ctx.causal = inputs
+        qkv, cos, sin, heads, groups, causal, seen = inputs
         ctx.sizes = qkv.shape[0], qkv.shape[1], heads, groups, qkv.shape[2] // (heads + 2 * groups)
         batch, length, heads, groups, width = ctx.sizes
         with torch.autocast("cpu", enabled=False):
@@ -227,21 +230,22 @@ class Attention(torch.autograd.Function):
             q = turned[:, :heads].to(qkv.dtype).reshape(batch * groups, -1, width)
             k = turned[:, heads:].to(qkv.dtype).reshape(batch * groups, -1, width)
             v = parts[:, heads + groups :].reshape(batch * groups, -1, width)
-            ctx.save_for_backward(q, k, v, cos, sin)
+            unseen = ~seen[:, 0] if seen is not None else _later(length)[None] if causal else None
+            ctx.save_for_backward(q, k, v, cos, sin, unseen)
             out = torch.empty_like(q)
             for some in _some(q, k):
-                out[some] = _each(_softmax(q[some], k[some], ctx.causal), v[some].mT)
+                out[some] = _each(_softmax(q, k, some, unseen), v[some].mT)
         return out.view(batch, heads, length, width).transpose(1, 2).flatten(2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyrefly: ignore
-        q, k, v, cos, sin = ctx.saved_tensors
+        q, k, v, cos, sin, unseen = ctx.saved_tensors
         batch, length, heads, groups, width = ctx.sizes
         above = grad_outputs[0].view(batch, length, heads, width).transpose(1, 2).reshape(q.shape)
         d_q, d_k, d_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         for some in _some(q, k):
-            p = _softmax(q[some], k[some], ctx.causal)
+            p = _softmax(q, k, some, unseen)
             d_v[some] = _each(p.mT, above[some].mT)
             d_s = _each(above[some], v[some])
             torch.ops.aten._softmax_backward_data.out(d_s, p, -1, p.dtype, grad_input=d_s)
@@ -252,7 +256,7 @@ class Attention(torch.autograd.Function):
         parts[:, :heads] = _turn(d_q.view(batch, heads, length, width), cos, -sin).mul_(width**-0.5)
         parts[:, heads : heads + groups] = _turn(d_k.view(batch, groups, length, width), cos, -sin)
         parts[:, heads + groups :] = d_v.view(batch, groups, length, width)
-        return found.flatten(2), None, None, None, None, None
+        return found.flatten(2), None, None, None, None, None, None
 
 
 def _turn(
@@ -271,20 +275,25 @@ def _turn(
 def _some(q: Tensor, k: Tensor) -> Iterator[slice]:
     """Heads whose scores are held at once."""
     step = max(1, SCORES // max(1, q.shape[1] * k.shape[1]))
-    return (slice(start, start + step) for start in range(0, len(q), step))
+    return (slice(start, min(len(q), start + step)) for start in range(0, len(q), step))
 
 
-def _softmax(q: Tensor, k: Tensor, causal: bool) -> Tensor:
-    scores = _each(q, k)
-    if causal:
-        length = k.shape[1]
-        later = torch.ones(length, length, dtype=torch.bool).triu_(1)
-        scores.unflatten(1, (-1, length)).masked_fill_(later, -torch.inf)
+def _later(length: int) -> Bool[Tensor, "L L"]:
+    """What is to the right."""
+    return torch.ones(length, length, dtype=torch.bool).triu_(1)
+
+
+def _softmax(q: Tensor, k: Tensor, some: slice, unseen: Bool[Tensor, "B L L"] | None) -> Tensor:
+    scores = _each(q[some], k[some])
+    if unseen is not None:
+        if len(unseen) > 1:  # a sequence each
+            unseen = unseen[torch.arange(some.start, some.stop) // (len(k) // len(unseen))]
+        scores.unflatten(1, (-1, k.shape[1])).masked_fill_(unseen[:, None], -torch.inf)
     return torch.softmax(scores, -1, out=scores)
 
 
 def _each(x: Float[Tensor, "b n D"], y: Float[Tensor, "b m D"]) -> Float[Tensor, "b n m"]:
     """x y' for each of b."""
-    if ONEDNN and x.dtype == torch.float32:
+    if ONEDNN and x.dtype == torch.float32 and x[0].numel() * y.shape[1] > CALL:
         return torch.stack([times(a, b) for a, b in zip(x, y, strict=True)])
     return torch.bmm(x, y.mT)

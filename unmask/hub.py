@@ -1,8 +1,10 @@
-"""hf://owner/repository[@revision][/file]: what the hub's cache holds, or its network gives."""
+"""Checkpoints by name: those that come with the package, and hf://owner/repository[@revision][/file] from the hub."""
 
 import re
 from pathlib import Path, PurePosixPath
 
+PRETRAINED = Path(__file__).parent / "pretrained"
+BUILTIN = ("builtin", "builtin-ar")  # the MDM and its causal twin that come with the package
 PREFIX = re.compile(r"^hf:/{1,2}")  # a Path takes one of the two slashes away
 TOKENIZER = ["tokenizer*", "vocab.json", "merges.txt", "added_tokens.json"]
 WANTED = ["config.json", "model*.safetensors", "model.safetensors.index.json", *TOKENIZER]
@@ -10,10 +12,13 @@ OLDER = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
 
 def fetched(path: str | Path) -> Path:
-    """A local path as it is; of an hf:// address the folder or file in the hub's cache, downloaded if need be.
+    """A local path as it is; of "builtin" and "builtin-ar" the folder in this package; of an hf:// address the folder
+    or file in the hub's cache, downloaded if need be.
 
     Raises ValueError for a repository or file that is not there, or cannot be reached.
     """
+    if str(path) in BUILTIN:
+        return PRETRAINED / path
     if not PREFIX.match(str(path)):
         return Path(path)
     repository, revision, file = parts_of(str(path))

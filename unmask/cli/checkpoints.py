@@ -19,7 +19,7 @@ class Convert:
     """
 
     checkpoint: tyro.conf.Positional[str]
-    """A run folder, a published file or folder, or hf://owner/repository[/file]."""
+    """A run folder, a published file or folder, hf://owner/repository[/file], "builtin" or "builtin-ar"."""
     to: str
     """"unmask", "hf" (Hugging Face's own layout for causal models), radd, sedd, mdlm, smdm, llada, llama or dream."""
     out: Path

@@ -5,7 +5,7 @@ from unmask.evaluate.corpora import CORPORA
 from unmask.evaluate.generation import caution, generation, mauve, quality, reference_texts
 from unmask.evaluate.heldout import HeldOut, benchmark, prepared, running_text
 from unmask.evaluate.judge import Judge, judge_texts, load_judge
-from unmask.evaluate.ngram import Bigram, Unigram
+from unmask.evaluate.ngram import NGram
 from unmask.evaluate.perplexity import baselines, errors, perplexity
 from unmask.evaluate.protocols import PACKED, PROTOCOLS, Protocol, Stream, Windows, cut
 from unmask.evaluate.writing import write
@@ -14,12 +14,11 @@ __all__ = [
     "CORPORA",
     "PACKED",
     "PROTOCOLS",
-    "Bigram",
     "HeldOut",
     "Judge",
+    "NGram",
     "Protocol",
     "Stream",
-    "Unigram",
     "Windows",
     "baselines",
     "benchmark",

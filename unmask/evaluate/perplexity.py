@@ -11,7 +11,7 @@ from torch import Tensor
 from unmask import ranks
 from unmask.checkpoint import Model
 from unmask.evaluate.heldout import HeldOut
-from unmask.evaluate.ngram import Bigram, Unigram
+from unmask.evaluate.ngram import laws
 from unmask.files import Row, finite
 from unmask.likelihood import Estimate, decoder_log_likelihood, log_likelihood, ordered_log_likelihood
 from unmask.sampling import AdaptivePolicy, Blocks, LeftToRight, Planned, draw_plan
@@ -55,15 +55,14 @@ def perplexity(
 
 
 def baselines(held_out: HeldOut, vocab: int) -> list[Row]:
-    """Rows of the unigram and the bigram law, fitted to the train split that belongs to the windows, if any."""
+    """Rows of the unigram, bigram and trigram law of the train split that belongs to the windows, if any."""
     if held_out.train is None:
         return []
-    windows, train = held_out.windows, held_out.train.tokens
-    rows = []
-    for law in (Unigram.fit(train, vocab), Bigram.fit(train, vocab)):
+    windows, rows = held_out.windows, []
+    for name, law in laws(held_out.train.tokens, vocab):
         nats = torch.from_numpy(law.nats(windows.x_0, windows.maskable))[:, None]
         estimate = Estimate.of(nats, windows.maskable, windows.documents, estimator="counts", precision="float64")
-        rows.append({**_row(type(law).__name__.lower(), held_out, estimate), "yardstick": True})
+        rows.append({**_row(name, held_out, estimate), "yardstick": True})
     return rows
 
 

@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from unmask import cpu
@@ -30,8 +30,9 @@ class Block(nn.Module):
         rotary: tuple[Tensor, Tensor],
         attend: Attend | None = None,
         at: Int[Tensor, " N"] | None = None,
+        seen: Bool[Tensor, "B 1 L L"] | None = None,
     ) -> Float[Tensor, "B L D"] | Float[Tensor, "N D"]:
-        x = chosen(x, at) + self.dropout(self.attention(self.norm_1(x), rotary, attend, at))
+        x = chosen(x, at) + self.dropout(self.attention(self.norm_1(x), rotary, attend, at, seen))
         return x + self.dropout(self.mlp(self.norm_2(x)))
 
 
@@ -53,14 +54,15 @@ class Attention(nn.Module):
         rotary: tuple[Tensor, Tensor],
         attend: Attend | None = None,
         at: Int[Tensor, " N"] | None = None,
+        seen: Bool[Tensor, "B 1 L L"] | None = None,
     ) -> Float[Tensor, "B L D"] | Float[Tensor, "N D"]:
         qkv, heads, groups = linear(x, self.qkv), self.heads, self.groups
         if attend is None and cpu.by_hand(qkv) and x.shape[1] ** 2 * heads <= cpu.LONGEST * groups:
-            y = cpu.Attention.apply(qkv, *rotary, heads, groups, self.causal)
+            y = cpu.Attention.apply(qkv, *rotary, heads, groups, self.causal, seen)
             return linear(chosen(y, at), self.project)
         turned, v = qkv.unflatten(-1, (heads + 2 * groups, -1)).split([heads + groups, groups], -2)
         q, k = rotate(turned, rotary).split([heads, groups], -2)
-        attend = attend or partial(attention, causal=self.causal)
+        attend = attend or partial(attention, seen=seen, causal=self.causal and seen is None)
         return linear(chosen(attend(q, k, v).flatten(2), at), self.project)
 
 

@@ -6,12 +6,12 @@ from functools import partial
 from typing import cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from unmask import cpu
-from unmask.cache import Attend, Cache, attention
+from unmask.cache import Attend, Cache
 from unmask.head import row_nats
 from unmask.network import SAME, Nats, Reading, Target, Then, read_out
 from unmask.transformer.config import TransformerConfig
@@ -53,11 +53,12 @@ class Transformer(nn.Module):
         *,
         rotary: tuple[Tensor, Tensor] | None = None,
         attends: Sequence[Attend] | None = None,
+        seen: Bool[Tensor, "B 1 L L"] | None = None,
     ) -> Float[Tensor, "B L D"] | Float[Tensor, "N D"]:
         """The last layer's normalised state, before the output layer, at every position or at the flat ones `at`.
 
-        The positions are 0..L-1 and see each other, unless their own rotary tables and each layer's attention say
-        otherwise. What nothing reads any more is not computed: the last layer's MLP runs at `at` alone.
+        The positions are 0..L-1 and see each other, unless their own rotary tables, what is `seen`, or each layer's
+        attention say otherwise. What nothing reads any more is not computed: the last layer's MLP runs at `at` alone.
         """
         tokens = tokens.to(self.embedding.weight.device, non_blocking=True)
         if self.causal:
@@ -67,7 +68,7 @@ class Transformer(nn.Module):
         rotary = rotary or self._tables(tokens.shape[1], x.device)
         read = [None] * (len(self.blocks) - 1) + [None if at is None else at.to(x.device, non_blocking=True)]
         for block, attend, of in zip(self.blocks, attends or [None] * len(self.blocks), read, strict=True):
-            x = block(x, rotary, attend, of)
+            x = block(x, rotary, attend, of, seen)
         return self.norm(x)
 
     def cached(self, slots: int, length: int) -> "Cached":
@@ -104,7 +105,7 @@ class Transformer(nn.Module):
         elif self.config.shifted:
             at = torch.where(at % tokens.shape[1] == 0, at, at - 1)
         if cache is None:
-            state = self.hidden(tokens, at, attends=None if segments is None else self._apart(segments))
+            state = self.hidden(tokens, at, seen=None if segments is None else self._apart(segments))
         else:
             state = self._read_on(tokens, at, rows, cache)
 
@@ -133,8 +134,8 @@ class Transformer(nn.Module):
             return self.embedding.weight[: self.vocab], None
         return self.output.weight, self.output.bias
 
-    def _apart(self, segments: Int[Tensor, "B L"]) -> list[Attend]:
-        """Attention within segments.
+    def _apart(self, segments: Int[Tensor, "B L"]) -> Bool[Tensor, "B 1 L L"]:
+        """What each position may look at: its own segment.
 
         Where a position is predicted from the state left of it, that state goes with the segment of what it predicts:
         the end token of a text is where the next one begins.
@@ -143,7 +144,7 @@ class Transformer(nn.Module):
         if self.causal or self.config.shifted:
             segments = torch.cat([segments[:, 1:], segments[:, -1:]], 1)
         seen = segments[:, None, :, None] == segments[:, None, None, :]
-        return [partial(attention, seen=seen.tril() if self.causal else seen)] * len(self.blocks)
+        return seen.tril() if self.causal else seen
 
     def _read_on(
         self, tokens: Int[Tensor, "B L"], at: Int[Tensor, " N"], rows: Int[Tensor, " B"] | None, cache: Cache
