@@ -113,7 +113,10 @@ def test_perplexity_rows(capsys, checkpoint, data, tmp_path):
     words = ["--checkpoint", str(checkpoint), "--data", str(data), "--length", "16", "--draws", "8", "--json"]
     main(["evaluate", "perplexity", *words, "--out", str(out)])
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["model"] for row in rows] == ["unigram", "bigram", "trigram", "random"]
+    assert [row["model"] for row in rows[:-1]] == ["unigram", "bigram", "trigram", "random"]
+    difference, best = rows[-1], min(rows[:3], key=lambda row: row["nats"])
+    assert (difference["first"], difference["second"]) == ("random", best["model"])
+    assert difference["difference"] == pytest.approx((rows[3]["nats"] - best["nats"]) / rows[3]["tokens"])
     written = json.loads(out.read_text(encoding="utf-8"))["rows"]
     assert [{key: value for key, value in row.items() if key != "values"} for row in written] == rows
     assert sum(written[2]["values"]["tokens"]) == rows[2]["tokens"]
@@ -350,7 +353,7 @@ def test_sample_with_guidance_bans_and_an_end(capsys, checkpoint):
         ("train tiny --rate fast", "--rate 'fast': not a number"),
         ("train tiny --flavour lama", "--flavour 'lama': choose one of 'llama', 'dit'"),
         ("train", "say which: tiny"),
-        ("sample", "unmask sample needs --checkpoint PATH"),
+        ("convert runs/tiny", "unmask convert needs"),
         ("sample --chekpoint x", "unmask sample has no option --chekpoint; did you mean --checkpoint?"),
         ("sample --checkpoint x --policy twedie", "unmask sample does not know 'twedie'; did you mean tweedie?"),
         ("sample --checkpoint x random-order --steps 4", "no option --steps: it belongs to tweedie, euler"),

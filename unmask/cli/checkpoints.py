@@ -19,7 +19,7 @@ class Convert:
     """
 
     checkpoint: tyro.conf.Positional[str]
-    """A run folder, a published file or folder, hf://owner/repository[/file], "builtin" or "builtin-ar"."""
+    """A run folder, a published file or folder, hf://owner/repository[/file], or "builtin": the package's own."""
     to: str
     """"unmask", "hf" (Hugging Face's own layout for causal models), radd, sedd, mdlm, smdm, llada, llama or dream."""
     out: Path

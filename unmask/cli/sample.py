@@ -29,8 +29,8 @@ class Sample:
     `unmask sample --checkpoint runs/tiny --template "Once {{8}} there was {{2..12}}" tweedie --steps 16`
     """
 
-    checkpoint: Path
-    """A run folder, a published file or folder, hf://owner/repository[/file], "builtin" or "builtin-ar"."""
+    checkpoint: Path = Path("builtin")
+    """A run folder, a published file or folder, hf://owner/repository[/file], or "builtin": the package's own."""
     policy: Annotated[Chosen | None, tyro.conf.OmitSubcommandPrefixes] = None
     """Where to write next; by default exact: a random order, one token at a time (left to right for a causal model)."""
     draw: Annotated[Draw, tyro.conf.OmitArgPrefixes] = field(default_factory=Draw)

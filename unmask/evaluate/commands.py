@@ -11,7 +11,7 @@ import tyro
 from unmask import ranks
 from unmask.checkpoint import Model, Told
 from unmask.evaluate.answering import EvaluateAnswers
-from unmask.evaluate.comparing import without_values
+from unmask.evaluate.comparing import compare, without_values
 from unmask.evaluate.corpora import CORPORA
 from unmask.evaluate.generation import caution, generation, mauve, quality, read_texts, reference_texts
 from unmask.evaluate.heldout import HeldOut, benchmark, running_text
@@ -22,6 +22,7 @@ from unmask.files import Row, write_json
 from unmask.log import Report, progress, say
 from unmask.rehearsal import Cost, Count, rehearsed, total
 from unmask.sampling import AdaptivePolicy, Blocks, Draw, Planned, Remasking
+from unmask.units import with_error
 
 if TYPE_CHECKING:
     CorpusName = str
@@ -38,7 +39,7 @@ class Perplexity:
     """
 
     checkpoint: Path
-    """A run folder, a published file or folder, hf://owner/repository[/file], "builtin" or "builtin-ar"."""
+    """A run folder, a published file or folder, hf://owner/repository[/file], or "builtin": the package's own."""
     order: Annotated[Order | None, tyro.conf.OmitSubcommandPrefixes] = None
     """Exact likelihood of the decoder that writes in this order; by default the random-order bound (an ARM: exact)."""
     data: Path | None = None
@@ -88,13 +89,13 @@ class Perplexity:
             new = baselines(held_out, model.vocab)
             with progress(f"perplexity, {held_out.corpus}", "evaluations") as bar:
                 new.append(perplexity(model, held_out, name=name, progress=bar, **options))
+            if len(new) > 1:
+                new += compare(new[-1:], [min(new[:-1], key=lambda row: row["nats"])])
             rows += new
             if self.out is not None and ranks.rank() == 0:
                 write_json(self.out, {"rows": rows})
             for row in new:
-                value = f"perplexity {row['perplexity']:.2f} {errors(row)} (maskings, texts), {row['bound']}"
-                line = f"{row['model']}, {row['corpus']}: {value}, {row['bits_per_byte']:.3f} bits per byte"
-                say(without_values(row) if self.json else line)
+                say(without_values(row) if self.json else _told(row))
 
     def _held_out(self, model: Model, corpus: str | None) -> HeldOut:
         trained = model.config.get("requested", {}).get("length")
@@ -103,6 +104,14 @@ class Perplexity:
             return running_text(model, cast(Path, self.data), length=self.length or trained or 64, **options)
         length = self.length or min(1024, trained or 1024)
         return benchmark(model, corpus, self.protocol, local=self.local, length=length, **options)
+
+
+def _told(row: Row) -> str:
+    if "difference" in row:
+        value, error = with_error(row["difference"], row["stderr"])
+        return f"{row['first']} less {row['second']}: {value} ± {error} {row['unit']}, paired over {row['paired']}"
+    value = f"perplexity {row['perplexity']:.2f} {errors(row)} (maskings, texts), {row['bound']}"
+    return f"{row['model']}, {row['corpus']}: {value}, {row['bits_per_byte']:.3f} bits per byte"
 
 
 @dataclass(frozen=True)

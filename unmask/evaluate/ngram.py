@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float64, Int, Int64
 from torch import Tensor
 
 PART = 1 << 24  # tokens that are counted at once
-MOST = 1 << 28  # tokens that are counted at all: the first ones
+MOST = 1 << 27  # tokens that are counted at all, the first ones: at 50,257 kinds of tokens in about 4 GB
 
 
 class Counts(NamedTuple):
@@ -33,8 +33,9 @@ class Counts(NamedTuple):
     @staticmethod
     def of(tokens: Int[np.ndarray, " T"], order: int, vocab: int) -> "Counts":
         """Of a stream of tokens, whose `order` - 1 first ones end none."""
+        kinds = (vocab + 1) ** order
         parts = [
-            np.unique(_grams(tokens[start : start + PART + order - 1], order, vocab), return_counts=True)
+            _counted(_grams(tokens[start : start + PART + order - 1], order, vocab), kinds)
             for start in range(0, len(tokens) - order + 1, PART)
         ]
         return Counts.summed(*(np.concatenate([np.empty(0, np.int64), *each]) for each in zip(*parts, strict=True)))
@@ -94,11 +95,11 @@ class NGram:
 def laws(tokens: Int[np.ndarray, " T"], vocab: int) -> Iterator[tuple[str, NGram]]:
     """The unigram, bigram and trigram law of a stream of tokens, by name.
 
-    Of the first MOST tokens. Orders whose n-grams are no 64-bit number, or longer than the text, are left out.
+    Orders whose n-grams are no 64-bit number, or longer than the text, are left out.
     """
     for order, name in enumerate(("unigram", "bigram", "trigram"), 1):
         if order <= len(tokens) and (vocab + 1) ** order < 1 << 63:
-            yield name, NGram.of(Counts.of(tokens[:MOST], order, vocab), order, vocab)
+            yield name, NGram.of(Counts.of(tokens, order, vocab), order, vocab)
 
 
 def _grams(tokens: Int[np.ndarray, " T"], order: int, vocab: int) -> Int64[np.ndarray, " G"]:
@@ -108,6 +109,15 @@ def _grams(tokens: Int[np.ndarray, " T"], order: int, vocab: int) -> Int64[np.nd
     for i in range(order):
         grams = grams * (vocab + 1) + tokens[i : i + count]
     return grams
+
+
+def _counted(grams: Int64[np.ndarray, " G"], kinds: int) -> tuple[np.ndarray, np.ndarray]:
+    """The different ones, sorted, and how often each is there: by a table where that is shorter than the text."""
+    if kinds > len(grams):
+        return np.unique(grams, return_counts=True)
+    counts = np.bincount(grams, minlength=kinds)
+    keys = np.flatnonzero(counts)
+    return keys, counts[keys]
 
 
 def _order(grams: Counts, base: int) -> Order:

@@ -11,7 +11,7 @@ from torch import Tensor
 from unmask import ranks
 from unmask.checkpoint import Model
 from unmask.evaluate.heldout import HeldOut
-from unmask.evaluate.ngram import laws
+from unmask.evaluate.ngram import MOST, laws
 from unmask.files import Row, finite
 from unmask.likelihood import Estimate, decoder_log_likelihood, log_likelihood, ordered_log_likelihood
 from unmask.sampling import AdaptivePolicy, Blocks, LeftToRight, Planned, draw_plan
@@ -58,10 +58,11 @@ def baselines(held_out: HeldOut, vocab: int) -> list[Row]:
     """Rows of the unigram, bigram and trigram law of the train split that belongs to the windows, if any."""
     if held_out.train is None:
         return []
-    windows, rows = held_out.windows, []
-    for name, law in laws(held_out.train.tokens, vocab):
+    windows, tokens, rows = held_out.windows, held_out.train.tokens[:MOST], []
+    how = {"estimator": f"Kneser-Ney, {len(tokens):,} tokens", "precision": "float64"}
+    for name, law in laws(tokens, vocab):
         nats = torch.from_numpy(law.nats(windows.x_0, windows.maskable))[:, None]
-        estimate = Estimate.of(nats, windows.maskable, windows.documents, estimator="counts", precision="float64")
+        estimate = Estimate.of(nats, windows.maskable, windows.documents, **how)
         rows.append({**_row(name, held_out, estimate), "yardstick": True})
     return rows
 

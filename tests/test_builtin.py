@@ -1,0 +1,69 @@
+"""The checkpoint that comes with the package: small, whole, described, and better at English than at anything else."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import unmask
+from unmask.checkpoint import CONFIG, MODEL
+from unmask.cli import main
+from unmask.data import Tokenizer, prepare
+from unmask.files import read_json
+from unmask.hub import BUILTIN, PRETRAINED, fetched
+from unmask.train import TrainConfig, train
+from unmask.transformer import TransformerConfig
+
+TEXT = (
+    "It was late in the evening when the captain came down to the beach, and the men who had waited there since the "
+    "morning rose to meet him. He did not speak at once, but looked at the sea, and then at the sky, as if he would "
+    "ask of them what he could not ask of us."
+)
+
+
+@pytest.mark.parametrize("name", BUILTIN)
+def test_it_is_small_and_says_what_it_is(name: str):
+    folder = fetched(name)
+    assert (folder / MODEL).stat().st_size < 15_000_000
+    assert not [path for path in PRETRAINED.iterdir() if path.name not in BUILTIN]
+    model = unmask.load(name)
+    assert {weight.dtype for weight in model.network.parameters()} == {torch.bfloat16}
+
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    for told in ("unmask prepare", "unmask train", "6ND", "perplexity", "trigram", "± ", f"--checkpoint {name}"):
+        assert told in card
+
+
+@pytest.mark.parametrize("name", BUILTIN)
+def test_it_knows_english(name: str):
+    """A passage that it cannot have read costs less than half a byte's worth of nats, and far less than its words
+    turned round."""
+    model = unmask.load(name)
+    costs = []
+    for text in (TEXT, " ".join(reversed(TEXT.split()))):
+        x_0 = model.canvas(text)[None]
+        costs.append(unmask.log_likelihood(model, x_0, x_0 != model.tokenizer.begin, draws=64))
+    assert costs[0].nats / len(TEXT) < 1.6
+    error = (costs[0].stderr_mc ** 2 + costs[1].stderr_mc ** 2) ** 0.5
+    assert costs[1].nats - costs[0].nats > max(4 * error, 0.1 * costs[0].nats)
+
+
+def test_sample_needs_no_more(capsys: pytest.CaptureFixture):
+    main(["sample", "--prompt", "It was", "--length", "6"])
+    assert capsys.readouterr().out.startswith("It was")
+
+
+def test_a_run_begins_from_it(tmp_path: Path):
+    """With its tokenizer, and its sizes."""
+    (tmp_path / "text.txt").write_text(f"{TEXT}\n\n" * 20, encoding="utf-8")
+    data = prepare(str(tmp_path / "text.txt"), tmp_path / "data", tokenizer="builtin", validation=0.2)
+    assert Tokenizer.load(data).inner.to_str() == unmask.load("builtin").tokenizer.inner.to_str()
+    network = TransformerConfig(**read_json(fetched("builtin") / CONFIG)["network"])
+    config = TrainConfig(
+        network=network, data=str(data), init="builtin", length=32, batch=2, steps=0, validation_sequences=2,
+        device="cpu", precision="float32",
+    )  # fmt: skip
+    train(config, tmp_path / "run")
+    begun, given = unmask.load(tmp_path / "run").network, unmask.load("builtin", dtype=torch.float32).network
+    for one, other in zip(begun.parameters(), given.parameters(), strict=True):
+        assert torch.equal(one, other)
