@@ -70,5 +70,5 @@ def test_other_sizes_are_refused(other: dict[str, object]):
 
 
 def test_a_bidirectional_donor_is_not_closed():
-    with pytest.raises(ValueError, match="another network than this run's"):
+    with pytest.raises(ValueError, match="a bidirectional network begins no causal one"):
         starting_from(donor(replace(ARM, causal=False)), ARM)

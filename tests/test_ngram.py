@@ -23,9 +23,8 @@ def stream(length: int) -> list[int]:
 def stated(tokens: list[int], order: int, context: tuple[int, ...], last: int) -> float:
     """p(last | context) by Chen and Goodman's formula, of a context that may be shorter than order - 1."""
     grams = Counter(zip(*(tokens[i:] for i in range(order)), strict=False))
-    for n in range(order, len(context) + 1, -1):
+    for _ in range(order - 1 - len(context)):  # of lower orders, the different tokens before count
         grams = Counter(gram[1:] for gram in grams)
-        assert n > 1
     lower = stated(tokens, order, context[1:], last) if context else 1 / VOCAB
     followers = {gram[-1]: count for gram, count in grams.items() if gram[:-1] == context}
     if not followers:

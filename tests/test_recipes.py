@@ -143,6 +143,7 @@ def data(tmp_path_factory) -> Path:
         (["tiny", "--flops=5", "--minutes=4"], "--flops and --minutes: a run has one budget"),
         (["tiny", "--vocab", "5"], "the vocabulary is that of the data"),
         (["tiny", "--causal"], "tiny-ar, ar-113"),
+        (["tiny", "--init", "x", "--no-tied", "--width=5"], "--no-tied, --width: a run with --init has the sizes"),
         (["smdm-112"], "did you mean smdm-1"),
         (["tiny", "--flops", "-5", "--dry-run"], "a budget is one number above 0"),
     ],

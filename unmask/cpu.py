@@ -22,7 +22,6 @@ from torch.autograd.function import once_differentiable
 
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 LARGE = 1 << 18  # entries of a weight beyond which reading it is what a product of few rows takes
-CALL = 1 << 22  # multiplications of one product beyond which oneDNN makes good for a call of its own
 SCORES = 1 << 20  # of attention, held at once: 4 MB in float32
 LONGEST = 1 << 24  # scores of one group of heads beyond which torch's attention, which holds none, is taken
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # glibc's numbers of what `mallopt` sets
@@ -45,6 +44,13 @@ def keep_freed() -> None:
 def by_hand(x: Tensor) -> bool:
     """Whether the functions of this module are for x: a gradient is wanted, on a CPU, and no compiler is at work."""
     return x.device.type == "cpu" and torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling()
+
+
+def attends(qkv: Float[Tensor, "B L F"], queries: int) -> bool:
+    """Whether `Attention`, of so many queries a key, is for it: in bfloat16 it is faster than torch's, in float32 not
+    (benchmarks/attention.py).
+    """
+    return by_hand(qkv) and qkv.dtype == torch.bfloat16 and qkv.shape[1] ** 2 * queries <= LONGEST
 
 
 def times(x: Float[Tensor, "n D"], y: Float[Tensor, "m D"]) -> Float[Tensor, "n m"]:
@@ -234,7 +240,7 @@ class Attention(torch.autograd.Function):
             ctx.save_for_backward(q, k, v, cos, sin, unseen)
             out = torch.empty_like(q)
             for some in _some(q, k):
-                out[some] = _each(_softmax(q, k, some, unseen), v[some].mT)
+                out[some] = _softmax(q, k, some, unseen) @ v[some]
         return out.view(batch, heads, length, width).transpose(1, 2).flatten(2)
 
     @staticmethod
@@ -246,11 +252,11 @@ class Attention(torch.autograd.Function):
         d_q, d_k, d_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         for some in _some(q, k):
             p = _softmax(q, k, some, unseen)
-            d_v[some] = _each(p.mT, above[some].mT)
-            d_s = _each(above[some], v[some])
+            d_v[some] = p.mT @ above[some]
+            d_s = above[some] @ v[some].mT
             torch.ops.aten._softmax_backward_data.out(d_s, p, -1, p.dtype, grad_input=d_s)
-            d_q[some] = _each(d_s, k[some].mT)
-            d_k[some] = _each(d_s.mT, q[some].mT)
+            d_q[some] = d_s @ k[some]
+            d_k[some] = d_s.mT @ q[some]
         found = torch.empty(batch, length, heads + 2 * groups, width, dtype=q.dtype)
         parts = found.transpose(1, 2)
         parts[:, :heads] = _turn(d_q.view(batch, heads, length, width), cos, -sin).mul_(width**-0.5)
@@ -284,16 +290,9 @@ def _later(length: int) -> Bool[Tensor, "L L"]:
 
 
 def _softmax(q: Tensor, k: Tensor, some: slice, unseen: Bool[Tensor, "B L L"] | None) -> Tensor:
-    scores = _each(q[some], k[some])
+    scores = q[some] @ k[some].mT
     if unseen is not None:
         if len(unseen) > 1:  # a sequence each
             unseen = unseen[torch.arange(some.start, some.stop) // (len(k) // len(unseen))]
         scores.unflatten(1, (-1, k.shape[1])).masked_fill_(unseen[:, None], -torch.inf)
     return torch.softmax(scores, -1, out=scores)
-
-
-def _each(x: Float[Tensor, "b n D"], y: Float[Tensor, "b m D"]) -> Float[Tensor, "b n m"]:
-    """x y' for each of b."""
-    if ONEDNN and x.dtype == torch.float32 and x[0].numel() * y.shape[1] > CALL:
-        return torch.stack([times(a, b) for a, b in zip(x, y, strict=True)])
-    return torch.bmm(x, y.mT)

@@ -18,7 +18,7 @@ from unmask.checkpoint.runs import (
     read_tensors,
     write_tensors,
 )
-from unmask.checkpoint.starting import starting_from
+from unmask.checkpoint.starting import network_from, starting_from
 
 __all__ = [
     "ADAPTERS",
@@ -35,6 +35,7 @@ __all__ = [
     "device_of",
     "load",
     "network_config",
+    "network_from",
     "push",
     "read_tensors",
     "starting_from",

@@ -56,7 +56,6 @@ without embedding and output layer), in the layout of {{ layout }}.
 pip install unmask
 unmask sample --checkpoint {{ address }}{% if not tokenizer %} # with a tokenizer of your own: see docs/checkpoints.md\
 {% endif %}
-
 ```
 
 ```python

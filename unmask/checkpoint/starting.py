@@ -6,7 +6,22 @@ import torch
 from torch import Tensor
 
 from unmask.checkpoint.model import Model
+from unmask.families import Config
 from unmask.transformer import TransformerConfig
+
+
+def network_from(theirs: Config, ours: TransformerConfig) -> TransformerConfig:
+    """The configuration of a run that begins as a network of `theirs`, of the kind of `ours`, and with its dropout.
+
+    Raises ValueError for a network that is told the level, and for a bidirectional one where `ours` is causal.
+    """
+    if not isinstance(theirs, TransformerConfig):
+        raise ValueError("a network that is told the level begins no other")
+    if ours.causal and not theirs.causal:
+        raise ValueError("a bidirectional network begins no causal one")
+    if theirs.causal and not ours.causal:
+        theirs = replace(theirs, causal=False, shifted=ours.shifted, mask_id=ours.mask_id)
+    return replace(theirs, dropout=ours.dropout)
 
 
 def starting_from(donor: Model, network: TransformerConfig) -> dict[str, Tensor]:
@@ -15,14 +30,9 @@ def starting_from(donor: Model, network: TransformerConfig) -> dict[str, Tensor]
     A masked diffusion model may begin as a causal one of its sizes (DiffuLLaMA, arXiv 2410.17891): every position
     sees all others, and the mask gets an embedding, the mean of all tokens', so that it says nothing yet. The causal
     network predicts each token from the state one to its left; `shifted` keeps it so, and without it the network has
-    to learn to predict in place. Raises ValueError for a donor of other sizes.
+    to learn to predict in place. Raises ValueError for a donor of other sizes (`network_from` has them).
     """
-    theirs = donor.network.config
-    if not isinstance(theirs, TransformerConfig):
-        raise ValueError("a network that is told the level begins no other")
-    if theirs.causal and not network.causal:
-        theirs = replace(theirs, causal=False, shifted=network.shifted, mask_id=network.mask_id)
-    if _sizes(theirs) != _sizes(network):
+    if _sizes(network_from(donor.network.config, network)) != _sizes(network):
         raise ValueError("another network than this run's: take its sizes")
     state = dict(donor.network.state_dict())
     rows = state["embedding.weight"]

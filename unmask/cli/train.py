@@ -1,14 +1,14 @@
 """`unmask train`."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, make_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from unmask import ranks
-from unmask.checkpoint import load
+from unmask.checkpoint import load, network_from
 from unmask.cli.parsing import nearest
 from unmask.cli.recipes import rate_here, row
 from unmask.data import Tokenizer
@@ -22,6 +22,7 @@ from unmask.transformer import TransformerConfig
 from unmask.units import duration
 
 SHOWN = ("tiny", "tiny-ar", "radd-small", "radd-medium", "smdm-113", "ar-113")
+SIZES = {f"--{each.name.replace('_', '-')}" for each in fields(TransformerConfig)} - {"--dropout", "--shifted"}
 BUDGETS = ("--steps", "--tokens", "--flops", "--true-flops", "--minutes")
 
 
@@ -57,14 +58,17 @@ def command(words: Sequence[str]) -> type:
         raise ValueError("--vocab: the vocabulary is that of the data; choose it by `unmask prepare --tokenizer`")
     if {"--causal", "--no-causal"} & set(flags):
         raise ValueError("--causal: the causal twin of a recipe is one of its own: tiny-ar, ar-113")
+    sizes = [flag for flag in flags if flag.replace("--no-", "--") in SIZES]
+    if sizes and "--init" in flags:
+        raise ValueError(f"{', '.join(sizes)}: a run with --init has the sizes of its checkpoint: leave them out")
     names = dict.fromkeys([*SHOWN, *(word for word in words if word in RECIPES)])
     recipe = tyro.extras.subcommand_type_from_defaults(
         {name: RECIPES[name]() for name in names}, {name: text_of(name) for name in names}
     )
     kind = Annotated[recipe, tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes]
     options = Annotated[Options, tyro.conf.OmitArgPrefixes]
-    fields: list[Any] = [("recipe", kind), ("options", options, field(default_factory=Options))]
-    return make_dataclass("Train", fields, bases=(Train,), frozen=True, namespace={"__doc__": Train.__doc__})
+    parts: list[Any] = [("recipe", kind), ("options", options, field(default_factory=Options))]
+    return make_dataclass("Train", parts, bases=(Train,), frozen=True, namespace={"__doc__": Train.__doc__})
 
 
 def text_of(name: str) -> str:
@@ -87,12 +91,10 @@ class Train:
     def run(self) -> None:
         ranks.agreed(lambda: on_its_data(self.recipe) and None)  # one process prepares what is missing
         options = self.options
-        config = on_its_data(self.recipe)
+        config = begun(on_its_data(self.recipe))
         budget = {"tokens": options.tokens, "flops": options.flops, "true_flops": options.true_flops}
         if any(value is not None for value in budget.values()):
             config = replace(config, steps=steps_for(config, **budget))
-        if config.lora and config.init is not None:
-            config = replace(config, network=network_of(config))
         out = options.out or Path("runs") / config.name
         if options.dry_run:
             config.sequences(Tokenizer.load(Path(config.data)))  # which refuses what training would
@@ -106,14 +108,15 @@ class Train:
         console.print(f"next: unmask sample --checkpoint {out}")
 
 
-def network_of(config: TrainConfig) -> TransformerConfig:
-    """The network of a run of adapters: its base's, whatever the recipe's; opened where only the base is causal."""
-    theirs, ours = load(str(config.init)).network.config, config.network
-    if not isinstance(theirs, TransformerConfig):
-        raise ValueError(f"init {config.init}: a network that is told the level has no adapters")
-    if theirs.causal and not ours.causal:
-        theirs = replace(theirs, causal=False, shifted=ours.shifted, mask_id=ours.mask_id)
-    return replace(theirs, dropout=ours.dropout)
+def begun(config: TrainConfig) -> TrainConfig:
+    """With the network of what it begins as, whatever the recipe's."""
+    if config.init is None:
+        return config
+    theirs = load(config.init).network.config
+    try:
+        return replace(config, network=network_from(theirs, config.network))
+    except ValueError as error:
+        raise ValueError(f"init {config.init}: {error}") from None
 
 
 def tell(config: TrainConfig) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from unmask.checkpoint import Model, load
+from unmask.checkpoint import Model, load, network_from
 from unmask.data.pairs import template_of
 from unmask.experiments.running import Cell
 from unmask.files import atomic
@@ -63,9 +63,8 @@ class Beginning:
         if not same and config.network.causal:
             raise ValueError(f"init {self.init[0]}: a bidirectional model begins no ARM: name an ARM as well")
         name = (same or list(networks))[0]
-        network = replace(networks[name], dropout=config.network.dropout)
-        if network.causal and not config.network.causal:
-            network = replace(network, causal=False, shifted=True)
+        kind = replace(config.network, shifted=not config.network.causal)
+        network = network_from(networks[name], kind)
         length = _donor(name)[1] if self.steps == 0 else None
         return replace(config, network=network, init=name, length=length or config.length)
 

@@ -31,8 +31,8 @@ class TrainConfig:
     data: str
     """Folder written by `unmask prepare`."""
     init: str | None = None
-    """Checkpoint whose weights to begin from, with the same tokenizer and sizes; by default they are drawn. One that
-    is causal is opened where this network is not (best with `--shifted`)."""
+    """Checkpoint whose weights to begin from; by default they are drawn. `unmask train` takes its sizes, the data must
+    have its tokenizer. One that is causal is opened where this network is not (best with `--shifted`)."""
     lora: int = 0
     """Rank of adapters that are trained instead of `init`'s weights, which stay where they are; 0 trains the weights.
     """

@@ -57,7 +57,7 @@ class Attention(nn.Module):
         seen: Bool[Tensor, "B 1 L L"] | None = None,
     ) -> Float[Tensor, "B L D"] | Float[Tensor, "N D"]:
         qkv, heads, groups = linear(x, self.qkv), self.heads, self.groups
-        if attend is None and cpu.by_hand(qkv) and x.shape[1] ** 2 * heads <= cpu.LONGEST * groups:
+        if attend is None and cpu.attends(qkv, heads // groups):
             y = cpu.Attention.apply(qkv, *rotary, heads, groups, self.causal, seen)
             return linear(chosen(y, at), self.project)
         turned, v = qkv.unflatten(-1, (heads + 2 * groups, -1)).split([heads + groups, groups], -2)

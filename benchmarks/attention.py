@@ -1,9 +1,9 @@
-"""Training steps on sequences of four texts that are kept apart, beside sequences of one; and with torch's attention.
+"""Attention in training steps on a CPU, the library's and torch's own: sequences of one text, and of four kept apart.
 
-    python benchmarks/apart.py [--threads 1]
+    python benchmarks/attention.py [--threads 1]
 
 Forward and backward of small networks, the ways in turns; printed are milliseconds of the fastest of 8 turns, and the
-times of a whole sequence's step that they are.
+times of the library's step on whole sequences that they are.
 """
 
 import argparse
@@ -18,7 +18,8 @@ from unmask.train import Precision, autocast
 from unmask.wrappers import Apart
 
 TURNS, TEXTS = 8, 4
-SIZES = ((64, 4, 4, 63, 32), (128, 4, 3, 256, 16))  # width, heads, layers, length, sequences
+SIZES = ((64, 4, 4, 64, 32), (128, 4, 3, 64, 64), (128, 4, 3, 256, 16), (256, 8, 3, 256, 8))
+"""Width, heads, layers, length and sequences of a step."""
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 
 
@@ -41,7 +42,10 @@ def main() -> None:
         network = unmask.Transformer(unmask.TransformerConfig(vocab=512, layers=layers, heads=heads, width=width))
         x_0 = torch.randint(512, (batch, length), generator=torch.Generator().manual_seed(0))
         apart = Apart(network, (torch.arange(length) * TEXTS // length).expand(batch, -1))
-        ways = {"whole": (network, longest), "apart": (apart, longest), "apart, torch's attention": (apart, 0)}
+        ways = {
+            "whole": (network, longest), "whole, torch's": (network, 0),
+            "apart": (apart, longest), "apart, torch's": (apart, 0),
+        }  # fmt: skip
         for precision in PRECISIONS:
             best = dict.fromkeys(ways, float("inf"))
             for _ in range(TURNS):
