@@ -25,14 +25,14 @@ from unmask.experiments import (
     name_of,
     running,
 )
-from unmask.experiments.averages import Contrast, contrast, mean_error, paired, said
+from unmask.experiments.averages import Contrast, contrast, mean_error, paired, rates, said
 from unmask.experiments.caching import occupied_variance
 from unmask.experiments.fitting import gap, interval, law, line, parabola, resampled, size_ratio, surface
 from unmask.experiments.losses import OBJECTIVES, noise
 from unmask.experiments.page import results_page
 from unmask.experiments.running import Cell, command_of
 from unmask.experiments.scaling import DIVERGED, GRIDS, WIDTHS, rate_at
-from unmask.experiments.temporal import matched, more, period_of, rates
+from unmask.experiments.temporal import matched, more, period_of
 from unmask.train import DivergedError
 from unmask.train.config import settle
 

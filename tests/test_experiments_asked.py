@@ -16,7 +16,8 @@ from unmask.experiments.asked import together
 from unmask.experiments.guidance import LIKELIHOOD, preferred
 from unmask.experiments.page import results_page
 from unmask.experiments.setting import SETTINGS
-from unmask.experiments.tradeoff import compared, either, points_of
+from unmask.experiments.tradeoff import compared, exact_ways
+from unmask.experiments.ways import either
 
 
 def sums(path: Path, first: int, last: int) -> str:
@@ -157,7 +158,7 @@ def test_the_plain_statement(arm, fast, said, held):
     for seed in (0, 1):
         rows += both(seed, 0, arm, "Confidence(tokens=1)", (0.9, 1.0))
         rows += both(seed, 1, arm, "Confidence(tokens=4)", fast)
-    sentence, verdict = compared(points_of(rows), 1)
+    sentence, verdict = compared(exact_ways(rows), 1)
     assert said in sentence
     assert verdict == held
 
@@ -165,7 +166,7 @@ def test_the_plain_statement(arm, fast, said, held):
 def test_times_are_compared_within_a_turn():
     """The machine is ten times slower in the second turn, for both."""
     rows = both(0, 0, (0.9, 0.1), "a", (0.9, 0.2)) + both(0, 1, (0.9, 1.0), "b", (0.9, 0.5))
-    assert [point.faster.value for point in points_of(rows) if point.model == "MDM"] == [0.5, 2.0]
+    assert [way.faster.value for way in exact_ways(rows) if way.model == "MDM"] == [0.5, 2.0]
 
 
 def test_a_policy_chosen_by_luck_is_measured_on_other_questions():
@@ -174,14 +175,14 @@ def test_a_policy_chosen_by_luck_is_measured_on_other_questions():
     for row in rows:
         if row["model"] == "MDM":
             row["right"] = row["right"][:100] + "1" * 80 + "0" * 20
-    sentence, verdict = compared(points_of(rows), 1)
+    sentence, verdict = compared(exact_ways(rows), 1)
     assert "not surely equal (80.0% against 90.0%" in sentence
     assert verdict == "not shown at this scale"
 
 
 def test_a_seed_that_has_not_learnt_is_no_evidence():
     rows = both(0, 0, (0.9, 0.1), "a", (0.9, 0.2)) + both(1, 0, (0.9, 0.1), "a", (0.2, 0.2))
-    sentence, verdict = compared(points_of(rows), 1)
+    sentence, verdict = compared(exact_ways(rows), 1)
     assert "an MDM has not learnt to answer (right in 20.0%)" in sentence
     assert verdict == "not shown at this scale"
 
@@ -195,6 +196,6 @@ def test_two_measures_of_one_length():
 
 def test_no_policy_may_be_as_good():
     rows = both(0, 0, (0.9, 1.0), "b", (0.6, 0.1))
-    sentence, verdict = compared(points_of(rows), 1)
+    sentence, verdict = compared(exact_ways(rows), 1)
     assert "no policy is as often right as the ARM (90.0%); the best, b, is in 60.0%" in sentence
     assert verdict == "no"

@@ -14,7 +14,7 @@ from unmask.evaluate import judge_texts, load_judge, quality
 from unmask.evaluate.judge import entropy
 from unmask.evaluate.matched import WITHIN, at_entropy, judged, varied
 from unmask.experiments import Tradeoff, experiment
-from unmask.experiments.judged import judged_compared, judged_points, judged_table
+from unmask.experiments.judged import judged_compared, judged_table, judged_ways
 from unmask.sampling import Draw
 
 
@@ -90,43 +90,55 @@ def test_answers_are_matched_with_the_references(judge):
         varied(judge, [replace(question, references=()) for question in asked])
 
 
-def answered(model: str, policy: str, seed: int, nats: float, seconds: float, matched: bool = True) -> dict:
+def answered(model: str, policy: str, seed: int, turn: int, nats: float, seconds: float, matched: bool = True) -> dict:
+    """Eight answers of ten tokens; those in either half scatter by as much for all."""
+    values = {"nats": [10 * (nats + 0.1 * (-1) ** i) for i in range(8)], "tokens": [10] * 8}
     return {
-        "judged": True, "together": 1, "seed": seed, "model": model, "policy": policy, "judge": "arm", "target": 3.0,
-        "entropy": 3.0, "matched": matched, "temperature": 0.9, "nats": 100 * nats, "tokens": 100, "nfe": 4.0,
-        "generative_perplexity": math.exp(nats), "stderr": 0.01 * math.exp(nats), "seconds_per_answer": seconds,
+        "judged": True, "together": 1, "seed": seed, "turn": turn, "model": model, "policy": policy, "judge": "arm",
+        "target": 3.0, "entropy": 3.0, "matched": matched, "temperature": 0.9, "nfe": 4.0,
+        "seconds_per_answer": seconds, **(values if matched else {}),
     }  # fmt: skip
 
 
+def both(seed: int, turn: int, arm: tuple[float, float], policy: str, mdm: tuple) -> list[dict]:
+    return [answered("ARM", "left", seed, turn, *arm), answered("MDM", policy, seed, turn, *mdm)]
+
+
 @pytest.mark.parametrize(
-    ("nats", "seconds", "matched", "said", "held"),
+    ("nats", "seconds", "matched", "told", "held"),
     [
-        (
-            2.02,
-            0.05,
-            True,
-            "0.020 ± 0.014 nats a judge's token from the ARM the MDM (fast) is 2 ± 0",
-            "yes",
-        ),
-        (2.02, 0.20, True, "is 0.5000 ± 0 times as fast", "no"),
-        (2.30, 0.05, True, "as probable to the judge as the ARM; the best, fast, has 0.300 ± 0.014 nats", "no"),
+        (2.02, 0.05, True, "is faster than the ARM with its cache, 2 ± 0 times as fast, at equal quality (0.02", "yes"),
+        (2.02, 0.20, True, "is slower than the ARM with its cache, 0.5000 ± 0 times as fast, at equal", "no"),
+        (2.30, 0.05, True, "as probable to the judge as the ARM; the best, fast, has 0.30", "no"),
         (2.02, 0.05, False, "no MDM's answers come to the references' entropy", "not shown at this scale"),
     ],
 )
-def test_the_plain_statement_of_a_judge(nats, seconds, matched, said, held):
+def test_the_plain_statement_of_a_judge(nats, seconds, matched, told, held):
     """The fastest of those that are as probable; one that is not as varied counts for nothing, however probable."""
     rows = []
     for seed in (0, 1):
-        rows += [answered("ARM", "left", seed, 2.0, 0.1), answered("MDM", "fast", seed, nats, seconds, matched)]
-        rows += [answered("MDM", "bare", seed, 0.1, 0.001, matched=seed == 0)]
-    points = judged_points(rows)
-    sentence, verdict = judged_compared(points, 1)
-    assert said in sentence
+        rows += both(seed, 0, (2.0, 0.1), "fast", (nats, seconds, matched))
+        rows += both(seed, 1, (2.0, 0.1), "bare", (0.1, 0.001, seed == 0))
+    ways = judged_ways(rows)
+    sentence, verdict = judged_compared(ways, 1)
+    assert told in sentence
     assert verdict == held
-    assert "bare" not in {point.policy for point in points}
-    assert f"within {WITHIN} nats" in judged_table(rows, points).title
-    rows = [answered("ARM", "left", 0, 2.0, 0.1, matched=False), answered("MDM", "fast", 0, 2.0, 0.1)]
-    assert "the ARM's answers do not come to the references' entropy" in judged_compared(judged_points(rows), 1)[0]
+    assert "bare" not in {way.policy for way in ways}
+    table = judged_table(rows, ways)
+    assert f"within {WITHIN} nats" in table.title
+    assert f"{3 - len(ways)} of 3 ways" in table.title
+    rows = [answered("ARM", "left", 0, 0, 2.0, 0.1, matched=False), answered("MDM", "fast", 0, 0, 2.0, 0.1)]
+    assert "the ARM's answers do not come to the references' entropy" in judged_compared(judged_ways(rows), 1)[0]
+
+
+def test_the_perplexity_of_a_way_is_the_judges():
+    """exp(nats / tokens) of the second half, and the difference paired by question."""
+    rows = both(0, 0, (2.0, 0.1), "fast", (2.25, 0.1))
+    for row in rows:
+        row["nats"][:4] = [0.0] * 4
+    arm, mdm = judged_ways(rows)
+    assert (arm.quality.value, mdm.quality.value) == (-2.0, -2.25)
+    assert (mdm.close, mdm.gained.value, mdm.gained.error) == (0.0, -0.25, 0.0)
 
 
 def test_a_judged_tradeoff_runs(tmp_path: Path):

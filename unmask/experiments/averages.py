@@ -76,6 +76,15 @@ def contrast(*parts: Float[np.ndarray, "seeds _"]) -> Contrast:
     return Contrast(float(sums.mean()), error, total**2 / spread if spread else math.inf)
 
 
+def rates(
+    nats: Float[np.ndarray, "seeds items"], tokens: Float[np.ndarray, "items"] | Float[np.ndarray, "seeds items"]
+) -> Float[np.ndarray, "seeds items"]:
+    """Of each item a number, whose mean is nats over tokens, and whose deviations are that ratio's to first order."""
+    tokens = np.broadcast_to(tokens, nats.shape)
+    rate = nats.sum() / tokens.sum()
+    return rate + (nats - rate * tokens) / tokens.mean()
+
+
 def said(value: float, error: float) -> str:
     """A number with its error, to the digits that the error leaves."""
     if math.isnan(error):

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from unmask.checkpoint import load
 from unmask.data import documents, load_split, prepare
 from unmask.evaluate.protocols import PACKED, Stream, cut, decoded
-from unmask.experiments.averages import Contrast, contrast
+from unmask.experiments.averages import Contrast, contrast, rates
 from unmask.experiments.running import Cell, Finding, Scale, Table
 from unmask.experiments.setting import KINDS, SETTINGS
 from unmask.files import Row, atomic
@@ -218,9 +218,3 @@ def more(rows: Sequence[Row], periods: Sequence[str], kind: str) -> Contrast:
     parts = [difference(rows, name, kind) for name in periods if name != WITHIN]
     after = np.concatenate([nats for nats, _ in parts], 1), np.concatenate([tokens for _, tokens in parts])
     return contrast(rates(*after), -rates(*difference(rows, WITHIN, kind)))
-
-
-def rates(nats: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """[seeds, documents] whose mean is nats over tokens, and whose deviations are those of a ratio to first order."""
-    rate = nats.sum() / (len(nats) * tokens.sum())
-    return rate + (nats - rate * tokens) / tokens.mean()

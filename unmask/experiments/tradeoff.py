@@ -1,7 +1,6 @@
 """SMDM: what an answer costs at what quality, an MDM of several policies and steps against an ARM with its KV cache."""
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,17 +17,18 @@ from unmask.evaluate import load_judge
 from unmask.evaluate.ablation import tradeoff_rows
 from unmask.evaluate.answers import Asking
 from unmask.experiments.asked import USEFUL, asked_of, bits, learnt_from, packed, prepared, sized, together, written
-from unmask.experiments.averages import Contrast, contrast
 from unmask.experiments.beginning import Beginning
-from unmask.experiments.judged import judged_compared, judged_points, judged_rows, judged_table
+from unmask.experiments.judged import judged_compared, judged_rows, judged_table, judged_ways
 from unmask.experiments.running import Cell, Finding, Held, Scale, Table
 from unmask.experiments.setting import KINDS
+from unmask.experiments.ways import Way, either, fastest, pace, verdict, ways_of
 from unmask.files import Row
 from unmask.log import Report
 from unmask.report.drawing import COLOURS, MARKERS, log_axis
 from unmask.sampling import Confidence, Draw, LeftToRight, Policy, RandomOrder, Tweedie
 
 PUBLISHED = 1.4  # times faster than the ARM at equal quality, SMDM's abstract
+NATS = "nats a judge's token"
 CLOSE, MARGIN = 0.01, 0.02
 """Equal quality: an exact match at most CLOSE below the ARM's where the policy is chosen, and surely, by its interval
 of 95%, less than MARGIN below it where it is measured."""
@@ -98,16 +98,16 @@ class Tradeoff:
         return [{"model": "MDM", **cost}, *map(kept, rows), *texts]
 
     def find(self, rows: Sequence[Row]) -> Finding:
-        points = points_of(rows)
-        told, verdicts, texts, shown = [], [], judged_points(rows), any(row.get("judged") for row in rows)
-        for count in dict.fromkeys(point.together for point in points):
-            sentence, verdict = compared([point for point in points if point.together == count], count)
-            told.append(sentence)
+        ways, judged = exact_ways(rows), judged_ways(rows)
+        sentences, verdicts, shown = [], [], any(row.get("judged") for row in rows)
+        for count in dict.fromkeys(way.together for way in ways):
+            sentence, held = compared([way for way in ways if way.together == count], count)
+            sentences.append(sentence)
             if shown:
-                sentence, by_judge = judged_compared(texts, count)
-                told.append(sentence)
-                verdict = either(verdict, by_judge)
-            verdicts.append(verdict)
+                sentence, by_judge = judged_compared(judged, count)
+                sentences.append(sentence)
+                held = either(held, by_judge)
+            verdicts.append(held)
         costs = {row["model"]: row for row in rows if row.get("trained")}
         sizes = ", ".join(
             f"{name} {row['parameters']:,} parameters, {row['flops_6nd']:.2e} training FLOPs (6ND), "
@@ -117,7 +117,7 @@ class Tradeoff:
         held = "no" if "no" in verdicts else "yes" if set(verdicts) == {"yes"} else "not shown at this scale"
         return Finding(
             f"An MDM answers {PUBLISHED} times faster than an ARM with KV cache at equal quality.",
-            " ".join(told),
+            " ".join(sentences),
             held,
             (
                 Table(
@@ -127,143 +127,79 @@ class Tradeoff:
                     ("at once", "model", "policy", "exact match", "less the ARM's", "NFE", "seconds", "times faster"),
                     tuple(
                         (
-                            str(point.together), point.model, point.policy, f"{point.right.value:.3f}",
-                            str(point.less) if point.model == "MDM" else "", f"{point.nfe:.1f}",
-                            f"{point.seconds:.4f}", str(point.faster) if point.model == "MDM" else "",
+                            str(way.together), way.model, way.policy, f"{way.quality.value:.3f}",
+                            str(way.gained) if way.model == "MDM" else "", f"{way.nfe:.1f}",
+                            f"{way.seconds:.4f}", str(way.faster) if way.model == "MDM" else "",
                         )
-                        for point in points
+                        for way in ways
                     ),
                 ),
-                *([judged_table(rows, texts)] if shown else []),
+                *([judged_table(rows, judged)] if shown else []),
             ),
         )  # fmt: skip
 
     def figure(self, rows: Sequence[Row]) -> Figure:
-        points = points_of(rows)
-        counts = list(dict.fromkeys(point.together for point in points))
-        figure = Figure(figsize=(8, 3 * len(counts)), layout="constrained")
-        grid = figure.subplots(len(counts), 2, squeeze=False)
-        families = list(dict.fromkeys(point.family for point in points))
-        for panels, count in zip(grid, counts, strict=True):
-            for panel, axis in zip(panels, ("nfe", "seconds"), strict=True):
-                for i, family in enumerate(families):
-                    here = [point for point in points if (point.together, point.family) == (count, family)]
-                    here.sort(key=lambda point, axis=axis: getattr(point, axis))
+        panels = [
+            (f"{count} at once", name, [way for way in ways if way.together == count])
+            for name, ways in (("exact match (share)", exact_ways(rows)), (NATS, judged_ways(rows)))
+            for count in dict.fromkeys(way.together for way in ways)
+        ]
+        figure = Figure(figsize=(8, 3 * len(panels)), layout="constrained")
+        grid = figure.subplots(len(panels), 2, squeeze=False)
+        families = list(dict.fromkeys(family(way) for _, _, ways in panels for way in ways))
+        for pair, (title, name, ways) in zip(grid, panels, strict=True):
+            for panel, axis in zip(pair, ("nfe", "seconds"), strict=True):
+                for i, each in enumerate(families):
+                    here = [way for way in ways if family(way) == each]
+                    here.sort(key=lambda way, axis=axis: getattr(way, axis))
                     panel.errorbar(
-                        [getattr(point, axis) for point in here], [point.right.value for point in here],
-                        [point.right.error for point in here], label=family, marker=MARKERS[i % 6],
+                        [getattr(way, axis) for way in here], [abs(way.quality.value) for way in here],
+                        [way.quality.error for way in here], label=each, marker=MARKERS[i % 6],
                         color=COLOURS[i % 6], capsize=2, markersize=4,
                     )  # fmt: skip
                 label = {"nfe": "evaluations an answer", "seconds": "seconds an answer"}[axis]
-                panel.set(xlabel=label, ylabel="exact match (share)", title=f"{count} at once")
-                costs = [getattr(point, axis) for point in points if point.together == count]
+                panel.set(xlabel=label, ylabel=name, title=title)
+                costs = [getattr(way, axis) for way in ways]
                 log_axis(panel.xaxis, "{:.3g}".format, max(costs) / min(costs))
         figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
         return figure
 
 
-@dataclass(frozen=True)
-class Point:
-    """One way of answering at one length, over seeds.
-
-    A policy is chosen on the first half of the questions and measured on the second.
-    """
-
-    together: int
-    model: str
-    policy: str
-    learnt: list[float]
-    """Exact match on the first half, by seed."""
-    close: float
-    """Exact match less the ARM's on the first half."""
-    right: Contrast
-    """Exact match on the second half."""
-    less: Contrast
-    """Exact match less the ARM's on the same questions of the second half."""
-    nfe: float
-    seconds: float
-    faster: Contrast
-    """The ARM's seconds, measured in the same turn, over these."""
-
-    @property
-    def family(self) -> str:
-        return f"{self.model}, {self.policy.partition('(')[0]}"
+def family(way: Way) -> str:
+    return f"{way.model}, {way.policy.partition('(')[0]}"
 
 
-def points_of(rows: Sequence[Row]) -> list[Point]:
-    """Every way of answering, in the order of measurement."""
+def exact_ways(rows: Sequence[Row]) -> list[Way]:
+    """Every way of answering, by exact match."""
     here = [row for row in rows if not row.get("trained") and not row.get("judged")]
-    points = []
-    for count in dict.fromkeys(row["together"] for row in here):
-        length = [row for row in here if row["together"] == count]
-        arm = {(row["seed"], row["turn"]): row for row in length if row["model"] == "ARM"}
-        for model, policy in dict.fromkeys((row["model"], row["policy"]) for row in length):
-            mine = [row for row in length if (row["model"], row["policy"]) == (model, policy)]
-            beside = [arm[row["seed"], row["turn"]] for row in mine]
-            first = [row for row in mine if row["turn"] == mine[0]["turn"]]  # answers do not depend on the turn
-            hits = np.array([bits(row) for row in first])
-            gaps = hits - np.array([bits(arm[row["seed"], row["turn"]]) for row in first])
-            half = hits.shape[1] // 2
-            points.append(
-                Point(
-                    count,
-                    model,
-                    policy,
-                    hits[:, :half].mean(1).tolist(),
-                    float(gaps[:, :half].mean()),
-                    contrast(hits[:, half:]),
-                    contrast(gaps[:, half:]),
-                    statistics.fmean(row["nfe"] for row in first),
-                    statistics.median(row["seconds_per_answer"] for row in mine),
-                    _ratio([row["seed"] for row in mine], mine, beside),
-                )
-            )
-    return points
+    return ways_of(here, lambda rows: np.array([bits(row) for row in rows]))
 
 
-def _ratio(seeds: Sequence[int], rows: Sequence[Row], beside: Sequence[Row]) -> Contrast:
-    """Seconds beside over seconds, the median of each seed's turns."""
-    by: dict[int, list[float]] = {}
-    for seed, row, other in zip(seeds, rows, beside, strict=True):
-        by.setdefault(seed, []).append(other["seconds_per_answer"] / row["seconds_per_answer"])
-    return contrast(np.array([[statistics.median(each)] for each in by.values()]))
-
-
-def compared(points: Sequence[Point], count: int) -> tuple[str, Held]:
+def compared(ways: Sequence[Way], count: int) -> tuple[str, Held]:
     """The plain statement of one length, and whether the claim held there."""
-    (arm,) = (point for point in points if point.model == "ARM")
-    mdm = [point for point in points if point.model == "MDM"]
+    (arm,) = (way for way in ways if way.model == "ARM")
+    mdm = [way for way in ways if way.model == "MDM"]
     where = f"{count} at once:"
-    best = {"ARM": arm.learnt, "MDM": [max(each) for each in zip(*(point.learnt for point in mdm), strict=True)]}
+    best = {"ARM": arm.learnt, "MDM": [max(each) for each in zip(*(way.learnt for way in mdm), strict=True)]}
     for name, learnt in best.items():
         if min(learnt) < USEFUL:
-            told = f"{where} an {name} has not learnt to answer (right in {min(learnt):.1%}): nothing to compare."
-            return told, "not shown at this scale"
-    equal = [point for point in mdm if point.close >= -CLOSE]
-    if not equal:
-        nearest = max(mdm, key=lambda point: point.close)
+            sentence = f"{where} an {name} has not learnt to answer (right in {min(learnt):.1%}): nothing to compare."
+            return sentence, "not shown at this scale"
+    chosen = fastest(mdm, CLOSE)
+    if chosen is None:
+        nearest = max(mdm, key=lambda way: way.close)
         return (
-            f"{where} no policy is as often right as the ARM ({arm.right.value:.1%}); the best, {nearest.policy}, is "
-            f"in {nearest.right.value:.1%}.",
+            f"{where} no policy is as often right as the ARM ({arm.quality.value:.1%}); the best, {nearest.policy}, is "
+            f"in {nearest.quality.value:.1%}.",
             "no",
         )
-    chosen = min(equal, key=lambda point: point.seconds)
-    pace, gain = chosen.faster, replace(chosen.faster, value=chosen.faster.value - 1)
-    surely = chosen.less.value - chosen.less.half() > -MARGIN
-    told = (
+    surely, held = verdict(chosen, MARGIN)
+    return (
         f"{where} the MDM ({chosen.policy}, the fastest of those as often right on the first half of the questions) is "
-        f"{'slower than' if pace.value < 1 else 'faster than'} the ARM with its cache, {pace} times as fast, "
-        f"{'at equal quality' if surely else 'at a quality that is not surely equal'} ({chosen.right.value:.1%} "
-        f"against {arm.right.value:.1%}, {chosen.nfe:.1f} evaluations against {arm.nfe:.1f})."
+        f"{pace(chosen, surely)} ({chosen.quality.value:.1%} against {arm.quality.value:.1%}, {chosen.nfe:.1f} "
+        f"evaluations against {arm.nfe:.1f}).",
+        held,
     )
-    if not surely or not gain.sign():
-        return told, "not shown at this scale"
-    return told, "yes" if gain.sign() > 0 else "no"
-
-
-def either(verdict: Held, other: Held) -> Held:
-    """Of two measures of one length: "no" where one says so, else what either shows."""
-    return next((each for each in ("no", "yes") if each in (verdict, other)), "not shown at this scale")
 
 
 def policies(length: int, every: int = 1) -> list[Policy]:
