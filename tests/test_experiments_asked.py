@@ -43,8 +43,11 @@ def test_it_runs_at_its_tiny_scale(which, tmp_path: Path, measured: dict):
     assert weights == {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")}
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / f"{name_of(which)}.json").write_bytes(path.read_bytes())
-    finding = which.find(rows)
-    assert finding.measured in results_page(tmp_path / "results")
+    page, spent = results_page(tmp_path / "results"), json.loads(path.read_text())["trained"]
+    assert which.find(rows).measured in page
+    runs = [json.loads(file.read_text())["budget"] for file in out.glob("*/config.json")]
+    assert spent == {"runs": len(runs), **{key: sum(budget[key] for budget in runs) for key in spent if key != "runs"}}
+    assert f"{len(runs)} runs, " in page
     with pytest.raises(ValueError, match="which questions"):
         experiment(dataclasses.replace(which, questions=None), "tiny", out, source=source)
 

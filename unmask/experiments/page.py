@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from unmask.experiments import Experiment
-from unmask.experiments.running import Finding
+from unmask.experiments.running import Finding, trained
 from unmask.files import Row, atomic, finite, read_json
 from unmask.report.claims import LONG, Claim
 from unmask.report.drawing import svg_file
@@ -63,6 +63,7 @@ def told(name: str, result: Row) -> Claim:
         figure = kind().figure(result["rows"])
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise ValueError(f"{name}: rows that are not those of {result['experiment']} ({error!r}): rerun it") from None
+    how = (f"text {_shown(result['source'])}", trained(result), result["machine"], f"unmask {result['unmask']}")
     return Claim(
         name=name,
         title=name.replace("-", ", ").capitalize(),
@@ -70,7 +71,7 @@ def told(name: str, result: Row) -> Claim:
         measured=finding.measured,
         held=finding.held,
         scale=result["scale"],
-        how=f"text {_shown(result['source'])}; {result['machine']}; unmask {result['unmask']}",
+        how="; ".join(filter(None, how)),
         command=_command(result["command"]),
         tables=[(table.title, table.header, table.rows) for table in finding.tables],
         figure=figure,

@@ -31,6 +31,7 @@ Scale = Literal["tiny", "laptop", "gpu"]
 Held = Literal["yes", "no", "not shown at this scale"]
 RESULT = "result.json"
 BUILTIN = "builtin"
+COST = ("tokens", "flops_6nd", "flops_true")
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def experiment(
             console.print(f"{len(todo)} cells are other processes' work: run this again when they are done")
             return None
         cells, rows = _known(which, scale, str(data), out)
-    return _conclude(which, scale, rows, out, source)
+    return _conclude(which, scale, cells, rows, out, source)
 
 
 def _claim(out: Path, name: str) -> AbstractContextManager[None]:
@@ -183,6 +184,15 @@ def _announce(which: Experiment, scale: Scale, cells: Sequence[Cell], out: Path)
     console.print(said + (f", about {duration(total / rate(todo))} on this machine" if todo else ""))
 
 
+def trained(result: Row) -> str | None:
+    """What training an experiment's result took, where it says so."""
+    cost = result.get("trained")
+    return cost and (
+        f"{cost['runs']:,} runs, {count(cost['tokens'])} tokens, 6ND = {power(cost['flops_6nd'])} FLOPs, true count "
+        f"{power(cost['flops_true'])}"
+    )
+
+
 def _sizes(cell: Cell) -> Row:
     return {"non_embedding": cell.config.network.parameters()["non_embedding"], **cell.config.cost()}
 
@@ -218,7 +228,7 @@ def told(which: object) -> list[str]:
     return words
 
 
-def _conclude(which: Experiment, scale: Scale, rows: list[Row], out: Path, source: str) -> Path:
+def _conclude(which: Experiment, scale: Scale, cells: Sequence[Cell], rows: list[Row], out: Path, source: str) -> Path:
     name = name_of(which)
     finding = which.find(rows)
     write_json(out / RESULT, {
@@ -228,6 +238,7 @@ def _conclude(which: Experiment, scale: Scale, rows: list[Row], out: Path, sourc
         "source": source,
         "unmask": version("unmask"),
         "machine": machine(torch.device(device_of("auto"))),
+        "trained": {"runs": len(cells), **{key: sum(_sizes(cell)[key] for cell in cells) for key in COST}},
         "rows": rows,
     })  # fmt: skip
     figure = which.figure(rows)
