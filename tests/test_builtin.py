@@ -1,5 +1,6 @@
 """The checkpoint that comes with the package: small, whole, described, and better at English than at anything else."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,16 @@ def test_a_run_begins_from_it(tmp_path: Path):
     begun, given = unmask.load(tmp_path / "run").network, unmask.load("builtin", dtype=torch.float32).network
     for one, other in zip(begun.parameters(), given.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_run_goes_on_when_what_it_began_as_is_gone(tmp_path: Path):
+    """Its own settings say its sizes."""
+    (tmp_path / "text.txt").write_text(f"{TEXT}\n\n" * 20, encoding="utf-8")
+    data = prepare(str(tmp_path / "text.txt"), tmp_path / "data", tokenizer="builtin", validation=0.2)
+    shutil.copytree(fetched("builtin"), donor := tmp_path / "donor")
+    words = ["train", "tiny", "--data", str(data), "--init", str(donor), "--length", "32", "--batch", "2"]
+    words += ["--steps", "2", "--validation-sequences", "2", "--device", "cpu", "--out", str(tmp_path / "run")]
+    main(words)
+    shutil.rmtree(donor)
+    main(words)
+    assert unmask.load(tmp_path / "run").network.config.width == unmask.load("builtin").network.config.width

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from unmask.checkpoint import Model, starting_from
+from unmask.checkpoint import Model, network_from, starting_from
 from unmask.data import byte_tokenizer
 from unmask.transformer import Transformer, TransformerConfig
 
@@ -67,6 +67,13 @@ def test_the_same_network_keeps_its_weights():
 def test_other_sizes_are_refused(other: dict[str, object]):
     with pytest.raises(ValueError, match="another network than this run's"):
         starting_from(donor(), replace(ARM, causal=False, **other))
+
+
+def test_shifted_is_for_what_is_opened():
+    bidirectional = replace(ARM, causal=False)
+    with pytest.raises(ValueError, match="this one predicts in place"):
+        network_from(bidirectional, replace(bidirectional, shifted=True))
+    assert network_from(ARM, replace(bidirectional, shifted=True)).shifted
 
 
 def test_a_bidirectional_donor_is_not_closed():

@@ -173,6 +173,16 @@ def test_the_variance_of_the_steps_that_are_used():
         assert math.isclose(occupied_variance(steps, length), used.var(), rel_tol=1e-12)
 
 
+def test_documents_of_one_date_and_name_are_all_learnt_from(tmp_path: Path):
+    for name in "ab":
+        rows = [{"text": f"{name}{i} is a text of some words. " * 30, "date": "1970-01-01"} for i in range(4)]
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    Temporal().corpus("tiny", str(tmp_path), tmp_path / "out")
+    texts = {file.read_text()[:2] for file in (tmp_path / "out" / "earlier").iterdir()}
+    assert texts == {f"{name}{i}" for name in "ab" for i in range(4)}
+
+
 def test_temporal_matches_an_arm_of_fewer_steps():
     """ARMs are halved until one is no better than the MDM; in a world where loss alone decides what later text costs,
     the MDM's advantage is one over the full ARM only, and none over the one as good that lies between two of them.

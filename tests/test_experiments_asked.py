@@ -17,7 +17,7 @@ from unmask.experiments.guidance import LIKELIHOOD, preferred
 from unmask.experiments.page import results_page
 from unmask.experiments.setting import SETTINGS
 from unmask.experiments.tradeoff import compared, exact_ways
-from unmask.experiments.ways import either
+from unmask.experiments.ways import UNKNOWN, together_held
 
 
 def sums(path: Path, first: int, last: int) -> str:
@@ -48,8 +48,28 @@ def test_it_runs_at_its_tiny_scale(which, tmp_path: Path, measured: dict):
     runs = [json.loads(file.read_text())["budget"] for file in out.glob("*/config.json")]
     assert spent == {"runs": len(runs), **{key: sum(budget[key] for budget in runs) for key in spent if key != "runs"}}
     assert f"{len(runs)} runs, " in page
+    other = dataclasses.replace(which, questions=sums(tmp_path / "other.jsonl", 60, 90))
+    with pytest.raises(ValueError, match=r"measured with '--questions \S*asked.jsonl .* name another folder by --out"):
+        experiment(other, "tiny", out, source=source)
     with pytest.raises(ValueError, match="which questions"):
         experiment(dataclasses.replace(which, questions=None), "tiny", out, source=source)
+
+
+@pytest.mark.parametrize("which", [Guidance(), Tradeoff(together=(1,))], ids=name_of)
+def test_what_cannot_be_told_is_refused_before_training(which, tmp_path: Path):
+    source, asked = sums(tmp_path / "learnt.jsonl", 0, 60), tmp_path / "asked.jsonl"
+    for rows, message in (
+        (
+            [{"question_id": i, "category": "sums", "turns": [f"{i}+1="]} for i in range(9)],
+            "a question without an answer",
+        ),
+        ([{"prompt": f"{i}+1=", "response": "1"} for i in range(3)], "3 to ask, of which two halves tell no error"),
+    ):
+        asked.write_text("\n".join(map(json.dumps, rows)))
+        it = dataclasses.replace(which, questions=str(asked))
+        with pytest.raises(ValueError, match=message):
+            it.corpus("tiny", source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_questions_asked_at_once(tmp_path: Path):
@@ -114,6 +134,8 @@ def test_what_guidance_loses_is_said_and_what_sharper_draws_gain_is_no_gain():
     sharper = two_seeds("010011", "011011", "010011", "1 a step, temperature 1")
     assert Guidance().find([*sharper, *two_seeds("010011", "010011", "010011")]).held == "not shown at this scale"
     assert Guidance().find([*sharper, *two_seeds("011011", "010011", "011011")]).held == "no"
+    sharper = two_seeds("010011", "011011", "010011", "1 a step, temperature 0.9")
+    assert Guidance().find([*sharper, *two_seeds("010011", "010011", "010011")]).held == "not shown at this scale"
 
 
 def test_standard_guidance_is_compared_with_its_own_training():
@@ -138,7 +160,7 @@ def answered(model: str, policy: str, seed: int, turn: int, right: float, second
     half = "1" * round(100 * right) + "0" * round(100 * (1 - right))
     return {
         "together": 1, "seed": seed, "model": model, "policy": policy, "turn": turn, "right": 2 * half, "nfe": 4.0,
-        "seconds_per_answer": seconds,
+        "seconds": [seconds, seconds],
     }  # fmt: skip
 
 
@@ -152,7 +174,7 @@ def both(seed: int, turn: int, arm: tuple[float, float], policy: str, mdm: tuple
         ((0.9, 0.1), (0.9, 0.05), "is faster than the ARM with its cache, 2 ± 0 times as fast, at equal", "yes"),
         ((0.9, 0.1), (0.9, 0.2), "is slower than the ARM with its cache, 0.5000 ± 0 times as fast, at equal", "no"),
         ((0.9, 0.1), (0.8, 0.05), "is slower than the ARM with its cache, 0.1", "no"),
-        ((0.3, 0.1), (0.9, 0.05), "an ARM has not learnt to answer (right in 30.0%)", "not shown at this scale"),
+        ((0.3, 0.1), (0.9, 0.05), "an ARM has not learnt to answer (right in 30.0%)", None),
     ],
 )
 def test_the_plain_statement(arm, fast, said, held):
@@ -161,15 +183,25 @@ def test_the_plain_statement(arm, fast, said, held):
     for seed in (0, 1):
         rows += both(seed, 0, arm, "Confidence(tokens=1)", (0.9, 1.0))
         rows += both(seed, 1, arm, "Confidence(tokens=4)", fast)
-    sentence, verdict = compared(exact_ways(rows), 1)
+    sentence, verdict = compared(exact_ways(rows), 1, 1)
     assert said in sentence
     assert verdict == held
 
 
 def test_times_are_compared_within_a_turn():
-    """The machine is ten times slower in the second turn, for both."""
+    """The machine is ten times slower in the second turn, for both: what is faster there is the fastest."""
     rows = both(0, 0, (0.9, 0.1), "a", (0.9, 0.2)) + both(0, 1, (0.9, 1.0), "b", (0.9, 0.5))
     assert [way.faster.value for way in exact_ways(rows) if way.model == "MDM"] == [0.5, 2.0]
+    assert "MDM (b, the fastest" in compared(exact_ways(rows), 1, 1)[0]
+
+
+def test_the_fastest_is_chosen_and_timed_on_different_questions():
+    rows = [*both(0, 0, (0.9, 0.1), "a", (0.9, 0.05)), *both(0, 1, (0.9, 0.1), "b", (0.9, 0.05))]
+    rows[1]["seconds"], rows[3]["seconds"] = [0.05, 0.02], [0.02, 0.05]
+    assert "MDM (b, the fastest of those as often right on the first half of the questions) is" in (
+        told := compared(exact_ways(rows), 1, 1)[0]
+    )
+    assert "2.000 times as fast" in told
 
 
 def test_a_policy_chosen_by_luck_is_measured_on_other_questions():
@@ -178,27 +210,42 @@ def test_a_policy_chosen_by_luck_is_measured_on_other_questions():
     for row in rows:
         if row["model"] == "MDM":
             row["right"] = row["right"][:100] + "1" * 80 + "0" * 20
-    sentence, verdict = compared(exact_ways(rows), 1)
+    sentence, verdict = compared(exact_ways(rows), 1, 1)
     assert "not surely equal (80.0% against 90.0%" in sentence
     assert verdict == "not shown at this scale"
 
 
 def test_a_seed_that_has_not_learnt_is_no_evidence():
     rows = both(0, 0, (0.9, 0.1), "a", (0.9, 0.2)) + both(1, 0, (0.9, 0.1), "a", (0.2, 0.2))
-    sentence, verdict = compared(exact_ways(rows), 1)
+    sentence, verdict = compared(exact_ways(rows), 1, 1)
     assert "an MDM has not learnt to answer (right in 20.0%)" in sentence
-    assert verdict == "not shown at this scale"
+    assert verdict is None
 
 
-def test_two_measures_of_one_length():
-    unknown = "not shown at this scale"
-    assert [either("yes", "no"), either(unknown, "no"), either(unknown, "yes"), either(unknown, unknown)] == [
-        "no", "no", "yes", unknown,
-    ]  # fmt: skip
+def test_several_measures_and_lengths():
+    """One that has nothing to say does not count; one that does not know does."""
+    held = [("yes", "no"), (UNKNOWN, "no"), (UNKNOWN, "yes"), (None, "yes"), (None, None), ("yes", "yes")]
+    assert [together_held(each) for each in held] == ["no", "no", UNKNOWN, "yes", UNKNOWN, "yes"]
 
 
 def test_no_policy_may_be_as_good():
     rows = both(0, 0, (0.9, 1.0), "b", (0.6, 0.1))
-    sentence, verdict = compared(exact_ways(rows), 1)
-    assert "no policy is as often right as the ARM (90.0%); the best, b, is in 60.0%" in sentence
+    sentence, verdict = compared(exact_ways(rows), 1, 1)
+    assert "as often right as the ARM on the first half of the questions; the best, b, gains −0.300" in sentence
     assert verdict == "no"
+
+
+def test_no_policy_may_be_as_good_by_chance():
+    """Two points behind where it was to be chosen, and 20 ahead where it is measured, is no evidence against it."""
+    rows = both(0, 0, (0.7, 1.0), "b", (0.68, 0.1))
+    rows[1]["right"] = rows[1]["right"][:100] + "1" * 90 + "0" * 10
+    sentence, verdict = compared(exact_ways(rows), 1, 1)
+    assert "no policy is as often right" in sentence
+    assert verdict == UNKNOWN
+
+
+def test_a_few_answers_of_which_none_is_worse_are_not_surely_as_good():
+    rows = [row | {"right": "1" * 8} for seed in (0, 1) for row in both(seed, 0, (0.9, 0.1), "a", (0.9, 0.05))]
+    assert compared(exact_ways(rows), 1, 1)[1] == UNKNOWN
+    rows = [row | {"right": "1" * 400} for row in rows]
+    assert compared(exact_ways(rows), 1, 1)[1] == "yes"

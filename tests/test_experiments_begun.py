@@ -108,6 +108,23 @@ def test_the_chat_template_comes_with_the_tokenizer(runs, tmp_path: Path):
     assert Tokenizer.load(folder).inner.to_str() == load(runs["mdm"]).tokenizer.inner.to_str()
 
 
+def test_two_chat_templates_are_refused(runs, tmp_path: Path):
+    settings = Path(runs["mdm"]) / "tokenizer_config.json"
+    settings.write_text(
+        json.dumps({"chat_template": "{% for message in messages %}{{ message['content'] }}{% endfor %}"})
+    )
+    try:
+        with pytest.raises(ValueError, match="two chat templates"):
+            Beginning((runs["mdm"], runs["arm"])).tokenizer(tmp_path)
+    finally:
+        settings.unlink()
+
+
+def test_guidance_that_is_learnt_needs_training(runs, tmp_path: Path):
+    with pytest.raises(ValueError, match="steps 0: standard guidance is learnt in training"):
+        Guidance(beginning=Beginning((runs["mdm"],), steps=0)).corpus("tiny", "builtin", tmp_path)
+
+
 def test_pretrained_and_fine_tuned_in_one_command(runs, tmp_path: Path):
     """An MDM opened from the ARM, fine-tuned on sums: pairs are read with its tokenizer, bytes, not by characters."""
     rows = [{"prompt": f"{i:02}+1=", "response": f"{i + 1:02}", "match": "text"} for i in range(60)]

@@ -149,6 +149,8 @@ def test_whether_the_curse_is_lifted_is_told_from_facts():
     assert held((good, [0.0, 0.0, 0.1, 0.0]), (good, none)) == "no"
     assert held((none, none), (none, none)) == "not shown at this scale"
     assert held((none, none), (good, none)) == "not shown at this scale"
+    assert held((good, good), (none, none)) == "not shown at this scale"
+    assert held((good, [1.0, 0.0, 1.0, 0.0]), (good, none)) == "not shown at this scale"
     rows = [*answered("MDM", good, some), *answered("MDM", good, none, seed=1), *answered("ARM", good, none)]
     assert (
         "is 38 ± 38 points"

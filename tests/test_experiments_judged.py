@@ -96,7 +96,7 @@ def answered(model: str, policy: str, seed: int, turn: int, nats: float, seconds
     return {
         "judged": True, "together": 1, "seed": seed, "turn": turn, "model": model, "policy": policy, "judge": "arm",
         "target": 3.0, "entropy": 3.0, "matched": matched, "temperature": 0.9, "nfe": 4.0,
-        "seconds_per_answer": seconds, **(values if matched else {}),
+        **({**values, "seconds": [seconds, seconds]} if matched else {}),
     }  # fmt: skip
 
 
@@ -109,7 +109,7 @@ def both(seed: int, turn: int, arm: tuple[float, float], policy: str, mdm: tuple
     [
         (2.02, 0.05, True, "is faster than the ARM with its cache, 2 ± 0 times as fast, at equal quality (0.02", "yes"),
         (2.02, 0.20, True, "is slower than the ARM with its cache, 0.5000 ± 0 times as fast, at equal", "no"),
-        (2.30, 0.05, True, "as probable to the judge as the ARM; the best, fast, has 0.30", "no"),
+        (2.30, 0.05, True, "of the ARM on the first half of the questions; the best, fast, has 0.30", "no"),
         (2.02, 0.05, False, "no MDM's answers come to the references' entropy", "not shown at this scale"),
     ],
 )
@@ -120,7 +120,7 @@ def test_the_plain_statement_of_a_judge(nats, seconds, matched, told, held):
         rows += both(seed, 0, (2.0, 0.1), "fast", (nats, seconds, matched))
         rows += both(seed, 1, (2.0, 0.1), "bare", (0.1, 0.001, seed == 0))
     ways = judged_ways(rows)
-    sentence, verdict = judged_compared(ways, 1)
+    sentence, verdict = judged_compared(ways, 1, 1)
     assert told in sentence
     assert verdict == held
     assert "bare" not in {way.policy for way in ways}
@@ -128,14 +128,14 @@ def test_the_plain_statement_of_a_judge(nats, seconds, matched, told, held):
     assert f"within {WITHIN} nats" in table.title
     assert f"{3 - len(ways)} of 3 ways" in table.title
     rows = [answered("ARM", "left", 0, 0, 2.0, 0.1, matched=False), answered("MDM", "fast", 0, 0, 2.0, 0.1)]
-    assert "the ARM's answers do not come to the references' entropy" in judged_compared(judged_ways(rows), 1)[0]
+    assert "the ARM's answers do not come to the references' entropy" in judged_compared(judged_ways(rows), 1, 1)[0]
 
 
 def test_the_perplexity_of_a_way_is_the_judges():
-    """exp(nats / tokens) of the second half, and the difference paired by question."""
+    """exp(nats / tokens) of the second half alone, however long its answers are, and the difference by question."""
     rows = both(0, 0, (2.0, 0.1), "fast", (2.25, 0.1))
     for row in rows:
-        row["nats"][:4] = [0.0] * 4
+        row["nats"][:4], row["tokens"][:4] = [0.0] * 4, [1] * 4
     arm, mdm = judged_ways(rows)
     assert (arm.quality.value, mdm.quality.value) == (-2.0, -2.25)
     assert (mdm.close, mdm.gained.value, mdm.gained.error) == (0.0, -0.25, 0.0)

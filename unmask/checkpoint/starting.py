@@ -13,7 +13,8 @@ from unmask.transformer import TransformerConfig
 def network_from(theirs: Config, ours: TransformerConfig) -> TransformerConfig:
     """The configuration of a run that begins as a network of `theirs`, of the kind of `ours`, and with its dropout.
 
-    Raises ValueError for a network that is told the level, and for a bidirectional one where `ours` is causal.
+    Raises ValueError for a network that is told the level, and for a bidirectional one where `ours` is causal or
+    shifted and it is not.
     """
     if not isinstance(theirs, TransformerConfig):
         raise ValueError("a network that is told the level begins no other")
@@ -21,6 +22,8 @@ def network_from(theirs: Config, ours: TransformerConfig) -> TransformerConfig:
         raise ValueError("a bidirectional network begins no causal one")
     if theirs.causal and not ours.causal:
         theirs = replace(theirs, causal=False, shifted=ours.shifted, mask_id=ours.mask_id)
+    if ours.shifted and not theirs.shifted:
+        raise ValueError("--shifted is for a causal network that is opened: this one predicts in place")
     return replace(theirs, dropout=ours.dropout)
 
 

@@ -8,10 +8,11 @@ from typing import Annotated, Any
 import tyro
 
 from unmask import ranks
-from unmask.checkpoint import load, network_from
+from unmask.checkpoint import CONFIG, load, network_config, network_from
 from unmask.cli.parsing import nearest
 from unmask.cli.recipes import rate_here, row
 from unmask.data import Tokenizer
+from unmask.files import read_json
 from unmask.log import console, say
 from unmask.recipes import RECIPES, on_its_data
 from unmask.report.read import find
@@ -91,11 +92,11 @@ class Train:
     def run(self) -> None:
         ranks.agreed(lambda: on_its_data(self.recipe) and None)  # one process prepares what is missing
         options = self.options
-        config = begun(on_its_data(self.recipe))
+        out = options.out or Path("runs") / self.recipe.name
+        config = begun(on_its_data(self.recipe), out)
         budget = {"tokens": options.tokens, "flops": options.flops, "true_flops": options.true_flops}
         if any(value is not None for value in budget.values()):
             config = replace(config, steps=steps_for(config, **budget))
-        out = options.out or Path("runs") / config.name
         if options.dry_run:
             config.sequences(Tokenizer.load(Path(config.data)))  # which refuses what training would
             tell(config)
@@ -108,11 +109,12 @@ class Train:
         console.print(f"next: unmask sample --checkpoint {out}")
 
 
-def begun(config: TrainConfig) -> TrainConfig:
-    """With the network of what it begins as, whatever the recipe's."""
+def begun(config: TrainConfig, out: Path) -> TrainConfig:
+    """With the network of what it begins as, whatever the recipe's; of what it goes on from, where `out` is there."""
     if config.init is None:
         return config
-    theirs = load(config.init).network.config
+    there = (out / CONFIG).exists() and not config.lora  # whose base may be gone
+    theirs = network_config(read_json(out / CONFIG), out / CONFIG) if there else load(config.init).network.config
     try:
         return replace(config, network=network_from(theirs, config.network))
     except ValueError as error:

@@ -319,5 +319,5 @@ def exact_match(questions: Sequence[Question], records: Sequence[Row], name: str
         "nfe": statistics.fmean(record["nfe"] for record in records),
         "seconds_per_answer": statistics.fmean(record["seconds"] for record in records),
         "prompts_cut": sum(record["prompt_cut"] for record in records),
-        "values": {"right": right},
+        "values": {"right": right, "seconds": [record["seconds"] for record in records]},
     }

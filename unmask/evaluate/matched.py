@@ -72,7 +72,8 @@ def judged(
             "nfe": statistics.fmean(row["nfe"] for row in rows),
             "seconds_per_answer": statistics.fmean(row["seconds"] for row in rows),
         }
-        return quality(judge, texts, said, behind=_prompts(questions), batch=asking.batch)
+        row = quality(judge, texts, said, behind=_prompts(questions), batch=asking.batch)
+        return {**row, "values": {**row["values"], "seconds": [each["seconds"] for each in rows]}}
 
     row, matched = at_entropy(measure, target, within=WITHIN / 2)
     about = {"model": name, "policy": repr(asking.policy), "seed": asking.seed, "target": target, "matched": matched}

@@ -15,6 +15,7 @@ from unmask.experiments.setting import SETTINGS, Setting
 from unmask.files import Row, atomic
 
 USEFUL = 0.5  # a model that answers less than this in any way has not learnt, and there is nothing to compare
+FEWEST = 4
 LAPTOP = SETTINGS["laptop"]
 SIZES: dict[Scale, Setting] = {
     "tiny": replace(SETTINGS["tiny"], length=64, batch=16, steps=8),
@@ -34,13 +35,22 @@ def learnt_from(source: str) -> str:
 
 def asked_of(source: str, questions: str | None) -> str:
     """Where the questions are. Raises ValueError where a set of one's own comes without, and for a file that holds
-    none: before anything is trained.
+    few, or some without an answer: before anything is trained.
     """
     if questions is None and source != BUILTIN:
         raise ValueError(f"{source}: which questions are to be asked? Name a file of them with --questions")
     if questions is not None:
-        questions_of(questions)
+        found = questions_of(questions)
+        if any(not question.references for question in found):
+            raise ValueError(f"{questions}: a question without an answer: leave it out")
+        enough(found, questions)
     return questions or f"{ADDITION}:test"
+
+
+def enough(questions: Sequence[Question], source: str) -> None:
+    """Raises ValueError for fewer than two halves with an error each."""
+    if len(questions) < FEWEST:
+        raise ValueError(f"{source}: {len(questions)} to ask, of which two halves tell no error: give {FEWEST}")
 
 
 def prepared(source: str, scale: Scale, out: Path, tokenizer: Path | None, file: str | None = None) -> Path:
@@ -99,10 +109,9 @@ def together(source: str, count: int, passes: int = 1) -> list[Question]:
 
 
 def written(questions: Sequence[Question], path: Path) -> str:
-    """The questions with their answers as a file to learn from; left alone where it is there."""
-    if not path.exists():
-        with atomic(path) as file:
-            for question in questions:
-                row = {"prompt": question.turns[0], "response": question.references[0], "match": "text"}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    """The questions with their answers as a file to learn from."""
+    with atomic(path) as file:
+        for question in questions:
+            row = {"prompt": question.turns[0], "response": question.references[0], "match": "text"}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
     return str(path)

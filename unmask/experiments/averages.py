@@ -16,7 +16,6 @@ def bounded(row: Row) -> Row:
     """What an experiment keeps of a perplexity's row."""
     keep = ("corpus", "split", "protocol", "perplexity", "bound", "estimator", "draws", "tokens", "evaluations")
     rates = {f"{name}_per_token": row[name] / row["tokens"] for name in ("nats", "stderr_mc", "stderr_data")}
-    rates["nats_per_token"] = rates.pop("nats_per_token")
     return {"kind": "bound", **{name: row[name] for name in keep}, **rates, "bits_per_byte": row["bits_per_byte"]}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from unmask.checkpoint import Model, load, network_from
 from unmask.data.pairs import template_of
-from unmask.experiments.running import Cell
+from unmask.experiments.running import Cell, Scale
 from unmask.files import atomic
 from unmask.hub import fetched
 from unmask.train import TrainConfig
@@ -38,12 +38,18 @@ class Beginning:
         models = list(self._models())
         if len({model.tokenizer.inner.to_str() for model in models}) > 1:
             raise ValueError(f"init {' '.join(self.init)}: two tokenizers: name checkpoints of one")
-        folder, chat = out / FOLDER, template_of(fetched(self.init[0]))
+        folder, (chat, *others) = out / FOLDER, [template_of(fetched(name)) for name in self.init]
+        if any(other.source != chat.source for other in others):
+            raise ValueError(f"init {' '.join(self.init)}: two chat templates: name checkpoints of one")
         folder.mkdir(parents=True, exist_ok=True)
         models[0].tokenizer.save(folder)
         with atomic(folder / "chat_template.jinja") as file:
             file.write(chat.source)
         return folder
+
+    def seeds(self, scale: Scale, most: int) -> range:
+        """Seeds of each kind: one at the tiny scale, and where nothing is trained."""
+        return range(1 if scale == "tiny" or self.steps == 0 else most)
 
     def __call__(self, cell: Cell) -> Cell:
         """The run as it begins here. Raises ValueError for a causal one where no causal checkpoint is named."""
@@ -63,7 +69,7 @@ class Beginning:
         if not same and config.network.causal:
             raise ValueError(f"init {self.init[0]}: a bidirectional model begins no ARM: name an ARM as well")
         name = (same or list(networks))[0]
-        kind = replace(config.network, shifted=not config.network.causal)
+        kind = replace(config.network, shifted=networks[name].causal and not config.network.causal)
         network = network_from(networks[name], kind)
         length = _donor(name)[1] if self.steps == 0 else None
         return replace(config, network=network, init=name, length=length or config.length)

@@ -54,10 +54,9 @@ class Guidance:
     beginning: Annotated[Beginning, tyro.conf.OmitArgPrefixes] = field(default_factory=Beginning)
 
     def corpus(self, scale: Scale, source: str, out: Path) -> Path:
-        parts = self._parts(asked_of(source, self.questions), SIZES[scale].sequences)
-        if any(not question.references for part in parts for question in part):
-            raise ValueError(f"{self.questions}: a question without an answer: leave it out")
-        refuse_shared(*parts)
+        if self.beginning.steps == 0:
+            raise ValueError("steps 0: standard guidance is learnt in training: give at least 1")
+        refuse_shared(*self._parts(asked_of(source, self.questions), SIZES[scale].sequences))
         return prepared(source, scale, out / "pairs", self.beginning.tokenizer(out))
 
     def _parts(self, source: str, most: int) -> tuple[list[Question], list[Question]]:
@@ -68,7 +67,7 @@ class Guidance:
     def plan(self, scale: Scale, data: str, rows: Sequence[Row]) -> list[Cell]:
         setting = sized(scale, data)
         cells = []
-        for seed in range(1 if scale == "tiny" else self.seeds):
+        for seed in self.beginning.seeds(scale, self.seeds):
             for kind, share in DROPPED.items():
                 config = setting.config(data, AnyOrder(0.5), seed=seed, drop_prompt=share)
                 cells.append(self.beginning(Cell(f"{kind}-{seed}", config, {"training": kind, "seed": seed})))
@@ -97,7 +96,7 @@ class Guidance:
                 without = "none" if kind == "unsupervised" else "none, prompts dropped in training"
                 table.append((measure, without, "0", str(contrast(none)), ""))
                 table.append((measure, kind, weights, str(contrast(found)), str(gain)))
-        judged = [measure for measure in measures if not measure.endswith("temperature 1")]
+        judged = [measure for measure in measures if measure == LIKELIHOOD or measure.endswith("temperature 0")]
         signs = {measure: gains["unsupervised", measure].sign(len(judged)) for measure in judged}
         won, lost = ([measure for measure in judged if signs[measure] == sign] for sign in (1, -1))
         told = "; ".join(f"{gains['unsupervised', measure]} ({measure})" for measure in measures)
@@ -126,11 +125,7 @@ class Guidance:
         figure = Figure(figsize=(3.2 * len(measures), 3.2), layout="constrained")
         for panel, measure in zip(figure.subplots(1, len(measures), squeeze=False)[0], measures, strict=True):
             for i, kind in enumerate(DROPPED):
-                here = [
-                    row
-                    for row in rows
-                    if (row["measure"], row["training"], row["part"]) == (measure, kind, "development")
-                ]
+                here = part_of(rows, measure, kind, "development")
                 weights = sorted({row["guidance"] for row in here})
                 found = [contrast(np.array([bits(r) for r in here if r["guidance"] == w])) for w in weights]
                 panel.errorbar(
@@ -205,16 +200,7 @@ def alike(one: str, other: str) -> float:
 
 def kept(row: Row) -> Row:
     """What an experiment keeps of answers; which of them were right as a text of digits."""
-    keep = (
-        "part",
-        "guidance",
-        "exact_match",
-        "questions",
-        "nfe",
-        "seconds_per_answer",
-        "difference",
-        "difference_stderr",
-    )
+    keep = ("part", "guidance", "exact_match", "questions", "nfe", "seconds_per_answer")
     return {**{name: row[name] for name in keep}, "right": packed(row["values"]["right"])}
 
 

@@ -15,7 +15,7 @@ from unmask.evaluate.answers import Asking, Question
 from unmask.evaluate.matched import WITHIN, judged, varied
 from unmask.experiments.averages import rates, said
 from unmask.experiments.running import Held, Table
-from unmask.experiments.ways import Way, fastest, pace, verdict, ways_of
+from unmask.experiments.ways import Way, behind, by_half, fastest, pace, verdict, ways_of
 from unmask.files import Row
 from unmask.log import Report
 
@@ -46,15 +46,18 @@ def judged_rows(
     rows = []
     for turn, asking in enumerate(ways["MDM"]):
         mdm = row("MDM", asking)
-        arm["seconds_per_answer"] = measured(models["ARM"], questions, again, "ARM", report)["seconds_per_answer"]
+        arm["values"]["seconds"] = measured(models["ARM"], questions, again, "ARM", report)["values"]["seconds"]
         rows += [{"judged": True, "turn": turn, **_kept(each)} for each in (arm, mdm)]
     return rows
 
 
 def _kept(row: Row) -> Row:
-    keep = ("model", "policy", "judge", "target", "entropy", "matched", "temperature", "nfe", "seconds_per_answer")
-    values = {name: [round(x, 2) for x in row["values"][name]] for name in ("nats", "tokens")} if row["matched"] else {}
-    return {name: row[name] for name in keep if name in row} | values
+    keep = ("model", "policy", "judge", "target", "entropy", "matched", "temperature", "nfe")
+    kept, values = {name: row[name] for name in keep if name in row}, row.get("values", {})
+    if row["matched"]:
+        kept |= {name: [round(x, 2) for x in values[name]] for name in ("nats", "tokens")}
+        kept["seconds"] = by_half(values["seconds"])
+    return kept
 
 
 def judged_ways(rows: Sequence[Row]) -> list[Way]:
@@ -71,32 +74,33 @@ def _way(row: Row) -> tuple[int, str, str]:
     return row["together"], row["model"], row["policy"]
 
 
-def less_nats(rows: Sequence[Row]) -> Float[np.ndarray, "seeds questions"]:
+def less_nats(rows: Sequence[Row], half: slice) -> Float[np.ndarray, "seeds questions"]:
     """Minus nats a judge's token."""
-    nats, tokens = (np.array([row[name] for row in rows], dtype=float) for name in ("nats", "tokens"))
+    nats, tokens = (np.array([row[name][half] for row in rows], dtype=float) for name in ("nats", "tokens"))
     return -rates(nats, tokens)
 
 
-def judged_compared(ways: Sequence[Way], count: int) -> tuple[str, Held]:
+def judged_compared(ways: Sequence[Way], count: int, tests: int) -> tuple[str, Held]:
     """The plain statement of one length, and whether an MDM is faster at equal quality there."""
     here = [way for way in ways if way.together == count]
     mdm = [way for way in here if way.model != "ARM"]
+    where = f"{count} at once, by the judge:"
     if not mdm:
         who = "no MDM's answers come" if here else "the ARM's answers do not come"
-        return f"{count} at once: {who} to the references' entropy.", "not shown at this scale"
+        return f"{where} {who} to the references' entropy.", "not shown at this scale"
     chosen = fastest(mdm, CLOSE)
     if chosen is None:
         best = max(mdm, key=lambda way: way.close)
         return (
-            f"{count} at once: at the references' entropy no policy is as probable to the judge as the ARM; the best, "
-            f"{best.policy}, has {best.gained * -1} nats a token more.",
-            "no",
+            f"{where} at the references' entropy no policy is within {CLOSE} nats a token of the ARM on the first half "
+            f"of the questions; the best, {best.policy}, has {best.gained * -1} more on the second.",
+            behind(best, MARGIN, tests),
         )
-    surely, held = verdict(chosen, MARGIN)
+    surely, held = verdict(chosen, MARGIN, tests)
     return (
-        f"{count} at once: at the references' entropy the MDM ({chosen.policy}, the fastest of those as probable to "
-        f"the judge on the first half of the questions) is {pace(chosen, surely)} ({chosen.gained * -1} nats a judge's "
-        "token more than the ARM).",
+        f"{where} at the references' entropy the MDM ({chosen.policy}, the fastest of those within {CLOSE} nats a "
+        f"token of the ARM on the first half of the questions) is {pace(chosen, surely, tests)} "
+        f"({chosen.gained * -1} nats a judge's token more than the ARM).",
         held,
     )
 

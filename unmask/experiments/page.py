@@ -43,7 +43,8 @@ def results_page(folder: Path) -> str:
     """The page of all results in `folder`, NAME.json each: by experiment, then by name."""
     found = [(file.stem, read_json(file)) for file in sorted(folder.glob("*.json"))]
     order = [kind.__name__.lower() for kind in get_args(Experiment)]
-    claims = [told(*each) for each in sorted(found, key=lambda each: order.index(each[1]["experiment"]))]
+    kinds = {name: each["experiment"] for name, each in found}
+    claims = sorted((told(*each) for each in found), key=lambda claim: order.index(kinds[claim.name]))
     lines = [f"| [{each.title}](#{each.name}) | {each.says} | {each.held} |" for each in claims]
     table = "\n".join(["| experiment | the paper | held |", "| --- | --- | --- |", *lines])
     return "\n".join([HEAD, f"{table}\n", *map(_section, claims)])

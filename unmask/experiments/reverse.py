@@ -29,9 +29,7 @@ FACTS = {"MDM": AnyOrder(), "ARM": NextToken()}
 """
 LEARNT = 0.1  # what is known less in its own direction cannot be turned round
 LEARNING: dict[Scale, dict[str, Any]] = {
-    "tiny": {},
     "laptop": {"steps": 8000, "batch": 32, "optimiser": Optimiser(rate=4e-3, warmup=100, muon=True)},
-    "gpu": {},
 }
 """Where fine-tuning is not as the pretraining: small networks learn by heart in many steps, and better by Muon."""
 GUIDED = "MDM, guided"
@@ -69,7 +67,7 @@ class Reverse:
             for row in (row for row in rows if (row["model"], row["kind"]) == (kind, "pretrained")):
                 for seed in range(1 if scale == "tiny" else self.seeds):
                     config = setting.config(str(folder / "facts"), FACTS[kind], seed=seed)
-                    config = replace(config, init=str(folder), length=row["length"], **LEARNING[scale])
+                    config = replace(config, init=str(folder), length=row["length"], **LEARNING.get(scale, {}))
                     cells.append(Cell(f"{kind.lower()}-{seed}", config, {"model": kind, "seed": seed}))
         return cells
 
@@ -100,10 +98,9 @@ class Reverse:
         first = next(row for row in rows if row["kind"] == "answers")
         seeds = len({row["seed"] for row in rows if row["kind"] == "answers"})
         held = "not shown at this scale"
-        if min(known.values()) > LEARNT and gained.value + gained.half() < known["MDM"] / 2:
-            held = "no"
-        elif gained.sign() > 0 and gained.value > known["MDM"] / 2:
-            held = "yes"
+        if min(known.values()) > LEARNT:
+            low, high = gained.value - gained.half(), gained.value + gained.half()
+            held = "yes" if low > known["MDM"] / 2 else "no" if high < known["MDM"] / 2 else held
         return Finding(
             "Fine-tuned on facts in one direction, an MDM answers in the other one, right in 92% (names) and 37% "
             "(descriptions); GPT-3 175B and Llama-2 13B in 0%.",

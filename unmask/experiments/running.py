@@ -5,7 +5,7 @@ An experiment is data and four pure functions; everything that takes time, or ca
 
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from importlib.metadata import version
@@ -31,6 +31,8 @@ Scale = Literal["tiny", "laptop", "gpu"]
 Held = Literal["yes", "no", "not shown at this scale"]
 RESULT = "result.json"
 BUILTIN = "builtin"
+PLANNED = {"seeds", "together", "arm", "shares", "init", "steps", "rate"}
+"""Options that say which runs there are, and how they train; all others say how a run is measured."""
 COST = ("tokens", "flops_6nd", "flops_true")
 
 
@@ -96,13 +98,13 @@ def experiment(
 
     Each cell is an ordinary run folder with a result.json of its own. Start the same command in several processes, on
     one machine or on several that share the folder, and each takes the next cell that nobody owns. With `dry_run` the
-    cells are told, with `json` for machines too. Raises ValueError
-    where a run's settings differ from those in its folder.
+    cells are told, with `json` for machines too. Raises ValueError where a run's settings differ from those in its
+    folder, or it was measured in another way than is asked for.
     """
     with _when_free(out, "data"):
         corpus = which.corpus(scale, source, out)
         data = corpus if isinstance(corpus, Path) else prepare(corpus[0], out / "data", tokenizer=corpus[1])
-    cells, rows = _known(which, scale, str(data), out)
+    cells, rows = _known(which, scale, str(data), out, source)
     _announce(which, scale, cells, out)
     if dry_run:
         for cell in cells if json else ():
@@ -112,7 +114,7 @@ def experiment(
         if not any(_advance(which, scale, cell, out, source) for cell in todo):
             console.print(f"{len(todo)} cells are other processes' work: run this again when they are done")
             return None
-        cells, rows = _known(which, scale, str(data), out)
+        cells, rows = _known(which, scale, str(data), out, source)
     return _conclude(which, scale, cells, rows, out, source)
 
 
@@ -134,7 +136,7 @@ def _when_free(out: Path, name: str) -> Iterator[None]:
         yield
 
 
-def _known(which: Experiment, scale: Scale, data: str, out: Path) -> tuple[list[Cell], list[Row]]:
+def _known(which: Experiment, scale: Scale, data: str, out: Path, source: str) -> tuple[list[Cell], list[Row]]:
     """All cells that what is measured calls for, and the rows measured: planned again until nothing is added."""
     rows: list[Row] = []
     while True:
@@ -142,7 +144,12 @@ def _known(which: Experiment, scale: Scale, data: str, out: Path) -> tuple[list[
         done = [cell for cell in cells if _done(cell, out)]
         for cell in done:
             settle(cell.config, out / cell.name)  # which refuses a run of other settings
-        found = [row for cell in done for row in read_json(out / cell.name / RESULT)["rows"]]
+        results = [read_json(out / cell.name / RESULT) for cell in done]
+        for cell, result in zip(done, results, strict=True):
+            if (before := result["measured"]) != (now := measured(which, source)):
+                what = f"measured with {before or 'the defaults'!r}, not with {now or 'the defaults'!r}"
+                raise ValueError(f"{out / cell.name}: {what}: name another folder by --out")
+        found = [row for result in results for row in result["rows"]]
         if len(found) == len(rows):
             return cells, rows
         rows = found
@@ -167,7 +174,9 @@ def _advance(which: Experiment, scale: Scale, cell: Cell, out: Path, source: str
                 if cell.diverged is None:
                     raise
                 rows = [{**cell.labels, **cell.diverged}]
-            write_json(folder / RESULT, {"cell": cell.name, "rows": rows, "seconds": time.monotonic() - start})
+            where = {"unmask": version("unmask"), "machine": machine(torch.device(device_of(cell.config.device)))}
+            result = {"cell": cell.name, "measured": measured(which, source), **where, "rows": rows}
+            write_json(folder / RESULT, {**result, "seconds": time.monotonic() - start})
     return True
 
 
@@ -181,7 +190,7 @@ def _announce(which: Experiment, scale: Scale, cells: Sequence[Cell], out: Path)
         table.add_row(cell.name, *numbers, power(size["flops_true"]), "done" if _done(cell, out) else "to do")
     console.print(table)
     said = f"{name_of(which)}, {scale}: {len(todo)} of {len(cells)} runs to do, {total:.1e} FLOPs"
-    console.print(said + (f", about {duration(total / rate(todo))} on this machine" if todo else ""))
+    console.print(said + (f", about {duration(total / rate(todo))} of training on this machine" if total else ""))
 
 
 def trained(result: Row) -> str | None:
@@ -210,34 +219,43 @@ def rate(todo: Sequence[Cell]) -> float:
     return measured_rate(device, precision, size=config.network, shape=shape, seconds=0.0)
 
 
+def measured(which: Experiment, source: str) -> str:
+    """What was asked for of what is measured on a run, as words of the command."""
+    return shlex.join([*told(which, PLANNED), *_source(source)])
+
+
+def _source(source: str) -> list[str]:
+    return [] if source == BUILTIN else ["--source", source]
+
+
 def command_of(which: Experiment, scale: Scale, source: str) -> str:
     """What to type to have it run again: everything that is not as it is by default, paths as they were given."""
-    given = [] if source == BUILTIN else ["--source", source]
-    return shlex.join(["unmask", "experiment", name_of(which), *told(which), "--scale", scale, *given])
+    return shlex.join(["unmask", "experiment", name_of(which), *told(which), "--scale", scale, *_source(source)])
 
 
-def told(which: object) -> list[str]:
-    """The words that say what differs from its defaults."""
+def told(which: object, without: Collection[str] = ()) -> list[str]:
+    """The words that say what differs from its defaults, without some options."""
     words: list[str] = []
     for each in fields(which):  # pyrefly: ignore
         value = getattr(which, each.name)
+        if each.name in without:
+            continue
         if is_dataclass(value):
-            words += told(value)
+            words += told(value, without)
         elif value != each.default and value is not None:
             words += [f"--{each.name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else [value])]
     return words
 
 
 def _conclude(which: Experiment, scale: Scale, cells: Sequence[Cell], rows: list[Row], out: Path, source: str) -> Path:
-    name = name_of(which)
+    name, results = name_of(which), [read_json(out / cell.name / RESULT) for cell in cells]
     finding = which.find(rows)
     write_json(out / RESULT, {
         "experiment": name,
         "scale": scale,
         "command": command_of(which, scale, source),
         "source": source,
-        "unmask": version("unmask"),
-        "machine": machine(torch.device(device_of("auto"))),
+        **{key: "; ".join(dict.fromkeys(result[key] for result in results)) for key in ("unmask", "machine")},
         "trained": {"runs": len(cells), **{key: sum(_sizes(cell)[key] for cell in cells) for key in COST}},
         "rows": rows,
     })  # fmt: skip

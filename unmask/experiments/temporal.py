@@ -5,6 +5,7 @@ and so on, down to one that is no better than the MDM on the period they learnt 
 linear interpolation of each document's loss, an ARM that is just as good.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,7 +48,11 @@ class Temporal:
         earlier, folder = [each for each in documents(source) if (each.date or "") < self.until], out / "earlier"
         if any(each.date is None for each in earlier):
             raise ValueError(f"{source}: documents without a date: a temporal experiment needs every one")
-        names = [f"{each.date} {Path(each.name).name}.txt" for each in earlier]
+        plain, often = [f"{each.date} {Path(each.name).name}" for each in earlier], Counter[str]()
+        names = []
+        for name in plain:  # which several files may have
+            often[name] += 1
+            names.append(f"{name} {often[name]}.txt" if often[name] > 1 else f"{name}.txt")
         for name, each in zip(names, earlier, strict=True):
             with atomic(folder / name, "w") as file:
                 file.write(each.text)

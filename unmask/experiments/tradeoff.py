@@ -16,12 +16,23 @@ from unmask.data.pairs import load_template
 from unmask.evaluate import load_judge
 from unmask.evaluate.ablation import tradeoff_rows
 from unmask.evaluate.answers import Asking
-from unmask.experiments.asked import USEFUL, asked_of, bits, learnt_from, packed, prepared, sized, together, written
+from unmask.experiments.asked import (
+    USEFUL,
+    asked_of,
+    bits,
+    enough,
+    learnt_from,
+    packed,
+    prepared,
+    sized,
+    together,
+    written,
+)
 from unmask.experiments.beginning import Beginning
 from unmask.experiments.judged import judged_compared, judged_rows, judged_table, judged_ways
 from unmask.experiments.running import Cell, Finding, Held, Scale, Table
 from unmask.experiments.setting import KINDS
-from unmask.experiments.ways import Way, either, fastest, pace, verdict, ways_of
+from unmask.experiments.ways import Way, behind, by_half, fastest, pace, together_held, verdict, ways_of
 from unmask.files import Row
 from unmask.log import Report
 from unmask.report.drawing import COLOURS, MARKERS, log_axis
@@ -54,7 +65,7 @@ class Tradeoff:
     def corpus(self, scale: Scale, source: str, out: Path) -> Path:
         """A folder of pairs a length, beside each other; that of the first length."""
         for count in self.together:
-            together(asked_of(source, self.questions), count)
+            enough(together(asked := asked_of(source, self.questions), count), asked)
         if self.judge is not None:
             load_judge(self.judge)  # which is missed hours later otherwise
         tokenizer = self.beginning.tokenizer(out)
@@ -73,7 +84,7 @@ class Tradeoff:
         for kind, objective in reversed(KINDS.items()):
             for count in self.together:
                 folder = Path(data).with_name(f"pairs-{count}")
-                for seed in range(1 if scale == "tiny" else self.seeds):
+                for seed in self.beginning.seeds(scale, self.seeds):
                     if kind == "ARM" or (count, seed) in trained:
                         config = sized(scale, folder).config(str(folder), objective, seed=seed)
                         cell = Cell(f"{kind.lower()}-{count}-{seed}", config, {"together": count, "seed": seed})
@@ -100,25 +111,24 @@ class Tradeoff:
     def find(self, rows: Sequence[Row]) -> Finding:
         ways, judged = exact_ways(rows), judged_ways(rows)
         sentences, verdicts, shown = [], [], any(row.get("judged") for row in rows)
-        for count in dict.fromkeys(way.together for way in ways):
-            sentence, held = compared([way for way in ways if way.together == count], count)
-            sentences.append(sentence)
-            if shown:
-                sentence, by_judge = judged_compared(judged, count)
-                sentences.append(sentence)
-                held = either(held, by_judge)
-            verdicts.append(held)
-        costs = {row["model"]: row for row in rows if row.get("trained")}
+        counts = list(dict.fromkeys(way.together for way in ways))
+        tests = len(counts) * (1 + shown)
+        for count in counts:
+            told = [compared([way for way in ways if way.together == count], count, tests)]
+            told += [judged_compared(judged, count, tests)] if shown else []
+            sentences += [sentence for sentence, _ in told]
+            verdicts += [held for _, held in told]
+        trained = sorted((row for row in rows if row.get("trained")), key=lambda row: row["flops_true"])
+        costs = {row["model"]: row for row in trained}
         sizes = ", ".join(
             f"{name} {row['parameters']:,} parameters, {row['flops_6nd']:.2e} training FLOPs (6ND), "
             f"{row['flops_true']:.2e} true"
             for name, row in costs.items()
         )
-        held = "no" if "no" in verdicts else "yes" if set(verdicts) == {"yes"} else "not shown at this scale"
         return Finding(
             f"An MDM answers {PUBLISHED} times faster than an ARM with KV cache at equal quality.",
             " ".join(sentences),
-            held,
+            together_held(verdicts),
             (
                 Table(
                     "Exact match at temperature 0 on the second half of the questions, ± over seeds and questions; "
@@ -172,31 +182,30 @@ def family(way: Way) -> str:
 def exact_ways(rows: Sequence[Row]) -> list[Way]:
     """Every way of answering, by exact match."""
     here = [row for row in rows if not row.get("trained") and not row.get("judged")]
-    return ways_of(here, lambda rows: np.array([bits(row) for row in rows]))
+    return ways_of(here, lambda rows, half: np.array([bits(row)[half] for row in rows]))
 
 
-def compared(ways: Sequence[Way], count: int) -> tuple[str, Held]:
-    """The plain statement of one length, and whether the claim held there."""
+def compared(ways: Sequence[Way], count: int, tests: int) -> tuple[str, Held | None]:
+    """The plain statement of one length, and whether the claim held there; None where a model has not learnt."""
     (arm,) = (way for way in ways if way.model == "ARM")
     mdm = [way for way in ways if way.model == "MDM"]
     where = f"{count} at once:"
     best = {"ARM": arm.learnt, "MDM": [max(each) for each in zip(*(way.learnt for way in mdm), strict=True)]}
     for name, learnt in best.items():
         if min(learnt) < USEFUL:
-            sentence = f"{where} an {name} has not learnt to answer (right in {min(learnt):.1%}): nothing to compare."
-            return sentence, "not shown at this scale"
+            return f"{where} an {name} has not learnt to answer (right in {min(learnt):.1%}): nothing to compare.", None
     chosen = fastest(mdm, CLOSE)
     if chosen is None:
         nearest = max(mdm, key=lambda way: way.close)
         return (
-            f"{where} no policy is as often right as the ARM ({arm.quality.value:.1%}); the best, {nearest.policy}, is "
-            f"in {nearest.quality.value:.1%}.",
-            "no",
+            f"{where} no policy is as often right as the ARM on the first half of the questions; the best, "
+            f"{nearest.policy}, gains {nearest.gained} on the second.",
+            behind(nearest, MARGIN, tests),
         )
-    surely, held = verdict(chosen, MARGIN)
+    surely, held = verdict(chosen, MARGIN, tests)
     return (
         f"{where} the MDM ({chosen.policy}, the fastest of those as often right on the first half of the questions) is "
-        f"{pace(chosen, surely)} ({chosen.quality.value:.1%} against {arm.quality.value:.1%}, {chosen.nfe:.1f} "
+        f"{pace(chosen, surely, tests)} ({chosen.quality.value:.1%} against {arm.quality.value:.1%}, {chosen.nfe:.1f} "
         f"evaluations against {arm.nfe:.1f}).",
         held,
     )
@@ -214,6 +223,7 @@ def policies(length: int, every: int = 1) -> list[Policy]:
 
 def kept(row: Row) -> Row:
     """What an experiment keeps of answers."""
-    keep = ("model", "turn", "questions", "nfe", "seconds_per_answer")
+    keep = ("model", "turn", "questions", "nfe")
     policy = row["policy"].replace(", schedule=LogLinear()", "")
-    return {**{name: row[name] for name in keep}, "policy": policy, "right": packed(row["values"]["right"])}
+    values = {"right": packed(row["values"]["right"]), "seconds": by_half(row["values"]["seconds"])}
+    return {**{name: row[name] for name in keep}, "policy": policy, **values}

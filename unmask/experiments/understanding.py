@@ -70,7 +70,7 @@ class Understanding:
                     f"{kind.lower()}-{seed}", setting.config(data, objective, seed=seed), {"model": kind, "seed": seed}
                 )
             )
-            for seed in range(1 if scale == "tiny" or self.beginning.steps == 0 else self.seeds)
+            for seed in self.beginning.seeds(scale, self.seeds)
             for kind, objective in KINDS.items()
         ]
 

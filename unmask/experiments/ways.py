@@ -14,8 +14,10 @@ from unmask.experiments.averages import Contrast, contrast
 from unmask.experiments.running import Held
 from unmask.files import Row
 
-Quality = Callable[[Sequence[Row]], Float[np.ndarray, "seeds questions"]]
-"""Of rows, one a seed, that of each answer: more is better."""
+Quality = Callable[[Sequence[Row], slice], Float[np.ndarray, "seeds questions"]]
+"""Of rows, one a seed, that of each answer to some of the questions: more is better."""
+
+UNKNOWN: Held = "not shown at this scale"
 
 
 @dataclass(frozen=True)
@@ -30,14 +32,19 @@ class Way:
     """Quality on the first half, by seed."""
     close: float
     """Quality gained over the ARM on the first half; most lose."""
+    quick: float
+    """The ARM's seconds over these on the first half."""
     quality: Contrast
     """On the second half."""
     gained: Contrast
     """Quality gained over the ARM on the second half, question by question."""
+    answers: int
+    """To the second half, of all seeds."""
     nfe: float
     seconds: float
+    """An answer to the second half."""
     faster: Contrast
-    """The ARM's seconds, measured in the same turn, over these."""
+    """The ARM's seconds, measured in the same turn, over these, on the second half."""
 
 
 def ways_of(rows: Sequence[Row], quality: Quality) -> list[Way]:
@@ -50,55 +57,82 @@ def ways_of(rows: Sequence[Row], quality: Quality) -> list[Way]:
             mine = [row for row in length if (row["model"], row["policy"]) == (model, policy)]
             beside = [arm[row["seed"], row["turn"]] for row in mine]
             first = [i for i, row in enumerate(mine) if row["turn"] == mine[0]["turn"]]  # answers are those of any turn
-            ours, theirs = (quality([each[i] for i in first]) for each in (mine, beside))
-            half = ours.shape[1] // 2
+            once, theirs = ([each[i] for i in first] for each in (mine, beside))
+            one, two = halves(quality(once[:1], slice(None)).shape[1])
+            learnt, measured = quality(once, one), quality(once, two)
             ways.append(
                 Way(
-                    count,
-                    model,
-                    policy,
-                    ours[:, :half].mean(1).tolist(),
-                    float((ours - theirs)[:, :half].mean()),
-                    contrast(ours[:, half:]),
-                    contrast((ours - theirs)[:, half:]),
-                    statistics.fmean(mine[i]["nfe"] for i in first),
-                    statistics.median(row["seconds_per_answer"] for row in mine),
-                    _faster(mine, beside),
+                    together=count,
+                    model=model,
+                    policy=policy,
+                    learnt=learnt.mean(1).tolist(),
+                    close=float((learnt - quality(theirs, one)).mean()),
+                    quick=_faster(mine, beside, 0).value,
+                    quality=contrast(measured),
+                    gained=contrast(measured - quality(theirs, two)),
+                    answers=measured.size,
+                    nfe=statistics.fmean(row["nfe"] for row in once),
+                    seconds=statistics.median(row["seconds"][1] for row in mine),
+                    faster=_faster(mine, beside, 1),
                 )
             )
     return ways
 
 
-def _faster(rows: Sequence[Row], beside: Sequence[Row]) -> Contrast:
+def halves(count: int) -> tuple[slice, slice]:
+    return slice(count // 2), slice(count // 2, None)
+
+
+def by_half(seconds: Sequence[float]) -> list[float]:
+    """Mean seconds of an answer to the first half of the questions, and to the second."""
+    return [float(np.mean(seconds[half])) for half in halves(len(seconds))]
+
+
+def _faster(rows: Sequence[Row], beside: Sequence[Row], half: int) -> Contrast:
     """Seconds beside over seconds, the median of each seed's turns."""
     by: dict[int, list[float]] = {}
     for row, other in zip(rows, beside, strict=True):
-        by.setdefault(row["seed"], []).append(other["seconds_per_answer"] / row["seconds_per_answer"])
+        by.setdefault(row["seed"], []).append(other["seconds"][half] / row["seconds"][half])
     return contrast(np.array([[statistics.median(each)] for each in by.values()]))
 
 
 def fastest(ways: Sequence[Way], close: float) -> Way | None:
     """That of those at most `close` behind the ARM on the first half."""
-    return min((way for way in ways if way.close >= -close), key=lambda way: way.seconds, default=None)
+    return max((way for way in ways if way.close >= -close), key=lambda way: way.quick, default=None)
 
 
-def verdict(way: Way, margin: float) -> tuple[bool, Held]:
-    """Whether it is surely, by its interval of 95%, less than `margin` behind the ARM on the second half, and whether
-    that shows an MDM to be faster at equal quality.
+def verdict(way: Way, margin: float, tests: int) -> tuple[bool, Held]:
+    """Whether it is surely, by its interval of 95% in all of so many `tests`, less than `margin` behind the ARM on the
+    second half, and whether that shows an MDM to be faster at equal quality.
+
+    Of n answers none of which is worse than the ARM's, less than 3 / n of all are (95%).
     """
-    surely = way.gained.value - way.gained.half() > -margin
-    sign = replace(way.faster, value=way.faster.value - 1).sign()
-    return surely, "not shown at this scale" if not surely or not sign else "yes" if sign > 0 else "no"
+    surely = way.gained.value - max(way.gained.half(tests), 0.0 if way.gained.error else 3 / way.answers) > -margin
+    shown: tuple[Held, ...] = ("no", UNKNOWN, "yes")
+    return surely, shown[1 + _sign(way, tests)] if surely else UNKNOWN
 
 
-def pace(way: Way, surely: bool) -> str:
+def behind(way: Way, margin: float, tests: int) -> Held:
+    """Whether the best way being surely more than `margin` behind the ARM shows that an MDM is not as good."""
+    return "no" if way.gained.value + way.gained.half(tests) < -margin else UNKNOWN
+
+
+def pace(way: Way, surely: bool, tests: int) -> str:
     """How much faster, and whether at equal quality."""
+    word = ("slower than", "as fast as, or nearly,", "faster than")[1 + _sign(way, tests)]
     return (
-        f"{'slower than' if way.faster.value < 1 else 'faster than'} the ARM with its cache, {way.faster} times as "
-        f"fast, {'at equal quality' if surely else 'at a quality that is not surely equal'}"
+        f"{word} the ARM with its cache, {way.faster} times as fast, "
+        f"{'at equal quality' if surely else 'at a quality that is not surely equal'}"
     )
 
 
-def either(verdict: Held, other: Held) -> Held:
-    """Of two measures of one length: "no" where one says so, else what either shows."""
-    return next((each for each in ("no", "yes") if each in (verdict, other)), "not shown at this scale")
+def _sign(way: Way, tests: int) -> int:
+    return replace(way.faster, value=way.faster.value - 1).sign(tests)
+
+
+def together_held(verdicts: Sequence[Held | None]) -> Held:
+    """Of several measures and lengths: "no" where one says so, "yes" where all do of which there is something to say
+    (None: nothing).
+    """
+    said = {each for each in verdicts if each is not None}
+    return "no" if "no" in said else "yes" if said == {"yes"} else UNKNOWN
