@@ -1,5 +1,5 @@
 #!/bin/bash
-# Four nodes of eight GPUs: sbatch examples/slurm.sh radd-small --parallel fsdp
+# Four nodes of eight GPUs: sbatch examples/slurm.sh radd-small --accumulate 16 --parallel fsdp
 #SBATCH --job-name=unmask
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1

@@ -335,7 +335,7 @@ def test_sample_with_guidance_bans_and_an_end(capsys, checkpoint):
     assert len(capsys.readouterr().out.splitlines()) == 3
     main([*words, "remasking", "--steps", "4", "--cap", "0.5"])
     assert "erased" in json.loads(capsys.readouterr().out)["exact_for"]
-    assert "not one token but 2" in fails(capsys, *words, "--ban", "ab")
+    assert "only a single token can be banned, not 'a' 'b'" in fails(capsys, *words, "--ban", "ab")
     assert "end token" in fails(capsys, *words, "--until-end", "remasking")
 
 
@@ -354,6 +354,10 @@ def test_sample_with_guidance_bans_and_an_end(capsys, checkpoint):
         ("train tiny --flavour lama", "--flavour 'lama': choose one of 'llama', 'dit'"),
         ("train", "say which: tiny"),
         ("convert runs/tiny", "unmask convert needs"),
+        ("sample --policy --length 4", "--policy needs a value"),
+        ("sample --template nothing", "nothing to write: a blank is {{8}}"),
+        ("sample --guidance 1.5", "--guidance is by the text that is given"),
+        ("sample --ban sixteen", "only a single token can be banned"),
         ("sample --chekpoint x", "unmask sample has no option --chekpoint; did you mean --checkpoint?"),
         ("sample --checkpoint x --policy twedie", "unmask sample does not know 'twedie'; did you mean tweedie?"),
         ("sample --checkpoint x random-order --steps 4", "no option --steps: it belongs to tweedie, euler"),

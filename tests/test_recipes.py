@@ -76,7 +76,7 @@ def test_the_papers_settings():
 
 def test_missing_data_are_answered_by_the_command_that_makes_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="unmask prepare --source hf://datasets/Skylion007/openwebtext"):
+    with pytest.raises(ValueError, match="unmask prepare --source hf://Skylion007/openwebtext"):
         on_its_data(RECIPES["radd-small"]())
     assert {RECIPES[name]().data for name in RECIPES} == set(SOURCES)
 
@@ -153,6 +153,26 @@ def test_impossible_words(words, message, capsys, data):
         main(["train", words[0], *(["--data", str(data)] if words[0] == "tiny" else []), *words[1:]])
     assert end.value.code == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_data_that_are_not_prepared(capsys, tmp_path):
+    for path, remedy in (
+        ("none", "unmask prepare --source YOUR_TEXT --out"),
+        ("book.txt", "book.txt --out data/mine,"),
+    ):
+        (tmp_path / "book.txt").write_text("some text")
+        with pytest.raises(SystemExit):
+            main(["train", "tiny", "--data", str(tmp_path / path)])
+        said = " ".join(capsys.readouterr().err.split())
+        assert "no prepared folder" in said
+        assert remedy in said
+
+
+def test_a_dry_run_refuses_another_tokenizer(capsys, data):
+    with pytest.raises(SystemExit):
+        main(["train", "tiny", "--data", str(data), "--init", "builtin", "--dry-run"])
+    said = " ".join(capsys.readouterr().err.split())
+    assert "another tokenizer than this run's: prepare the data with its own, by unmask prepare --tokenizer" in said
 
 
 @pytest.mark.parametrize("name", ["tiny", "smdm-19", "ar-2121"])

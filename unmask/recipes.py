@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from unmask.data import Tokenizer, prepare
+from unmask.data.splits import MANIFEST
 from unmask.objectives import AnyOrder, LambdaDCE, NextToken
 from unmask.train import Optimiser, TrainConfig
 from unmask.train.budget import steps_for
@@ -27,8 +28,8 @@ class Source(NamedTuple):
 BUILTIN, OPENWEBTEXT, SLIMPAJAMA = "data/builtin", "data/openwebtext", "data/slimpajama"
 SOURCES = {
     BUILTIN: Source("builtin", "bpe:512"),
-    OPENWEBTEXT: Source("hf://datasets/Skylion007/openwebtext", "hf://openai-community/gpt2"),
-    SLIMPAJAMA: Source("hf://datasets/cerebras/SlimPajama-627B", "hf://meta-llama/Llama-2-7b-hf"),
+    OPENWEBTEXT: Source("hf://Skylion007/openwebtext", "hf://openai-community/gpt2"),
+    SLIMPAJAMA: Source("hf://cerebras/SlimPajama-627B", "hf://meta-llama/Llama-2-7b-hf"),
 }
 
 
@@ -164,5 +165,10 @@ def on_its_data(config: TrainConfig) -> TrainConfig:
             command = f"unmask prepare --source {source.text} --tokenizer {source.tokenizer} --out {config.data}"
             raise ValueError(f"{config.data}: not there yet; prepare it: {command}, or name another by --data")
         prepare(source.text, Path(config.data), tokenizer=source.tokenizer)
+    if not (Path(config.data) / MANIFEST).is_file():
+        there = Path(config.data).exists()
+        source, out = (config.data, "data/mine") if there else ("YOUR_TEXT", config.data)
+        remedy = f"unmask prepare --source {source} --out {out}" + (f", then --data {out}" if there else "")
+        raise ValueError(f"{config.data}: no prepared folder: {remedy}")
     vocab = Tokenizer.load(Path(config.data)).vocab
     return replace(config, network=replace(config.network, vocab=vocab))

@@ -18,7 +18,7 @@ from unmask.checkpoint.runs import (
     read_tensors,
     write_tensors,
 )
-from unmask.checkpoint.starting import network_from, starting_from
+from unmask.checkpoint.starting import network_from, same_tokenizer, starting_from
 
 __all__ = [
     "ADAPTERS",
@@ -38,6 +38,7 @@ __all__ = [
     "network_from",
     "push",
     "read_tensors",
+    "same_tokenizer",
     "starting_from",
     "write_tensors",
 ]

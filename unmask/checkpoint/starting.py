@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from unmask.checkpoint.model import Model
+from unmask.data import Tokenizer
 from unmask.families import Config
 from unmask.transformer import TransformerConfig
 
@@ -25,6 +26,13 @@ def network_from(theirs: Config, ours: TransformerConfig) -> TransformerConfig:
     if ours.shifted and not theirs.shifted:
         raise ValueError("--shifted is for a causal network that is opened: this one predicts in place")
     return replace(theirs, dropout=ours.dropout)
+
+
+def same_tokenizer(name: str, donor: Model, tokenizer: Tokenizer) -> None:
+    """Raises ValueError where a run's data have another tokenizer than the checkpoint that it begins as."""
+    if donor.tokenizer.inner.to_str() != tokenizer.inner.to_str():
+        remedy = f"prepare the data with its own, by unmask prepare --tokenizer {name}"
+        raise ValueError(f"init {name}: another tokenizer than this run's: {remedy}")
 
 
 def starting_from(donor: Model, network: TransformerConfig) -> dict[str, Tensor]:

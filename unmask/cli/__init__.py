@@ -4,6 +4,7 @@ A command's module is imported when it is asked for, so that help comes at once.
 as one line, exit code 2, no traceback. Ctrl-C ends with exit code 130.
 """
 
+import itertools
 import os
 import re
 import sys
@@ -93,7 +94,7 @@ def overview() -> str:
 
 
 FOOTER = """`unmask COMMAND --help` documents a command and its options; `unmask --version` says which this is.
-Errors are one line and exit code 2; Ctrl-C ends with 130; `audit` and `experiment` may end with 1.
+Errors are one line and exit code 2; Ctrl-C ends with 130; `audit` may end with 1.
 
 Environment:
   NO_COLOR              plain text on a terminal too
@@ -112,5 +113,8 @@ def _run(name: str, words: list[str]) -> None:
 
 def _plain(words: list[str], flags: tuple[str, ...]) -> list[str]:
     """The words without the flags that stand before a subcommand."""
+    for flag, after in itertools.pairwise([*words, "-"]):
+        if flag in flags and after.startswith("-"):
+            raise ValueError(f"{flag} needs a value")
     named = [word.partition("=")[2] if word.partition("=")[0] in flags and "=" in word else word for word in words]
     return [word for word in named if word not in flags]

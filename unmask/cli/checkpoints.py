@@ -21,7 +21,8 @@ class Convert:
     checkpoint: tyro.conf.Positional[str]
     """A run folder, a published file or folder, hf://owner/repository[/file], or "builtin": the package's own."""
     to: str
-    """"unmask", "hf" (Hugging Face's own layout for causal models), radd, sedd, mdlm, smdm, llada, llama or dream."""
+    """"unmask", "hf" (Hugging Face's own layout of a causal model; others have none, and get ours), radd, sedd, mdlm,
+    smdm, llada, llama or dream."""
     out: Path
     """A new folder."""
     dtype: Literal["float32", "bfloat16"] | None = None

@@ -90,6 +90,7 @@ class Sample:
         if self.likely_lengths:
             asked = [likely_lengths(model, text, seed=self.seed)[0] for text in asked]
         first = model.canvas(asked[0], seed=self.seed)
+        self._caution(model, first)
         constraint = self._constraint(model, first)
         texts = [text for text in asked for _ in range(self.count)]
         how: Row = {
@@ -109,7 +110,7 @@ class Sample:
                 )
             work = rehearsed(lambda counted, told: write(counted(model), texts, self.policy, progress=told, **how))
             return work.tell(json=self.json)
-        if self.json or len(texts) > 1 or self.matching:
+        if self.json or len(texts) > 1 or self.matching or not console.is_terminal:
             with progress("writing", "tokens") as bar:
                 records = write(model, texts, self.policy, progress=bar, **how)
         else:
@@ -119,6 +120,17 @@ class Sample:
             write_json(self.out, {"samples": records})
         for record in records:
             say(record if self.json else f"{record['text']}\n[NFE {record['nfe']}; law: {record['exact_for']}]")
+
+    def _caution(self, model: Model, canvas: Tensor) -> None:
+        """Raises ValueError for what would do nothing."""
+        open_ = canvas == model.mask_id
+        if not open_.any():
+            raise ValueError("nothing to write: a blank is {{8}}, or {{2..12}} for a length between")
+        if self.guidance and not (~open_ & (canvas != model.tokenizer.begin)).any():
+            raise ValueError("--guidance is by the text that is given: give a --prompt, --suffix or --template")
+        trained = (model.config.get("requested") or {}).get("length")
+        if trained and len(canvas) - 1 > trained:
+            console.print(f"{len(canvas) - 1:,} tokens: the model was trained on {trained:,}, and is worse beyond")
 
     def _constraint(self, model: Model, canvas: Tensor) -> Constraint | None:
         if [self.regex, self.schema, self.choices].count(None) < 2:
@@ -158,5 +170,5 @@ def _single(model: Model, text: str) -> int:
     ids = model.tokenizer.encode(text)
     if len(ids) != 1:
         pieces = model.tokenizer.pieces(ids)
-        raise ValueError(f"--ban {text!r}: not one token but {len(ids)} ({' '.join(map(repr, pieces))}); ban these")
+        raise ValueError(f"--ban {text!r}: only a single token can be banned, not {' '.join(map(repr, pieces))}")
     return ids[0]

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from unmask import ranks
-from unmask.checkpoint import CONFIG, load, network_config, network_from
+from unmask.checkpoint import CONFIG, load, network_config, network_from, same_tokenizer
 from unmask.cli.parsing import nearest
 from unmask.cli.recipes import rate_here, row
 from unmask.data import Tokenizer
@@ -113,8 +113,12 @@ def begun(config: TrainConfig, out: Path) -> TrainConfig:
     """With the network of what it begins as, whatever the recipe's; of what it goes on from, where `out` is there."""
     if config.init is None:
         return config
-    there = (out / CONFIG).exists() and not config.lora  # whose base may be gone
-    theirs = network_config(read_json(out / CONFIG), out / CONFIG) if there else load(config.init).network.config
+    if (out / CONFIG).exists() and not config.lora:  # what it began as may be gone
+        theirs = network_config(read_json(out / CONFIG), out / CONFIG)
+    else:
+        donor = load(config.init)
+        same_tokenizer(config.init, donor, Tokenizer.load(Path(config.data)))
+        theirs = donor.network.config
     try:
         return replace(config, network=network_from(theirs, config.network))
     except ValueError as error:

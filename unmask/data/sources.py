@@ -178,7 +178,7 @@ def _speech(text: str) -> str:
 
 def _hub(spec: str, field: str, rule: Rule | None) -> Source:
     """A split of a data set, downloaded once and read from the disk."""
-    name, _, split = spec.removeprefix(HUB).partition("#")
+    name, _, split = spec.removeprefix(HUB).removeprefix("datasets/").partition("#")
     name, _, config = name.partition(":")
     found = _loaded(spec, name, config or None, split or "train")
     if field not in found.column_names:

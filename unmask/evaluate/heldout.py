@@ -47,7 +47,8 @@ def running_text(model: Model, source: Path, **options) -> HeldOut:
     tokenizer = model.tokenizer
     if (source / MANIFEST).is_file():
         if Tokenizer.load(source).inner.to_str() != tokenizer.inner.to_str():
-            raise ValueError(f"{source}: prepared with another tokenizer than the model was trained with")
+            remedy = "prepare it with the model's, by unmask prepare --tokenizer CHECKPOINT, or give the text itself"
+            raise ValueError(f"{source}: prepared with another tokenizer than the model was trained with: {remedy}")
         return prepared(source, tokenizer, **options)
     texts = texts_of(source)
     stream = Stream.of(texts, tokenizer, texts, range(len(texts)))

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from unmask.checkpoint import ADAPTERS, CONFIG, describe, device_of, load, starting_from
+from unmask.checkpoint import ADAPTERS, CONFIG, describe, device_of, load, same_tokenizer, starting_from
 from unmask.corruption import stratified
 from unmask.data import Packed, Pairs, Tokenizer, load_manifest, sequences
 from unmask.files import Row, read_json, write_json
@@ -136,8 +136,7 @@ class TrainConfig:
         if self.init is None:
             return None
         donor = load(self.init, dtype=None if self.lora else torch.float32)
-        if donor.tokenizer.inner.to_str() != tokenizer.inner.to_str():
-            raise ValueError(f"init {self.init}: another tokenizer than this run's: prepare the data with its own")
+        same_tokenizer(self.init, donor, tokenizer)
         try:
             return starting_from(donor, self.network)
         except ValueError as error:

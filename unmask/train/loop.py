@@ -56,7 +56,9 @@ def train(config: TrainConfig, out: Path, *, begun: Callable[[], None] | None = 
     with ranks.joined(), ranks.lost():
         if config.batch % (config.accumulate * ranks.world()):
             parts = f"{ranks.world()} processes x accumulate {config.accumulate}"
-            raise ValueError(f"batch {config.batch} must be a multiple of {parts}")
+            fit = [n for n in range(1, config.accumulate) if config.batch % (n * ranks.world()) == 0]
+            remedy = f"take --accumulate {fit[-1]}" if fit else f"take a --batch that {ranks.world()} divides"
+            raise ValueError(f"batch {config.batch} must be a multiple of {parts}: {remedy}")
         sharded(config.parallel)
         resumed = checkpoints.checkpoints(out) and not config.lora
         initial = None if resumed else config.initial(tokenizer)
