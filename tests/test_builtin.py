@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import unmask
-from unmask.checkpoint import MODEL
+from unmask.checkpoint import CONFIG, MODEL, convert
 from unmask.cli import main
 from unmask.data import Tokenizer, prepare
+from unmask.files import read_json
 from unmask.hub import BUILTIN, PRETRAINED, fetched
 
 TEXT = (
@@ -61,6 +62,11 @@ def test_a_run_begins_from_it(tmp_path: Path):
     begun, given = unmask.load(tmp_path / "run").network, unmask.load("builtin", dtype=torch.float32).network
     for one, other in zip(begun.parameters(), given.parameters(), strict=True):
         assert torch.equal(one, other)
+    config, theirs = (read_json(folder / CONFIG) for folder in (tmp_path / "run", fetched("builtin")))
+    whole = {key: value + theirs.get("before", {}).get(key, 0) for key, value in theirs["budget"].items()}
+    assert (config["budget"]["tokens"], config["before"]) == (0, whole)
+    card = (convert(tmp_path / "run", tmp_path / "out", "unmask") / "README.md").read_text()
+    assert f"| tokens before | {whole['tokens']:,} |" in card
 
 
 def test_a_run_goes_on_when_what_it_began_as_is_gone(tmp_path: Path):

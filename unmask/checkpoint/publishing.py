@@ -53,7 +53,6 @@ without embedding and output layer), in the layout of {{ layout }}.
 ## How to use
 
 ```bash
-pip install unmask
 unmask sample --checkpoint {{ address }}{% if not tokenizer %} # with a tokenizer of your own: see docs/checkpoints.md\
 {% endif %}
 ```
@@ -81,7 +80,7 @@ def convert(source: str | Path, out: str | Path, to: str, **options) -> Path:
         raise ValueError(f"{out}: is there already: choose another folder or remove it")
     state, sizes = model.network.state_dict(), model.network.config
     tensors = state if family is None else to_published(family, state, sizes)
-    kept = {"training", "budget", "machine", "precision", "family", "source", "requested", "parameters"}
+    kept = {"training", "budget", "machine", "precision", "family", "source", "requested", "parameters", "before"}
     row: Row = {
         "name": model.config.get("name", out.name),
         **{key: value for key, value in model.config.items() if key in kept},
@@ -133,7 +132,7 @@ def model_card(
     kind = "An autoregressive model" if model.causal else "A masked diffusion model"
     if isinstance(sizes, ConditionedConfig):
         kind += " that is told the level of masking"
-    requested, budget = row.get("requested") or {}, row.get("budget") or {}
+    requested, budget, before = (row.get(key) or {} for key in ("requested", "budget", "before"))
     corpus = requested.get("corpus") or {}
     facts = {
         "corpus": corpus.get("source"),
@@ -142,6 +141,10 @@ def model_card(
         "tokens": _count(budget.get("tokens")),
         "FLOPs, 6ND": _power(budget.get("flops_6nd")),
         "FLOPs, true count": _power(budget.get("flops_true")),
+        "begun as": requested.get("init"),
+        "tokens before": _count(before.get("tokens")),
+        "FLOPs before, 6ND": _power(before.get("flops_6nd")),
+        "FLOPs before, true count": _power(before.get("flops_true")),
         "length": requested.get("length"),
         "precision": row.get("precision"),
         "converted from": row.get("source"),

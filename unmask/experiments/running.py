@@ -23,7 +23,7 @@ from unmask.files import HeldError, Row, alone, read_json, write_json
 from unmask.log import Report, console, progress, say
 from unmask.train import DivergedError, TrainConfig, train
 from unmask.train.budget import measured_rate
-from unmask.train.config import machine, settle
+from unmask.train.config import COST, machine, settle
 from unmask.train.precision import best_precision
 from unmask.units import count, duration, power
 
@@ -33,7 +33,6 @@ RESULT = "result.json"
 BUILTIN = "builtin"
 PLANNED = {"seeds", "together", "arm", "shares", "init", "steps", "rate"}
 """Options that say which runs there are, and how they train; all others say how a run is measured."""
-COST = ("tokens", "flops_6nd", "flops_true")
 
 
 @dataclass(frozen=True)

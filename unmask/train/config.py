@@ -22,6 +22,8 @@ from unmask.train.parallel import Parallel
 from unmask.train.precision import Precision, best_precision
 from unmask.transformer import TransformerConfig
 
+COST = ("tokens", "flops_6nd", "flops_true")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -213,10 +215,18 @@ def settle(config: TrainConfig, out: Path, adapters: Row | None = None) -> Train
         "parameters": config.network.parameters(),
         "training": {"objective": type(config.objective).__name__, "steps": config.steps},
         "budget": config.cost(),
+        **({"before": before} if config.init is not None and (before := spent(config.init)) else {}),
         **({} if adapters is None else {ADAPTERS: adapters}),
         "requested": requested,
     })  # fmt: skip
     return replace(config, device=str(device), precision=precision)
+
+
+def spent(checkpoint: str) -> Row:
+    """What a checkpoint's training took, with that of what it began as; nothing where it does not say."""
+    known = load(checkpoint).config
+    parts = [part for part in (known.get("budget"), known.get("before")) if part]
+    return {key: sum(part[key] for part in parts) for key in COST} if parts else {}
 
 
 def _defaults(kind: type) -> Row:
