@@ -16,7 +16,7 @@ from unmask.experiments.asked import together
 from unmask.experiments.guidance import LIKELIHOOD, preferred
 from unmask.experiments.page import results_page
 from unmask.experiments.setting import SETTINGS
-from unmask.experiments.tradeoff import compared, exact_ways
+from unmask.experiments.tradeoff import exact_compared, exact_ways
 from unmask.experiments.ways import UNKNOWN, together_held
 
 
@@ -183,7 +183,7 @@ def test_the_plain_statement(arm, fast, said, held):
     for seed in (0, 1):
         rows += both(seed, 0, arm, "Confidence(tokens=1)", (0.9, 1.0))
         rows += both(seed, 1, arm, "Confidence(tokens=4)", fast)
-    sentence, verdict = compared(exact_ways(rows), 1, 1)
+    sentence, verdict = exact_compared(exact_ways(rows), 1, 1)
     assert said in sentence
     assert verdict == held
 
@@ -192,14 +192,14 @@ def test_times_are_compared_within_a_turn():
     """The machine is ten times slower in the second turn, for both: what is faster there is the fastest."""
     rows = both(0, 0, (0.9, 0.1), "a", (0.9, 0.2)) + both(0, 1, (0.9, 1.0), "b", (0.9, 0.5))
     assert [way.faster.value for way in exact_ways(rows) if way.model == "MDM"] == [0.5, 2.0]
-    assert "MDM (b, the fastest" in compared(exact_ways(rows), 1, 1)[0]
+    assert "MDM (b, the fastest" in exact_compared(exact_ways(rows), 1, 1)[0]
 
 
 def test_the_fastest_is_chosen_and_timed_on_different_questions():
     rows = [*both(0, 0, (0.9, 0.1), "a", (0.9, 0.05)), *both(0, 1, (0.9, 0.1), "b", (0.9, 0.05))]
     rows[1]["seconds"], rows[3]["seconds"] = [0.05, 0.02], [0.02, 0.05]
-    assert "MDM (b, the fastest of those as often right on the first half of the questions) is" in (
-        told := compared(exact_ways(rows), 1, 1)[0]
+    assert "MDM (b, the fastest of those as often right as the ARM on the first half of the questions) is" in (
+        told := exact_compared(exact_ways(rows), 1, 1)[0]
     )
     assert "2.000 times as fast" in told
 
@@ -210,14 +210,14 @@ def test_a_policy_chosen_by_luck_is_measured_on_other_questions():
     for row in rows:
         if row["model"] == "MDM":
             row["right"] = row["right"][:100] + "1" * 80 + "0" * 20
-    sentence, verdict = compared(exact_ways(rows), 1, 1)
-    assert "not surely equal (80.0% against 90.0%" in sentence
+    sentence, verdict = exact_compared(exact_ways(rows), 1, 1)
+    assert "not surely equal: it is right in 80.0% of the second, −10.0" in sentence
     assert verdict == "not shown at this scale"
 
 
 def test_a_seed_that_has_not_learnt_is_no_evidence():
     rows = both(0, 0, (0.9, 0.1), "a", (0.9, 0.2)) + both(1, 0, (0.9, 0.1), "a", (0.2, 0.2))
-    sentence, verdict = compared(exact_ways(rows), 1, 1)
+    sentence, verdict = exact_compared(exact_ways(rows), 1, 1)
     assert "an MDM has not learnt to answer (right in 20.0%)" in sentence
     assert verdict is None
 
@@ -230,8 +230,8 @@ def test_several_measures_and_lengths():
 
 def test_no_policy_may_be_as_good():
     rows = both(0, 0, (0.9, 1.0), "b", (0.6, 0.1))
-    sentence, verdict = compared(exact_ways(rows), 1, 1)
-    assert "as often right as the ARM on the first half of the questions; the best, b, gains −0.300" in sentence
+    sentence, verdict = exact_compared(exact_ways(rows), 1, 1)
+    assert "the best, b, is right in 60.0% of the second, −30.0" in sentence
     assert verdict == "no"
 
 
@@ -239,13 +239,13 @@ def test_no_policy_may_be_as_good_by_chance():
     """Two points behind where it was to be chosen, and 20 ahead where it is measured, is no evidence against it."""
     rows = both(0, 0, (0.7, 1.0), "b", (0.68, 0.1))
     rows[1]["right"] = rows[1]["right"][:100] + "1" * 90 + "0" * 10
-    sentence, verdict = compared(exact_ways(rows), 1, 1)
+    sentence, verdict = exact_compared(exact_ways(rows), 1, 1)
     assert "no policy is as often right" in sentence
     assert verdict == UNKNOWN
 
 
 def test_a_few_answers_of_which_none_is_worse_are_not_surely_as_good():
     rows = [row | {"right": "1" * 8} for seed in (0, 1) for row in both(seed, 0, (0.9, 0.1), "a", (0.9, 0.05))]
-    assert compared(exact_ways(rows), 1, 1)[1] == UNKNOWN
+    assert exact_compared(exact_ways(rows), 1, 1)[1] == UNKNOWN
     rows = [row | {"right": "1" * 400} for row in rows]
-    assert compared(exact_ways(rows), 1, 1)[1] == "yes"
+    assert exact_compared(exact_ways(rows), 1, 1)[1] == "yes"

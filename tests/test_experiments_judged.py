@@ -107,7 +107,13 @@ def both(seed: int, turn: int, arm: tuple[float, float], policy: str, mdm: tuple
 @pytest.mark.parametrize(
     ("nats", "seconds", "matched", "told", "held"),
     [
-        (2.02, 0.05, True, "is faster than the ARM with its cache, 2 ± 0 times as fast, at equal quality (0.02", "yes"),
+        (
+            2.02,
+            0.05,
+            True,
+            "faster than the ARM with its cache, 2 ± 0 times as fast, at equal quality: it has 0.0",
+            "yes",
+        ),
         (2.02, 0.20, True, "is slower than the ARM with its cache, 0.5000 ± 0 times as fast, at equal", "no"),
         (2.30, 0.05, True, "of the ARM on the first half of the questions; the best, fast, has 0.30", "no"),
         (2.02, 0.05, False, "no MDM's answers come to the references' entropy", "not shown at this scale"),

@@ -15,13 +15,14 @@ from unmask.evaluate.answers import Asking, Question
 from unmask.evaluate.matched import WITHIN, judged, varied
 from unmask.experiments.averages import rates, said
 from unmask.experiments.running import Held, Table
-from unmask.experiments.ways import Way, behind, by_half, fastest, pace, verdict, ways_of
+from unmask.experiments.ways import UNKNOWN, Measure, Way, by_half, compared, ways_of
 from unmask.files import Row
 from unmask.log import Report
 
-CLOSE, MARGIN = 0.05, 0.1
-"""Equal quality: at most CLOSE nats a judge's token above the ARM's where the policy is chosen, and surely less than
-MARGIN where it is measured."""
+PROBABLE = Measure(
+    "within 0.05 nats a judge's token of the ARM", 0.05, 0.1,
+    lambda way: f"has {way.gained * -1} nats a judge's token more than the ARM on the second",
+)  # fmt: skip
 
 
 def judged_rows(
@@ -87,22 +88,9 @@ def judged_compared(ways: Sequence[Way], count: int, tests: int) -> tuple[str, H
     where = f"{count} at once, by the judge:"
     if not mdm:
         who = "no MDM's answers come" if here else "the ARM's answers do not come"
-        return f"{where} {who} to the references' entropy.", "not shown at this scale"
-    chosen = fastest(mdm, CLOSE)
-    if chosen is None:
-        best = max(mdm, key=lambda way: way.close)
-        return (
-            f"{where} at the references' entropy no policy is within {CLOSE} nats a token of the ARM on the first half "
-            f"of the questions; the best, {best.policy}, has {best.gained * -1} more on the second.",
-            behind(best, MARGIN, tests),
-        )
-    surely, held = verdict(chosen, MARGIN, tests)
-    return (
-        f"{where} at the references' entropy the MDM ({chosen.policy}, the fastest of those within {CLOSE} nats a "
-        f"token of the ARM on the first half of the questions) is {pace(chosen, surely, tests)} "
-        f"({chosen.gained * -1} nats a judge's token more than the ARM).",
-        held,
-    )
+        return f"{where} {who} to the references' entropy.", UNKNOWN
+    sentence, held = compared(mdm, PROBABLE, tests)
+    return f"{where} at the references' entropy {sentence}", held
 
 
 def judged_table(rows: Sequence[Row], ways: Sequence[Way]) -> Table:

@@ -32,7 +32,7 @@ from unmask.experiments.beginning import Beginning
 from unmask.experiments.judged import judged_compared, judged_rows, judged_table, judged_ways
 from unmask.experiments.running import Cell, Finding, Held, Scale, Table
 from unmask.experiments.setting import KINDS
-from unmask.experiments.ways import Way, behind, by_half, fastest, pace, together_held, verdict, ways_of
+from unmask.experiments.ways import Measure, Way, by_half, compared, together_held, ways_of
 from unmask.files import Row
 from unmask.log import Report
 from unmask.report.drawing import COLOURS, MARKERS, log_axis
@@ -40,9 +40,10 @@ from unmask.sampling import Confidence, Draw, LeftToRight, Policy, RandomOrder, 
 
 PUBLISHED = 1.4  # times faster than the ARM at equal quality, SMDM's abstract
 NATS = "nats a judge's token"
-CLOSE, MARGIN = 0.01, 0.02
-"""Equal quality: an exact match at most CLOSE below the ARM's where the policy is chosen, and surely, by its interval
-of 95%, less than MARGIN below it where it is measured."""
+RIGHT = Measure(
+    "as often right as the ARM", 0.01, 0.02,
+    lambda way: f"is right in {way.quality.value:.1%} of the second, {way.gained * 100} points more than the ARM",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class Tradeoff:
         counts = list(dict.fromkeys(way.together for way in ways))
         tests = len(counts) * (1 + shown)
         for count in counts:
-            told = [compared([way for way in ways if way.together == count], count, tests)]
+            told = [exact_compared(ways, count, tests)]
             told += [judged_compared(judged, count, tests)] if shown else []
             sentences += [sentence for sentence, _ in told]
             verdicts += [held for _, held in told]
@@ -185,30 +186,17 @@ def exact_ways(rows: Sequence[Row]) -> list[Way]:
     return ways_of(here, lambda rows, half: np.array([bits(row)[half] for row in rows]))
 
 
-def compared(ways: Sequence[Way], count: int, tests: int) -> tuple[str, Held | None]:
+def exact_compared(ways: Sequence[Way], count: int, tests: int) -> tuple[str, Held | None]:
     """The plain statement of one length, and whether the claim held there; None where a model has not learnt."""
-    (arm,) = (way for way in ways if way.model == "ARM")
-    mdm = [way for way in ways if way.model == "MDM"]
+    here = [way for way in ways if way.together == count]
+    arm, mdm = ([way for way in here if way.model == name] for name in ("ARM", "MDM"))
     where = f"{count} at once:"
-    best = {"ARM": arm.learnt, "MDM": [max(each) for each in zip(*(way.learnt for way in mdm), strict=True)]}
-    for name, learnt in best.items():
-        if min(learnt) < USEFUL:
-            return f"{where} an {name} has not learnt to answer (right in {min(learnt):.1%}): nothing to compare.", None
-    chosen = fastest(mdm, CLOSE)
-    if chosen is None:
-        nearest = max(mdm, key=lambda way: way.close)
-        return (
-            f"{where} no policy is as often right as the ARM on the first half of the questions; the best, "
-            f"{nearest.policy}, gains {nearest.gained} on the second.",
-            behind(nearest, MARGIN, tests),
-        )
-    surely, held = verdict(chosen, MARGIN, tests)
-    return (
-        f"{where} the MDM ({chosen.policy}, the fastest of those as often right on the first half of the questions) is "
-        f"{pace(chosen, surely, tests)} ({chosen.quality.value:.1%} against {arm.quality.value:.1%}, {chosen.nfe:.1f} "
-        f"evaluations against {arm.nfe:.1f}).",
-        held,
-    )
+    for name, each in (("ARM", arm), ("MDM", mdm)):
+        learnt = min(max(seed) for seed in zip(*(way.learnt for way in each), strict=True))
+        if learnt < USEFUL:
+            return f"{where} an {name} has not learnt to answer (right in {learnt:.1%}): nothing to compare.", None
+    sentence, held = compared(mdm, RIGHT, tests)
+    return f"{where} {sentence}", held
 
 
 def policies(length: int, every: int = 1) -> list[Policy]:

@@ -96,33 +96,45 @@ def _faster(rows: Sequence[Row], beside: Sequence[Row], half: int) -> Contrast:
     return contrast(np.array([[statistics.median(each)] for each in by.values()]))
 
 
-def fastest(ways: Sequence[Way], close: float) -> Way | None:
-    """That of those at most `close` behind the ARM on the first half."""
-    return max((way for way in ways if way.close >= -close), key=lambda way: way.quick, default=None)
+@dataclass(frozen=True)
+class Measure:
+    """What quality is, and which is equal."""
+
+    equal: str
+    """Of a way that is at most `close` behind the ARM, in words."""
+    close: float
+    """So much behind where the way is chosen ..."""
+    margin: float
+    """... and surely, by its interval, less than this behind where it is measured."""
+    told: Callable[[Way], str]
+    """Quality on the second half, beside the ARM's."""
 
 
-def verdict(way: Way, margin: float, tests: int) -> tuple[bool, Held]:
-    """Whether it is surely, by its interval of 95% in all of so many `tests`, less than `margin` behind the ARM on the
-    second half, and whether that shows an MDM to be faster at equal quality.
-
-    Of n answers none of which is worse than the ARM's, less than 3 / n of all are (95%).
+def compared(ways: Sequence[Way], measure: Measure, tests: int) -> tuple[str, Held]:
+    """The plain statement of an MDM's ways, and whether one is faster than the ARM at equal quality: the fastest of
+    those that are as good on the first half of the questions. Intervals are of 95% in all of so many `tests`.
     """
-    surely = way.gained.value - max(way.gained.half(tests), 0.0 if way.gained.error else 3 / way.answers) > -margin
+    equal = [way for way in ways if way.close >= -measure.close]
+    if not equal:
+        best = max(ways, key=lambda way: way.close)
+        surely = best.gained.value + best.gained.half(tests) < -measure.margin
+        return (
+            f"no policy is {measure.equal} on the first half of the questions; the best, {best.policy}, "
+            f"{measure.told(best)}.",
+            "no" if surely else UNKNOWN,
+        )
+    way = max(equal, key=lambda way: way.quick)
+    # of n answers none of which is worse than the ARM's, less than 3 / n of all are (95%)
+    half = max(way.gained.half(tests), 0.0 if way.gained.error else 3 / way.answers)
+    surely, sign = way.gained.value - half > -measure.margin, _sign(way, tests)
+    pace = ("slower than", "as fast as, or nearly,", "faster than")[1 + sign]
     shown: tuple[Held, ...] = ("no", UNKNOWN, "yes")
-    return surely, shown[1 + _sign(way, tests)] if surely else UNKNOWN
-
-
-def behind(way: Way, margin: float, tests: int) -> Held:
-    """Whether the best way being surely more than `margin` behind the ARM shows that an MDM is not as good."""
-    return "no" if way.gained.value + way.gained.half(tests) < -margin else UNKNOWN
-
-
-def pace(way: Way, surely: bool, tests: int) -> str:
-    """How much faster, and whether at equal quality."""
-    word = ("slower than", "as fast as, or nearly,", "faster than")[1 + _sign(way, tests)]
     return (
-        f"{word} the ARM with its cache, {way.faster} times as fast, "
-        f"{'at equal quality' if surely else 'at a quality that is not surely equal'}"
+        f"the MDM ({way.policy}, the fastest of those {measure.equal} on the first half of the questions) is {pace} "
+        f"the ARM with its cache, {way.faster} times as fast, "
+        f"{'at equal quality' if surely else 'at a quality that is not surely equal'}: it {measure.told(way)}, in "
+        f"{way.nfe:.1f} evaluations.",
+        shown[1 + sign] if surely else UNKNOWN,
     )
 
 
