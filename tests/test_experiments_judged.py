@@ -14,7 +14,7 @@ from unmask.evaluate import judge_texts, load_judge, quality
 from unmask.evaluate.judge import entropy
 from unmask.evaluate.matched import WITHIN, at_entropy, judged, varied
 from unmask.experiments import Tradeoff, experiment
-from unmask.experiments.judged import judged_compared, judged_table, judged_ways
+from unmask.experiments.judged import judged_compared, judged_rows, judged_table, judged_ways
 from unmask.sampling import Draw
 
 
@@ -145,6 +145,20 @@ def test_the_perplexity_of_a_way_is_the_judges():
     arm, mdm = judged_ways(rows)
     assert (arm.quality.value, mdm.quality.value) == (-2.0, -2.25)
     assert (mdm.close, mdm.gained.value, mdm.gained.error) == (0.0, -0.25, 0.0)
+
+
+def test_an_arm_whose_answers_are_empty_is_no_accident(monkeypatch):
+    """It comes to no entropy, has no values and is not timed again."""
+    bare = {"matched": False, "policy": "p", "temperature": 2.0, "entropy": 0.0}
+    for name, value in (("load_judge", None), ("varied", 3.0)):
+        monkeypatch.setattr(f"unmask.experiments.judged.{name}", lambda *_, value=value: value)
+    monkeypatch.setattr("unmask.experiments.judged.judged", lambda *given: {**bare, "model": given[5]})
+    ways = {"ARM": [ASKING], "MDM": [ASKING, ASKING]}
+    rows = [
+        {**row, "together": 1} for row in judged_rows(dict.fromkeys(ways, MODEL), questions("01"), ways, "j", print)
+    ]
+    assert [(row["model"], row["turn"]) for row in rows] == [("ARM", 0), ("MDM", 0), ("ARM", 1), ("MDM", 1)]
+    assert "the ARM's answers do not come" in judged_compared(judged_ways(rows), 1, 1)[0]
 
 
 def test_a_judged_tradeoff_runs(tmp_path: Path):

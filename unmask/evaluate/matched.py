@@ -68,10 +68,7 @@ def judged(
         texts = [row["choices"][0]["turns"][-1] for row in rows]
         if not any(texts):
             return {"entropy": 0.0}
-        said = {
-            "nfe": statistics.fmean(row["nfe"] for row in rows),
-            "seconds_per_answer": statistics.fmean(row["seconds"] for row in rows),
-        }
+        said = {"nfe": statistics.fmean(row["nfe"] for row in rows)}
         row = quality(judge, texts, said, behind=_prompts(questions), batch=asking.batch)
         return {**row, "values": {**row["values"], "seconds": [each["seconds"] for each in rows]}}
 

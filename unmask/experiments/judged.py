@@ -47,18 +47,20 @@ def judged_rows(
     rows = []
     for turn, asking in enumerate(ways["MDM"]):
         mdm = row("MDM", asking)
-        arm["values"]["seconds"] = measured(models["ARM"], questions, again, "ARM", report)["values"]["seconds"]
+        if arm["matched"]:
+            arm["values"]["seconds"] = measured(models["ARM"], questions, again, "ARM", report)["values"]["seconds"]
         rows += [{"judged": True, "turn": turn, **_kept(each)} for each in (arm, mdm)]
     return rows
 
 
 def _kept(row: Row) -> Row:
     keep = ("model", "policy", "judge", "target", "entropy", "matched", "temperature", "nfe")
-    kept, values = {name: row[name] for name in keep if name in row}, row.get("values", {})
-    if row["matched"]:
-        kept |= {name: [round(x, 2) for x in values[name]] for name in ("nats", "tokens")}
-        kept["seconds"] = by_half(values["seconds"])
-    return kept
+    kept = {name: row[name] for name in keep if name in row}
+    if not row["matched"]:
+        return kept
+    values = row["values"]
+    numbers = {name: [round(x, 2) for x in values[name]] for name in ("nats", "tokens")}
+    return {**kept, **numbers, "seconds": by_half(values["seconds"])}
 
 
 def judged_ways(rows: Sequence[Row]) -> list[Way]:

@@ -138,6 +138,7 @@ def _when_free(out: Path, name: str) -> Iterator[None]:
 def _known(which: Experiment, scale: Scale, data: str, out: Path, source: str) -> tuple[list[Cell], list[Row]]:
     """All cells that what is measured calls for, and the rows measured: planned again until nothing is added."""
     rows: list[Row] = []
+    now = measured(which, source)
     while True:
         cells = which.plan(scale, data, rows)
         done = [cell for cell in cells if _done(cell, out)]
@@ -145,7 +146,7 @@ def _known(which: Experiment, scale: Scale, data: str, out: Path, source: str) -
             settle(cell.config, out / cell.name)  # which refuses a run of other settings
         results = [read_json(out / cell.name / RESULT) for cell in done]
         for cell, result in zip(done, results, strict=True):
-            if (before := result.get("measured", "another version")) != (now := measured(which, source)):
+            if (before := result.get("measured", "another version")) != now:
                 what = f"measured with {before or 'the defaults'!r}, not with {now or 'the defaults'!r}"
                 raise ValueError(f"{out / cell.name}: {what}: name another folder by --out")
         found = [row for result in results for row in result["rows"]]

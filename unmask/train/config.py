@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from unmask.checkpoint import ADAPTERS, CONFIG, describe, device_of, load, same_tokenizer, starting_from
+from unmask.checkpoint.loading import find
 from unmask.corruption import stratified
 from unmask.data import Packed, Pairs, Tokenizer, load_manifest, sequences
 from unmask.files import Row, read_json, write_json
+from unmask.hub import fetched
 from unmask.lora import ALL, Layer
 from unmask.lora import count as adapter_count
 from unmask.objectives import AnyOrder, NextToken, Objective
@@ -224,7 +226,7 @@ def settle(config: TrainConfig, out: Path, adapters: Row | None = None) -> Train
 
 def spent(checkpoint: str) -> Row:
     """What a checkpoint's training took, with that of what it began as; nothing where it does not say."""
-    known = load(checkpoint).config
+    known = find(fetched(checkpoint)).config
     parts = [part for part in (known.get("budget"), known.get("before")) if part]
     return {key: sum(part[key] for part in parts) for key in COST} if parts else {}
 
