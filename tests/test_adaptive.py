@@ -32,6 +32,7 @@ from unmask.sampling import (
 from unmask.sampling.adaptive import greedy_counts
 from unmask.transformer import Transformer, TransformerConfig
 from unmask.world import InconsistentTable, JointTable, all_sequences
+from unmask.wrappers import Biased
 
 V, L, M, COUNT = 3, 4, 3, 12_000
 WORLDS = {"joint": JointTable(V, L, seed=2), "inconsistent": InconsistentTable(V, L, seed=5)}
@@ -206,6 +207,36 @@ def test_reveal_counts(total, steps):
     reveal = sample(network, [canvas], Greedy(steps)).reveal[0]
     assert torch.bincount(reveal).tolist() == list(greedy_counts(total, steps, 1e-5))
     assert sum(greedy_counts(total, steps, 1e-5)) == total
+
+
+def test_what_an_end_token_closed_before_is_not_counted(monkeypatch):
+    """A block over two blanks, of which the one before ended the first: a rule divides what there is to write."""
+    told = []
+    choose = LowConfidence.choose
+    monkeypatch.setattr(LowConfidence, "choose", lambda *given: told.append(int(given[-1])) or choose(*given))
+    canvas = torch.tensor([M] * 4 + [1] + [M] * 2)
+    ends = Biased(InconsistentTable(V, len(canvas)), {0: math.inf})
+    sample(ends, [canvas], Blocks(3, LowConfidence(1)), end=0)
+    assert told == [3, 2]
+
+
+@pytest.mark.parametrize("policy", [*BY_PREDICTION, LowConfidence(5), RandomOrder(), Remasking(3), Rated()], ids=repr)
+def test_a_network_that_predicts_no_number_is_refused(policy):
+    """Instead of a text of last tokens, or no end."""
+    broken = Transformer(TransformerConfig(vocab=V, layers=1, heads=1, width=8))
+    with torch.no_grad():
+        broken.output.weight.fill_(math.nan)
+    with pytest.raises(ValueError, match="predicts nan"):
+        sample(broken, [torch.full((L,), M)], policy)
+
+
+def test_a_policy_that_reveals_nothing_is_refused_and_the_lowest_score_can_be_revealed(monkeypatch):
+    world, canvas = InconsistentTable(V, L), torch.tensor([0, M, M, M])
+    monkeypatch.setattr(Confidence, "score", lambda *_: torch.full((int((canvas == M).sum()),), -math.inf))
+    assert sample(world, [canvas], Confidence(3)).nfe.tolist() == [1]
+    monkeypatch.setattr(Confidence, "choose", lambda self, score, asked, turn, total: torch.zeros_like(asked))
+    with pytest.raises(ValueError, match="Confidence: `choose` must reveal at least one"):
+        sample(world, [canvas], Confidence())
 
 
 def test_blocks_finish_before_the_next_begins():

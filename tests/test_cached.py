@@ -274,7 +274,7 @@ def test_planted_faults_are_seen(fault: str, monkeypatch: pytest.MonkeyPatch):
     """By the check of samples, and by that of any calls."""
     where, name, wrong = FAULTS[fault]
     monkeypatch.setattr(where, name, wrong(getattr(where, name)))
-    with pytest.raises(AssertionError, match="another text"):
+    with pytest.raises((AssertionError, ValueError), match=r"another text|predicts nan"):
         check_sampling(built(), canvases(LLAMA), batch=3, seed=1)
     with pytest.raises(AssertionError, match="not close"):
         check_any_calls(LLAMA, built())

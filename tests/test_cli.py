@@ -106,6 +106,20 @@ def test_every_printed_sample_fits(capsys, checkpoint, tmp_path):
     for record in texts("--length", "1", "--regex", "[^b-z]|\\W", "--matching"):
         assert record["exact_for"].endswith("; given that it fits")
         assert len(record["text"]) <= 1
+    for record in texts("--length", "2", "--regex", "[^b-z]|\\W\\W", "--matching", "--until-end", "--prompt", "a"):
+        assert record["text"].startswith("a")
+        assert len(record["text"]) <= 3
+    for record in texts("--length", "2", "--regex", "[a-m]+", "--matching", "--prompt", "a", "--guidance", "1"):
+        assert re.fullmatch("a[a-m]+", record["text"])
+
+
+def test_templates_that_no_one_constraint_serves_are_refused(capsys, checkpoint, tmp_path):
+    rows = [{"prompt": "in", "suffix": "!", "length": 4}, {"prompt": "in", "length": 9}]
+    for order in (rows, rows[::-1]):
+        path = tmp_path / "forms.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in order), encoding="utf-8")
+        words = ["sample", "--checkpoint", str(checkpoint), "--templates", str(path), "--regex", "[a-z]+"]
+        assert "forms.jsonl: some texts begin or end with a blank and some do not" in fails(capsys, *words)
 
 
 def test_perplexity_rows(capsys, checkpoint, data, tmp_path):

@@ -5,6 +5,7 @@ import json
 import math
 import re
 from collections import Counter
+from dataclasses import replace
 
 import jsonschema
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from enumeration import (
     CausalTable,
     Plans,
+    Spy,
     check_counts,
     check_law,
     check_mean,
@@ -51,7 +53,7 @@ from unmask.sampling.automaton import OPEN, Automaton, ByteAutomaton, over_token
 from unmask.sampling.constraints import joint, offer
 from unmask.transformer import Transformer, TransformerConfig
 from unmask.world import InconsistentTable, JointTable
-from unmask.wrappers import Biased
+from unmask.wrappers import Biased, Guided
 
 V, L, M, COUNT = 3, 4, 3, 2000
 WORLDS = {"joint": JointTable(V, L, seed=2), "inconsistent": InconsistentTable(V, L, seed=5)}
@@ -414,6 +416,31 @@ def test_matching_costs_less_than_whole_attempts():
     assert bool((matches.samples.nfe <= L * matches.attempts).all())
     assert int(matches.samples.nfe.sum()) < L * int(matches.attempts.sum())
     assert matches.samples.calls == int(matches.samples.nfe.sum())
+
+
+def test_matching_finds_each_canvas_its_own_condition():
+    """An attempt is told which sequence of the wrapper's it is, however many run at once and whichever are left."""
+    spy, canvases = Spy(WORLDS["inconsistent"]), [torch.tensor(FREE).index_fill(0, torch.tensor(i), 0) for i in (0, 1)]
+    conditions = [canvas != V for canvas in canvases]
+    sample_matching(Guided(spy, conditions, 1.0), canvases, constraint(), batch=6)
+    for tokens, _, rows in spy.asked:
+        given, dropped = tokens.chunk(2)
+        for row, kept, without in zip(rows.tolist(), given, dropped, strict=False):
+            assert torch.equal(without, kept.masked_fill(conditions[row], V))
+    assert len(spy.asked) > 1
+
+
+def test_what_is_written_already_is_checked_and_costs_nothing():
+    world, canvas = WORLDS["joint"], SEQUENCES[fits().nonzero()[0, 0]]
+    matches = sample_matching(world, [canvas, torch.tensor(FREE)], constraint())
+    assert torch.equal(matches.samples.tokens[0], canvas)
+    assert (int(matches.samples.nfe[0]), int(matches.attempts[0])) == (0, 0)
+    wrong = SEQUENCES[(~fits()).nonzero()[0, 0]]
+    whole = replace(constraint(), span=(0, L))
+    assert torch.equal(sample(world, [canvas], constraint=whole).tokens[0], canvas)
+    for run in (sample, sample_matching):
+        with pytest.raises(ValueError, match="leave no text that fits"):
+            run(world, [wrong], constraint=whole)
 
 
 def test_matching_gives_up_with_the_rate():

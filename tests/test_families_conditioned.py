@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -12,8 +13,15 @@ from torch import Tensor
 
 from unmask.conditioned import Conditioned, ConditionedConfig
 from unmask.families import MDLM, SEDD, config_of, network_of, to_ours, to_published
+from unmask.likelihood import (
+    decoder_log_likelihood,
+    importance_log_likelihood,
+    log_likelihood,
+    ordered_log_likelihood,
+)
 from unmask.network import Target
 from unmask.objectives import Corruption, ScoreEntropy, TimeDSE, weighted
+from unmask.sampling import Confidence, RandomOrder, Speculative, draw_plan, sample
 from unmask.transformer import rotary_tables
 
 SMALL = ConditionedConfig(vocab=7, layers=2, heads=2, width=8, condition=6)
@@ -155,6 +163,23 @@ def test_levels():
         assert bool(network(tokens, at, level=torch.zeros(2)).isfinite().all())
         untimed = lively(replace(SMALL, timed=False))
         assert torch.equal(untimed(tokens, at, level=torch.tensor([0.1, 0.9])), untimed(tokens, at))
+
+
+def test_bound_likelihoods_and_sampler_tell_one_level():
+    """That of what there is to write, whatever is given: one open token has one law, and each policy that of a plan."""
+    network = lively(SMALL)
+    x, open_ = torch.tensor([[1, 3, 0, 6, 2, 5]]), torch.tensor([[False, False, True, False, False, False]])
+    kinds = (log_likelihood, importance_log_likelihood, partial(decoder_log_likelihood, policy=Confidence()))
+    told = [read(network, x, open_).nats for read in kinds]
+    told.append(ordered_log_likelihood(network, x, draw_plan(RandomOrder(), open_)).nats)
+    assert max(told) - min(told) < 1e-9
+    open_ = torch.tensor([[False, True, True, True, False, True]])
+    canvas = x.masked_fill(open_, network.mask_id)
+    for policy in (RandomOrder(), RandomOrder(2), Speculative(RandomOrder())):
+        samples = sample(network, canvas, policy, seed=3)
+        plan = draw_plan(policy, open_, seed=3)
+        exact = ordered_log_likelihood(network, samples.tokens[0][None], plan)
+        assert float(-samples.confidence[0].log().sum()) == pytest.approx(exact.nats, abs=1e-9)
 
 
 def test_chunks_rows_and_indices_change_nothing(monkeypatch: pytest.MonkeyPatch):

@@ -73,6 +73,16 @@ def test_a_second_backward_pass_is_the_first(sizes):
         torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
 
 
+def test_a_part_that_is_not_trained_gets_no_gradient_and_the_others_theirs(sizes):
+    inputs = case()
+    whole = gradients(row_nats(*inputs).sum(), inputs)
+    for frozen in range(3):
+        some = [None if x is None else x.detach().requires_grad_(i != frozen) for i, x in enumerate(inputs[:3])]
+        row_nats(*some, *inputs[3:]).sum().backward()
+        for i, (x, expected) in enumerate(zip(some, whole, strict=True)):
+            assert x.grad is None if i == frozen else torch.allclose(x.grad, expected, rtol=1e-12)
+
+
 def test_finite_differences(monkeypatch):
     monkeypatch.setattr(unmask.head, "BLOCK", 60)
     state, weight, bias, *rest = case(banned=3)

@@ -6,7 +6,7 @@ Truths are computed apart from the package (enumeration.py); checks are also run
 import json
 import math
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import torch
@@ -31,6 +31,7 @@ from unmask.likelihood import (
     Estimate,
     compare,
     conditional,
+    decoder_log_likelihood,
     importance_log_likelihood,
     log_likelihood,
     ordered_log_likelihood,
@@ -39,9 +40,10 @@ from unmask.likelihood import (
 )
 from unmask.likelihood.design import deal
 from unmask.objectives import AnyOrder, Corruption, LambdaDCE, NextToken, TimeDCE, TimeDSE
-from unmask.sampling import FixedOrder, LeftToRight, RandomOrder, Tweedie, draw_plan
+from unmask.sampling import Confidence, FixedOrder, LeftToRight, RandomOrder, Tweedie, draw_plan
+from unmask.transformer import Transformer, TransformerConfig
 from unmask.world import InconsistentTable, JointTable
-from unmask.wrappers import Guided
+from unmask.wrappers import Biased, Guided
 
 WORLDS = [JointTable(3, 3), InconsistentTable(3, 3)]
 X = every(3, 3)
@@ -719,12 +721,35 @@ def test_what_does_not_fit_is_refused():
         log_likelihood(WORLDS[0], X, torch.zeros_like(X).bool())
     with pytest.raises(ValueError, match="nothing to score"):
         ordered_log_likelihood(WORLDS[0], X, torch.full_like(X, -1))
+    for read in (log_likelihood, importance_log_likelihood, partial(decoder_log_likelihood, policy=Confidence())):
+        with pytest.raises(ValueError, match=r"documents \(2,\): give one number for each of 27"):
+            read(WORLDS[0], X, X < 3, documents=torch.tensor([0, 1]))
 
 
 @pytest.mark.parametrize(("draws", "replicates"), [(32, 1), (10, 4), (2, 4), (0, 4), (-4, 4)])
 def test_draws_must_be_replicated(draws: int, replicates: int):
     with pytest.raises(ValueError, match=f"draws {draws} must"):
         log_likelihood(WORLDS[0], X, draws=draws, replicates=replicates)
+
+
+@pytest.mark.parametrize("draws", [8, 64], ids=["drawn", "enumerated"])
+def test_a_text_with_an_impossible_token_costs_infinitely_much_and_others_what_they_cost(draws: int):
+    network, x = Biased(LONG["inconsistent"], {0: -math.inf}), LONG_X[[6, 31, 1]]
+    possible = (x != 0).all(-1)
+    assert possible.tolist() == [False, True, False]
+    estimate = log_likelihood(network, x, draws=draws)
+    assert bool((estimate.per_sequence[~possible] == math.inf).all())
+    alone = log_likelihood(network, x[possible], draws=draws, sequences=possible.nonzero().squeeze(-1).tolist())
+    assert torch.equal(estimate.per_sequence[possible], alone.per_sequence)
+    assert estimate.perplexity == math.inf
+    assert math.isnan(estimate.stderr_data), "not 0"
+
+
+def test_a_network_that_predicts_no_number_has_no_perplexity():
+    network = Transformer(TransformerConfig(vocab=3, layers=1, heads=1, width=8))
+    with torch.no_grad():
+        network.output.weight.fill_(math.nan)
+    assert math.isnan(log_likelihood(network, X[:4], draws=4).perplexity)
 
 
 # --- score networks ---------------------------------------------------------------------------------------------------

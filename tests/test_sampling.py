@@ -607,7 +607,7 @@ def test_bad_canvases_and_policies_are_refused():
             sample(world, canvases)
     with pytest.raises(ValueError, match="batch 0"):
         sample(world, [row], batch=0)
-    with pytest.raises(ValueError, match="2 sequence numbers for 1"):
+    with pytest.raises(ValueError, match="2 sequence numbers and 1 rows for 1"):
         sample(world, [row], sequences=[0, 1])
     for order in ((3,), (-4,), (0, 0), (0, -3)):
         with pytest.raises(ValueError, match="FixedOrder"):

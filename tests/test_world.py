@@ -91,18 +91,23 @@ def test_only_what_is_asked_for_in_the_order_asked(world, monkeypatch: pytest.Mo
 
 
 def test_read_out_joins_chunks_of_tuples(monkeypatch: pytest.MonkeyPatch):
-    logits = torch.arange(30.0).view(10, 3)
-    widths = []
+    logits = torch.arange(54.0).view(18, 3)
+    widths, begun = [], []
 
     def then(part: torch.Tensor, which: slice) -> tuple[torch.Tensor, torch.Tensor]:
         widths.append(len(part))
-        return part.argmax(-1), part[:, 0] + which.start
+        begun.append(which.start)
+        return part.argmax(-1), part[:, 0]
 
-    monkeypatch.setattr(networks, "CHUNK", 12)
-    index, value = read_out(lambda which: logits[which], 10, 3, then)
-    assert widths == [4, 4, 2], "no more than CHUNK elements at once"
-    assert index.tolist() == [2] * 10
-    assert torch.equal(value, logits[:, 0] + torch.tensor([0, 0, 0, 0, 4, 4, 4, 4, 8, 8]))
+    for name in ("CHUNK", "CACHED"):
+        widths.clear()
+        begun.clear()
+        with monkeypatch.context() as patch, torch.no_grad():
+            patch.setattr(networks, name, 24)
+            index, value = read_out(lambda which: logits[which], 18, 3, then)
+        assert (widths, begun) == ([8, 8, 2], [0, 8, 16]), "no more than so many elements at once"
+        assert index.tolist() == [2] * 18
+        assert torch.equal(value, logits[:, 0])
 
 
 def test_worlds_repeat_by_seed():

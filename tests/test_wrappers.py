@@ -66,14 +66,16 @@ def test_weight_zero_changes_nothing_and_another_token_may_stand_for_absence():
 
 def test_chunks_keep_the_two_predictions_of_a_position_together(monkeypatch):
     network = Transformer(TransformerConfig(vocab=7, layers=1, heads=2, width=8), seed=3).double().eval()
-    tokens, at = torch.full((3, 5), 7), torch.arange(15)
+    tokens, at = torch.full((3, 5), 7), torch.arange(15)  # 30 predictions, 60 where guidance is guided
     tokens[:, 0] = torch.arange(3)
     condition = torch.zeros(3, 5, dtype=torch.bool)
     condition[:, 0] = True
     guided = Guided(network, condition, 1.5)
-    whole = guided(tokens, at, then=lambda logits, which: logits)
-    monkeypatch.setattr(unmask.network, "CHUNK", 3 * 7)
-    assert torch.allclose(guided(tokens, at, then=lambda logits, which: logits), whole, atol=1e-12)
+    twice = Guided(guided, condition.roll(1, 1), -0.5)
+    whole = [each(tokens, at, then=lambda logits, which: logits) for each in (guided, twice)]
+    monkeypatch.setattr(unmask.network, "CHUNK", 9 * 7)
+    for each, expected in zip((guided, twice), whole, strict=True):
+        assert torch.allclose(each(tokens, at, then=lambda logits, which: logits), expected, atol=1e-12)
 
 
 def test_an_impossible_token_stays_impossible():

@@ -14,6 +14,7 @@ from product to product. A block's softmax is the whole one's but for a factor a
 goes into the small matrices: one exponential an element. The target's own p - 1 stays in float32, where it cancels.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -55,7 +56,7 @@ class _RowNats(torch.autograd.Function):
         if torch.is_autocast_enabled(state.device.type) and ctx.dtype != torch.float64:
             ctx.dtype = torch.get_autocast_dtype(state.device.type)
         ctx.save_for_backward(state, weight, bias, ids, weights, row)
-        log_q, ctx.gradients = _read(state, weight, bias, ids, weights, ctx.banned, ctx.dtype, ctx.needs_input_grad[1])
+        log_q, ctx.gradients = _read(state, weight, bias, ids, weights, ctx.banned, ctx.dtype, ctx.needs_input_grad)
         return weights.new_zeros(1, rows).index_add(1, row, -(log_q.to(weights.dtype) * weights)[None])
 
     @staticmethod
@@ -68,7 +69,7 @@ class _RowNats(torch.autograd.Function):
             found = [None if g is None else g.mul_(above[0, 0].to(g.dtype)) for g in found]
         else:
             again = weights * above[0, row]
-            found = _read(state, weight, bias, ids, again, ctx.banned, ctx.dtype, ctx.needs_input_grad[1])[1]
+            found = _read(state, weight, bias, ids, again, ctx.banned, ctx.dtype, ctx.needs_input_grad)[1]
         cast = [None if g is None else g.to(x.dtype) for g, x in zip(found, (state, weight, bias), strict=True)]
         return (*cast, None, None, None, None, None)
 
@@ -90,17 +91,19 @@ def _read(
     weights: Tensor,
     banned: int | None,
     dtype: torch.dtype,
-    trained: bool,
+    trained: Sequence[bool],
 ) -> tuple[Float[Tensor, " N"], Gradients]:
-    """log q(target), and the gradients of -sum(weights * log q) by state and, if `trained`, by weight and bias."""
+    """log q(target), and the gradients of -sum(weights * log q) by state and, where `trained` says so, by weight (its
+    second) and bias (its third).
+    """
     count, vocab, on_host = len(state), len(weight), state.device.type == "cpu"
     wide = torch.promote_types(dtype, torch.float32)
     held = max(1, (HELD if on_host else HELD_ELSEWHERE) // vocab)
     pieces = max(1, -(-vocab * min(count, held) // BLOCK)) if on_host else 1
     blocks = [slice(vocab * i // pieces, vocab * (i + 1) // pieces) for i in range(pieces)]
     log_q, d_state = state.new_empty(count, dtype=wide), torch.empty_like(state, dtype=wide)
-    d_weight = torch.zeros_like(weight, dtype=wide) if trained else None
-    d_bias = None if bias is None or not trained else torch.zeros_like(bias, dtype=wide)
+    d_weight = torch.zeros_like(weight, dtype=wide) if trained[1] else None
+    d_bias = None if bias is None or not trained[2] else torch.zeros_like(bias, dtype=wide)
     with torch.autocast(state.device.type, enabled=False):
         narrow = weight.to(dtype)
         for start in range(0, count, held):

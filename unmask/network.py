@@ -5,9 +5,10 @@
 `at` holds flat indices (row * L + position) of the positions whose token is to be PREDICTED, also for causal networks,
 and is best counted on the host, where the masks are drawn: then a GPU never waits. `then(logits Float[n V], which:
 slice)` turns a chunk of logits into what is wanted of it (a target's log-probability, a drawn token, ...), so that
-logits of all positions never exist at once. A chunk begins at an even index and, but for the last, holds an even number
-of positions, so that a wrapper can read two predictions of a position side by side. `rows` says which sequences of a
-larger batch these are; `level` (the probability of a mask, one a row) is for networks that want time.
+logits of all positions never exist at once. A chunk begins at a multiple of 8 and, but for the last, holds one of
+positions, so that a wrapper, and a wrapper of it, can read two predictions of a position side by side. `rows` says
+which sequences of a larger batch these are; `level` (the probability of a mask, one a row) is for networks that want
+time.
 """
 
 from collections.abc import Callable
@@ -25,6 +26,7 @@ Reading = Tensor | tuple[Tensor, ...]
 Then = Callable[[Tensor, slice], Reading]
 
 CHUNK = 1 << 23  # logits held at once, in elements: 32 MB in float32
+CACHED = 1 << 19  # ... and read at once on a CPU, so that what is made of them stays in its cache
 
 
 class Network(Protocol):
@@ -109,14 +111,23 @@ def read_out(logits_of: Callable[[slice], Tensor], count: int, vocab: int, then:
     """Apply `then` to the logits of `count` positions, CHUNK elements at a time, and join the parts."""
     if then is None:
         return logits_of(slice(0, count))
-    step = max(2, CHUNK // vocab // 2 * 2)
-    slices = [slice(i, min(i + step, count)) for i in range(0, count, step)] or [slice(0, 0)]
-    parts = [then(logits_of(which), which) for which in slices]
+    parts = []
+    for which in _cut(slice(0, count), CHUNK // vocab):
+        logits = logits_of(which)
+        # with a gradient what comes is no logits yet, but states of which `then` makes them
+        few = CHUNK if torch.is_grad_enabled() or logits.device.type != "cpu" else CACHED // vocab
+        parts += [then(logits[part.start - which.start : part.stop - which.start], part) for part in _cut(which, few)]
     if len(parts) == 1:
         return parts[0]
     columns = [part if isinstance(part, tuple) else (part,) for part in parts]
     joined = tuple(torch.cat(column) for column in zip(*columns, strict=True))
     return joined if isinstance(parts[0], tuple) else joined[0]
+
+
+def _cut(which: slice, size: int) -> list[slice]:
+    """Parts of `which` of about `size`, a multiple of 8."""
+    step = max(8, size // 8 * 8)
+    return [slice(i, min(i + step, which.stop)) for i in range(which.start, which.stop, step)] or [which]
 
 
 def remembering(network: Network, slots: int, length: int) -> Network:

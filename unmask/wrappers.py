@@ -22,10 +22,12 @@ class Guided:
     m is the condition with every token replaced, by default by the mask: the unsupervised guidance of SMDM (arXiv
     2410.18514, section 4), which needs no paired data and pairs a condition with masks of the same length. A network
     fine-tuned with the condition dropped (standard guidance) takes the same wrapper, and `absent` where it was dropped
-    for another token. Each row runs twice, in one call. Weight 0 is no guidance, -1 leaves the condition out.
+    for another token. Each row runs twice, in one call. Weight 0 is no guidance, -1 leaves the condition out
+    of what is possible under it.
 
-    A token that is impossible without the condition keeps its conditional probability. Raises ValueError for a causal
-    network without `absent`, which cannot read a mask, and for a score network, which has no law to combine.
+    A token that is impossible with the condition or without it keeps its conditional probability. Raises ValueError
+    for a causal network without `absent`, which cannot read a mask, and for a score network, which has no law to
+    combine.
     """
 
     network: Network
@@ -62,8 +64,8 @@ class Guided:
         level: Float[Tensor, " B"] | None = None,
     ) -> Reading:
         """See `unmask.network.Network`; the two predictions of a position are read side by side."""
-        which = range(len(tokens)) if rows is None else rows.tolist()
-        condition = torch.stack([self.condition[i] for i in which]).to(tokens.device)
+        rows = torch.arange(len(tokens)) if rows is None else rows
+        condition = torch.stack([self.condition[i] for i in rows.tolist()]).to(tokens.device)
         dropped = torch.where(condition, self.mask_id if self.absent is None else self.absent, tokens)
         pairs = torch.stack([at, at + tokens.numel()], -1).flatten()
 
@@ -77,7 +79,7 @@ class Guided:
             torch.cat([tokens, dropped]),
             pairs,
             then=read,
-            rows=None if rows is None else torch.cat([rows, rows]),
+            rows=torch.cat([rows, rows]),
             level=None if level is None else torch.cat([level, level]),
         )
 

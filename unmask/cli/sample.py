@@ -1,6 +1,7 @@
 """`unmask sample`."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -89,9 +90,10 @@ class Sample:
         asked = [self._text()] if self.templates is None else templates_of(self.templates)
         if self.likely_lengths:
             asked = [likely_lengths(model, text, seed=self.seed)[0] for text in asked]
-        first = model.canvas(asked[0], seed=self.seed)
+        canvases = [model.canvas(text, seed=self.seed) for text in asked]
+        first = canvases[0]
         self._caution(model, first)
-        constraint = self._constraint(model, first)
+        constraint = self._constraint(model, canvases)
         texts = [text for text in asked for _ in range(self.count)]
         how: Row = {
             "draw": self.draw,
@@ -132,11 +134,18 @@ class Sample:
         if trained and len(canvas) - 1 > trained:
             console.print(f"{len(canvas) - 1:,} tokens: the model was trained on {trained:,}, and is worse beyond")
 
-    def _constraint(self, model: Model, canvas: Tensor) -> Constraint | None:
-        if [self.regex, self.schema, self.choices].count(None) < 2:
+    def _constraint(self, model: Model, canvases: Sequence[Tensor]) -> Constraint | None:
+        given = [self.regex, self.schema, self.choices]
+        if given.count(None) < 2:
             raise ValueError("--regex, --schema and --choices: give one of them")
         # end tokens fill the rest where nothing follows, and where nothing stands before a space may be lost
-        around = {"end": int(canvas[-1]) == model.mask_id, "opens": int(canvas[1]) == model.mask_id}
+        edges = {(int(canvas[-1]) == model.mask_id, int(canvas[1]) == model.mask_id) for canvas in canvases}
+        if len(edges) > 1 and given.count(None) < 3:
+            raise ValueError(
+                f"{self.templates}: some texts begin or end with a blank and some do not, and what fits "
+                "is not the same for both: put them into files of their own"
+            )
+        around = dict(zip(("end", "opens"), edges.pop(), strict=True))
         if self.regex is not None:
             return Constraint(grammar.regex(model.tokenizer, self.regex, **around))
         if self.schema is not None:

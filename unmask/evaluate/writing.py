@@ -76,9 +76,9 @@ def write(
         watched += time.perf_counter() - begun
 
     start = time.perf_counter()
-    options = {"draw": draw, "seed": seed, "sequences": mine, "batch": batch}
+    options = {"draw": draw, "seed": seed, "sequences": mine, "batch": batch, "end": end}
     if constraint is None or attempts is None:
-        samples = sample(network, canvases, policy, **options, end=end, constraint=constraint, on_step=watch)
+        samples = sample(network, canvases, policy, **options, constraint=constraint, on_step=watch)
     else:
         samples = sample_matching(network, canvases, constraint, policy, **options, attempts=attempts).samples
     seconds = time.perf_counter() - start - watched

@@ -60,7 +60,7 @@ def log_likelihood(
     Raises ValueError where draws are fewer than two replicates, nothing is maskable, or estimator and network do not
     fit.
     """
-    x_0, maskable, numbers = checked(network, x_0, maskable, sequences)
+    x_0, maskable, numbers = checked(network, x_0, maskable, sequences, documents)
     estimator = estimator or (NextToken() if network.causal else AnyOrder(importance=0.5))
     key = (estimator, draws, stderr, replicates, seed, batch, numbers, x_0, maskable)
     kept, tally = Kept(keep, key, first_answer(network, x_0, maskable)), Tally(progress)

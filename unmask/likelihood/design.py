@@ -147,9 +147,12 @@ def controlled(
 
     h + b f guesses a position's cost. The guess comes from the other replicates, so it is independent of this one's
     weights, of which sum w, sum w x and sum w z have means 1, (n + 1) / 2n and half the neighbours: mean 0. One
-    pseudo-observation each holds h to the mean cost and the slopes b to 0.
+    pseudo-observation each holds h to the mean cost and the slopes b to 0. A text with an impossible token costs what
+    it costs: there is nothing to guess.
     """
     paid, weight, moment = cells[0], cells[1], cells[2:]
+    possible = paid.isfinite().flatten(1).all(-1)[:, None, None]
+    cells, products = cells.masked_fill(~possible, 0.0), products.masked_fill(~possible[..., None], 0.0)
     other, seen = cells.sum(2, keepdim=True) - cells, products.sum(1, keepdim=True) - products
     count = seen[..., 0, 0].clamp(min=1)[..., None, None]
     spread = seen - seen[..., :1] * seen[..., :1, :] / count
@@ -160,7 +163,7 @@ def controlled(
     n = maskable.sum(-1, keepdim=True).double()
     expected = torch.stack([((n + 1) / (2 * n)).expand(maskable.shape), neighbours(maskable) / 2])[:, :, None]
     control = (weight - 1) * guess + (slope * (moment - expected)).sum(0)
-    return (paid - control).masked_fill(~maskable[:, None], 0.0)
+    return torch.where(possible, paid - control, paid).masked_fill(~maskable[:, None], 0.0)
 
 
 def neighbours(chosen: Bool[Tensor, "B L"]) -> Float[Tensor, "B L"]:

@@ -104,7 +104,7 @@ class Estimate:
     def perplexity(self) -> float:
         """exp(nats / tokens): of a bound, an upper bound of the perplexity; of a difference, a ratio of two."""
         rate = self.nats / self.tokens
-        return math.exp(rate) if rate < 700 else math.inf
+        return math.inf if rate >= 700 else math.exp(rate)
 
     @property
     def perplexity_stderr(self) -> tuple[float, float]:
@@ -188,4 +188,4 @@ def _clustered(nats: Float[Tensor, " S"], tokens: Int[Tensor, " S"], clusters: I
     size = nats.new_zeros(count).index_add(0, clusters, tokens.to(nats.dtype))
     residual = total - total.sum() / size.sum() * size
     variance = float(residual.square().sum()) * count / (count - 1)
-    return math.sqrt(max(0.0, variance - mc))
+    return math.sqrt(max(0.0, variance - mc)) if math.isfinite(variance) else math.nan

@@ -45,7 +45,7 @@ def ordered_log_likelihood(
     sequence for a causal network from left to right. `draw_plan(policy, maskable)` gives the
     likelihood of the order that would really be decoded.
     """
-    x_0, scored, steps = _planned(network, x_0, plan)
+    x_0, scored, steps = _planned(network, x_0, plan, documents)
     if network.causal:
         return log_likelihood(network, x_0, scored, batch=batch, documents=documents, progress=progress)
     each = torch.arange(len(x_0))
@@ -94,7 +94,7 @@ def importance_log_likelihood(
 
     Raises ValueError for a policy that does not draw its plan: it has one exact likelihood, `ordered_log_likelihood`.
     """
-    x_0, maskable, numbers = checked(network, x_0, maskable, sequences)
+    x_0, maskable, numbers = checked(network, x_0, maskable, sequences, documents)
     require_bidirectional(network)
     policy = policy or RandomOrder()
     if not isinstance(policy, RandomOrder | Tweedie | Euler):
@@ -143,7 +143,7 @@ def decoder_log_likelihood(
     is a mean over plans: `log_likelihood` and `importance_log_likelihood` bound it and `ordered_log_likelihood` gives
     that of one plan.
     """
-    x_0, maskable, _ = checked(network, x_0, maskable, None)
+    x_0, maskable, _ = checked(network, x_0, maskable, None, documents)
     if bool((x_0 == network.mask_id).any()):
         raise ValueError("a decoder writes every open position: hidden ones (masks in x_0) have no place here")
     policy = policy.inside if isinstance(policy, Speculative) else policy
@@ -165,12 +165,12 @@ def decoder_log_likelihood(
 
 
 def _planned(
-    network: Network, x_0: Int[Tensor, "S L"], plan: Int[Tensor, "S L"]
+    network: Network, x_0: Int[Tensor, "S L"], plan: Int[Tensor, "S L"], documents: Int[Tensor, " S"] | None = None
 ) -> tuple[Int[Tensor, "S L"], Bool[Tensor, "S L"], Int[Tensor, "S L"]]:
     """(x_0, what is scored, the plan without gaps), checked."""
     if not bool((plan >= 0).any()):
         raise ValueError("nothing to score: the plan reveals no position")
-    x_0, scored, _ = checked(network, x_0, plan >= 0, None)
+    x_0, scored, _ = checked(network, x_0, plan >= 0, None, documents)
     steps = without_gaps(plan.cpu())
     if network.causal and not torch.equal(steps, draw_plan(LeftToRight(), scored)):
         raise ValueError("a causal network has the likelihood of one order: from left to right")
@@ -194,8 +194,8 @@ def _token_nats(
     def score(which: slice) -> None:
         step, rows = turn[which, None], owner[plan[which]]
         now = steps[plan[which]]
-        canvas = x_0[rows].masked_fill(now >= step, network.mask_id)
-        at, value = token_nats(network, x_0[rows], now == step, canvas=canvas, rows=rows)
+        canvas, level = x_0[rows].masked_fill(now >= step, network.mask_id), (now >= step).sum(-1) / (now >= 0).sum(-1)
+        at, value = token_nats(network, x_0[rows], now == step, canvas=canvas, level=level, rows=rows)
         nats.view(-1)[plan[which][at // steps.shape[1]] * steps.shape[1] + at % steps.shape[1]] = value.cpu().double()
 
     tally.expect(len(plan))

@@ -27,6 +27,7 @@ def checked(
     x_0: Int[Tensor, "S L"],
     maskable: Bool[Tensor, "S L"] | None,
     sequences: Sequence[int] | None,
+    documents: Int[Tensor, " S"] | None = None,
 ) -> tuple[Int[Tensor, "S L"], Bool[Tensor, "S L"], list[int]]:
     """(x_0, maskable, numbers) on the host. Raises ValueError where they do not fit, or nothing is to be scored."""
     x_0 = x_0.cpu()
@@ -34,6 +35,8 @@ def checked(
     numbers = list(range(len(x_0))) if sequences is None else list(sequences)
     if maskable.shape != x_0.shape or len(numbers) != len(x_0):
         raise ValueError(f"x_0 {tuple(x_0.shape)}, maskable {tuple(maskable.shape)}, {len(numbers)} numbers do not fit")
+    if documents is not None and documents.shape != x_0.shape[:1]:
+        raise ValueError(f"documents {tuple(documents.shape)}: give one number for each of {len(x_0)} sequences")
     if not bool(maskable.any()):
         raise ValueError("nothing to score: no position is maskable")
     hidden = x_0 == network.mask_id

@@ -57,9 +57,9 @@ class Constraint:
         spans = []
         for row in tokens:
             open_ = (row == mask_id).nonzero().squeeze(-1).tolist()
-            spans.append((self.span or (open_[0], open_[-1] + 1)) if open_ else (0, 0))
+            spans.append(self.span or ((open_[0], open_[-1] + 1) if open_ else (0, 0)))
             read = self.classes(row, spans[-1], mask_id)
-            if open_ and not self.automaton.accepts(read):
+            if read and not self.automaton.accepts(read):
                 raise ValueError(self._misfit(read))
         return spans
 

@@ -21,7 +21,9 @@ class Matches:
 
     samples: Samples
     attempts: Int[Tensor, " S"]
-    """Attempts of each sequence, up to and with the first that fits; their mean is 1 / P(fits)."""
+    """Attempts of each sequence, up to and with the first that fits; their mean is 1 / P(fits). 0 where nothing was
+    open.
+    """
 
 
 def sample_matching(
@@ -51,7 +53,9 @@ def sample_matching(
     if len(numbers) != len(canvases):
         raise ValueError(f"{len(numbers)} sequence numbers for {len(canvases)} canvases: give one each")
     spans = [constraint.spans(canvas[None].cpu(), network.vocab, network.mask_id)[0] for canvas in canvases]
-    found: dict[int, tuple[int, Samples, int]] = {}
+    whole = [i for i, canvas in enumerate(canvases) if not bool((canvas == network.mask_id).any())]
+    given = sample(network, [canvases[i] for i in whole], policy, sequences=[numbers[i] for i in whole])
+    found: dict[int, tuple[int, Samples, int]] = {i: (0, given, j) for j, i in enumerate(whole)}
     nfe, calls, tried = torch.zeros(len(numbers), dtype=torch.long), 0, 0
     while waiting := [i for i in range(len(numbers)) if i not in found]:
         if tried == attempts:
@@ -68,6 +72,7 @@ def sample_matching(
             draw=draw,
             seed=seed,
             sequences=[_number(numbers[i], attempt) for i, attempt in jobs],
+            rows=[i for i, _ in jobs],
             batch=batch,
             end=end,
             constraint=replace(constraint, abandon=True),

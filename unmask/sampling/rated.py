@@ -60,13 +60,13 @@ def toss(
     def read(logits: Float[Tensor, "n V"], part: slice) -> tuple[Tensor, ...]:
         wide = logits.to(widest(logits.device))
         mass = torch.ones_like(wide[:, 0]) if network.normalised else wide.logsumexp(-1).exp()
-        chance = hazard[part].to(mass) * mass
-        token = draw(logits, u[part])
-        log_p = log_probabilities(logits).gather(-1, token[:, None]).squeeze(-1)
-        return (coin[part].to(mass) < chance) | last[part].to(mass.device), token, log_p
+        revealed = (coin[part].to(mass) < hazard[part].to(mass) * mass) | last[part].to(mass.device)
+        logits, mine = logits[revealed], u[part][revealed.cpu()]
+        token = draw(logits, mine)
+        return revealed, token, log_probabilities(logits).gather(-1, token[:, None]).squeeze(-1)
 
     at = slot * tokens.shape[1] + position
     with torch.inference_mode():
         found = network(tokens, at, then=read, rows=rows, level=policy.levels()[step])
     revealed, token, log_p = (part.cpu() for part in found)
-    return slot[revealed], position[revealed], token[revealed], log_p[revealed]
+    return slot[revealed], position[revealed], token, log_p

@@ -44,6 +44,7 @@ def sample(
     draw: Draw | None = None,
     seed: int = 0,
     sequences: Sequence[int] | None = None,
+    rows: Sequence[int] | None = None,
     batch: int = 16,
     end: int | None = None,
     constraint: Constraint | None = None,
@@ -52,7 +53,8 @@ def sample(
     """Fill the open positions of every canvas by a policy (default RandomOrder(): exact for the random-order law).
 
     `sequences` number the canvases (default 0, 1, ...): a sequence is the same under (seed, number) in whatever
-    batch it runs. `on_step` is told of each call. With an `end` token, once it is written in a blank (a run of open
+    batch it runs. `rows` say which sequence of a wrapper's (`Guided`'s conditions) each canvas is (default 0, 1, ...).
+    `on_step` is told of each call. With an `end` token, once it is written in a blank (a run of open
     positions) what is still open behind it there is written as end tokens too, without a call: exact from left to
     right and for blocks of one token, and otherwise for a network that is certain of it. With a `constraint` every
     sample fits it, by the law that constraints.py states.
@@ -60,7 +62,7 @@ def sample(
     Raises ValueError for an empty canvas, a policy that a causal network or an end token cannot go with, or a canvas
     that nothing fits.
     """
-    options = {"draw": draw, "seed": seed, "sequences": sequences, "batch": batch, "end": end}
+    options = {"draw": draw, "seed": seed, "sequences": sequences, "rows": rows, "batch": batch, "end": end}
     steps = stream(network, canvases, policy, **options, constraint=constraint)
     while True:
         try:
@@ -79,6 +81,7 @@ def stream(
     draw: Draw | None = None,
     seed: int = 0,
     sequences: Sequence[int] | None = None,
+    rows: Sequence[int] | None = None,
     batch: int = 16,
     end: int | None = None,
     constraint: Constraint | None = None,
@@ -89,8 +92,10 @@ def stream(
     """
     policy, pick = policy or RandomOrder(), Pick(draw or Draw(), end=end, constraint=constraint)
     numbers = list(range(len(canvases))) if sequences is None else list(sequences)
-    if len(numbers) != len(canvases):
-        raise ValueError(f"{len(numbers)} sequence numbers for {len(canvases)} canvases: give one each")
+    rows = list(range(len(canvases))) if rows is None else list(rows)
+    if not len(numbers) == len(rows) == len(canvases):
+        what = f"{len(numbers)} sequence numbers and {len(rows)} rows"
+        raise ValueError(f"{what} for {len(canvases)} canvases: give one each")
     if batch < 1:
         raise ValueError(f"batch {batch} must be at least 1")
     if end is not None and not 0 <= end < network.vocab:
@@ -103,7 +108,9 @@ def stream(
         raise ValueError("Speculative guesses tokens one by one, a constraint ties them: use its inside policy alone")
     if isinstance(policy, Rated) and (end is not None or constraint is not None):
         raise ValueError("Rated reveals by the network's own rates: leave out the end token and the constraint")
-    work = [prepared(network, canvases, index, policy, seed, numbers, constraint) for index in _same_length(canvases)]
+    work = [
+        prepared(network, canvases, index, policy, seed, numbers, rows, constraint) for index in _same_length(canvases)
+    ]
     return _stream(network, work, policy, pick, batch)
 
 
@@ -153,7 +160,8 @@ def decode_nats(
         )
     numbers = list(range(len(x_0))) if sequences is None else list(sequences)
     canvas = x_0.masked_fill(maskable, network.mask_id)
-    work = prepared(network, canvas, list(range(len(x_0))), policy, seed, numbers)
+    every = list(range(len(x_0)))
+    work = prepared(network, canvas, every, policy, seed, numbers, every)
     done, total = 0, int(maskable.sum())
     for step in _run(network, work, policy, Pick(None, x_0), batch, 0):
         done += len(step.position)

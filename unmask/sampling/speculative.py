@@ -104,11 +104,13 @@ def speculate(
     drafts: int,
     end: int | None,
     rows: Int[Tensor, " R"],
+    total: Int[Tensor, " R"],
 ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Guesses]:
     """One call: ((slot, position, token, log p) of each token written, the next guesses).
 
     `rank` counts the open positions of a sequence in their order from 0 on, negative elsewhere; guesses are at the
-    first ones and never at the last, which the row that judged it could as well draw. `u` holds a position's uniforms
+    first ones and never at the last, which the row that judged it could as well draw; `total` positions were open in
+    the beginning. `u` holds a position's uniforms
     to guess, judge and replace: a guess that is dropped unjudged has decided nothing, so its position's next one uses
     the same. Nothing is written behind an `end` token.
     """
@@ -144,7 +146,7 @@ def speculate(
 
     at = torch.cat([judging.flatten().nonzero(), guessing.flatten().nonzero()]).squeeze(-1)
     with torch.inference_mode():
-        *columns, law = network(canvas, at, then=read, rows=rows[slot])
+        *columns, law = network(canvas, at, then=read, rows=rows[slot], level=(ahead >= 0).sum(-1) / total[slot])
     stops, token, log_p, next_guess = (column.cpu() for column in columns)
     wrote, last = _writers(stops, runs)
     following = torch.full_like(tokens, -1).masked_scatter(guessing[last], next_guess)

@@ -136,7 +136,8 @@ class Guessing:
             draw=cast(Draw, pick.draw),
             drafts=self.policy.drafts,
             end=pick.end,
-            rows=work.index[row],
+            rows=work.told[row],
+            total=(work.plan[row] >= 0).sum(-1),
         )
         work.rows[row] += guesses.count + 1
         step = write(work, row, pick.end, call, *written)
@@ -166,6 +167,6 @@ class Tossing:
         work, step = self.work, self.work.turn[row]
         when, what = (by_turn(work, row, step, purpose) for purpose in (PLAN, TOKEN))
         draw, tokens = cast(Draw, self.pick.draw), work.tokens[row]
-        written = toss(self.network, tokens, self.policy, step, when, what, draw=draw, rows=work.index[row])
+        written = toss(self.network, tokens, self.policy, step, when, what, draw=draw, rows=work.told[row])
         work.rows[row] += 1
         return write(work, row, None, call, *written)

@@ -17,6 +17,7 @@ from unmask.sampling.planned import Policy, draw_plan
 from unmask.sampling.speculative import Speculative
 
 NEVER = torch.iinfo(torch.int64).max
+NO_NUMBER = "the network predicts nan: its training diverged, or its numbers are too large for their dtype"
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Work:
     """Sequences of one length; all from `tokens` on but `plan` and `uniforms` is written in place."""
 
     index: Int[Tensor, " S"]
+    told: Int[Tensor, " S"]
+    """What the network is told each sequence is."""
     numbers: list[int]
     seed: int
     tokens: Int[Tensor, "S L"]
@@ -78,6 +81,7 @@ def prepared(
     policy: Policy,
     seed: int,
     numbers: list[int],
+    told: list[int],
     constraint: Constraint | None = None,
 ) -> Work:
     tokens = torch.stack([canvases[i].detach().to("cpu", torch.long) for i in index])
@@ -95,7 +99,8 @@ def prepared(
     spans = [] if constraint is None else constraint.spans(tokens, network.vocab, network.mask_id)
     never, log_p, rows = torch.full_like(plan, -1), torch.zeros(plan.shape, dtype=torch.float64), turn.clone()
     weight = torch.zeros(len(index), dtype=torch.float64)
-    return Work(torch.tensor(index), keys, seed, tokens, plan, uniforms, never, log_p, turn, rows, clock, spans, weight)
+    which, told_ = torch.tensor(index), torch.tensor([told[i] for i in index])
+    return Work(which, told_, keys, seed, tokens, plan, uniforms, never, log_p, turn, rows, clock, spans, weight)
 
 
 def _require_causal(plan: Int[Tensor, "B L"], open_: Bool[Tensor, "B L"], policy: Policy) -> None:
@@ -124,6 +129,11 @@ def next_stage(work: Work, row: Int[Tensor, " R"]) -> Bool[Tensor, "R L"]:
     return (stages == lowest) & (lowest < NEVER)
 
 
+def level_of(work: Work, row: Int[Tensor, " R"], open_: Bool[Tensor, "R L"]) -> Float[Tensor, " R"]:
+    """The share of what there was to write that is open: the level of masking, as the likelihood bound tells it."""
+    return open_.sum(-1).double() / (work.plan[row] >= 0).sum(-1)
+
+
 def rank_of(work: Work, row: Int[Tensor, " R"]) -> Int[Tensor, "R L"]:
     """Each open position's place in the order of its plan, from 0 on; -1 elsewhere."""
     open_ = pending(work, row)
@@ -146,7 +156,9 @@ def write(
     token: Int[Tensor, " N"],
     log_p: Float[Tensor, " N"],
 ) -> Step:
-    """Write tokens, and what an end token implies."""
+    """Write tokens, and what an end token implies. Raises ValueError where the network predicted no number."""
+    if bool(log_p.isnan().any()):
+        raise ValueError(NO_NUMBER)
     if end is not None:
         slot, position, token, log_p = _to_the_end(work, row, end, slot, position, token, log_p)
     written, log_p, turn = row[slot], log_p.double(), work.turn[row]

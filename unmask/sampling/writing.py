@@ -12,7 +12,7 @@ from unmask.network import Network, Then
 from unmask.sampling.adaptive import Adaptive
 from unmask.sampling.constraints import Constraint, offer
 from unmask.sampling.drawing import Draw
-from unmask.sampling.work import Pick, Step, Work, by_turn, next_stage, write
+from unmask.sampling.work import NO_NUMBER, Pick, Step, Work, by_turn, level_of, next_stage, pending, write
 
 Written = tuple[Int[Tensor, " N"], Int[Tensor, " N"], Int[Tensor, " N"], Float[Tensor, " N"]]
 """(slot in the call, position, token, log-probability) of what is revealed."""
@@ -105,18 +105,28 @@ class Drawing:
     def _predict(self, row: Int[Tensor, " R"], asked: Bool[Tensor, "R L"], read: Then) -> tuple[Tensor, ...]:
         """What `read` makes of the predictions at the asked positions, on the host."""
         slot, position = asked.nonzero(as_tuple=True)
-        tokens, numbers = self.work.tokens[row], self.work.index[row]
-        at = slot * tokens.shape[1] + position
+        tokens, told = self.work.tokens[row], self.work.told[row]
+        at, level = slot * tokens.shape[1] + position, level_of(self.work, row, pending(self.work, row))
         with torch.inference_mode():
-            return tuple(part.cpu() for part in self.network(tokens, at, then=read, rows=numbers))
+            return tuple(part.cpu() for part in self.network(tokens, at, then=read, rows=told, level=level))
 
 
 def _choose(
     work: Work, row: Int[Tensor, " R"], chooser: Adaptive, score: Float[Tensor, " N"], asked: Bool[Tensor, "R L"]
 ) -> Bool[Tensor, "R L"]:
-    """What the chooser reveals of the asked positions, told how far each row is in its stage."""
+    """What the chooser reveals of the asked positions, told how far each row is in its stage.
+
+    Raises ValueError where the network predicted no number, and for a chooser that leaves a row where it is.
+    """
+    if bool(score.isnan().any()):
+        raise ValueError(NO_NUMBER)
     plan, reveal = work.plan[row], work.reveal[row]
     stage = plan.masked_fill(~asked, -1).amax(-1, keepdim=True)
     began = reveal.masked_fill((plan < 0) | (plan >= stage), -1).amax(-1) + 1
-    scores = torch.full(asked.shape, -torch.inf, dtype=torch.float64).masked_scatter(asked, score.double())
-    return asked & chooser.choose(scores, asked, work.turn[row] - began, (plan == stage).sum(-1))
+    total = ((plan == stage) & ((reveal < 0) | (reveal >= began[:, None]))).sum(-1)
+    score = score.double().clamp(min=torch.finfo(torch.float64).min)  # above that of what is not asked
+    scores = torch.full(asked.shape, -torch.inf, dtype=torch.float64).masked_scatter(asked, score)
+    chosen = asked & chooser.choose(scores, asked, work.turn[row] - began, total)
+    if not bool(chosen.any(-1).all()):
+        raise ValueError(f"{type(chooser).__name__}: `choose` must reveal at least one asked position of each row")
+    return chosen
