@@ -174,6 +174,13 @@ def test_a_users_own_folder_is_left_alone(tmp_path: Path) -> None:
     assert everything(tmp_path / "texts") == before
 
 
+def test_a_folder_made_inside_its_source_is_no_source(tmp_path: Path) -> None:
+    source = library(tmp_path / "texts", ["a", "b"])
+    out = prepare(source, tmp_path / "texts" / "out", tokenizer="bytes")
+    assert prepare(source, out, tokenizer="bytes") == out
+    assert [document.name for document in documents(source)] == ["a.txt", "b.txt"]
+
+
 @pytest.mark.parametrize("commits", [0.0, 1e9], ids=["often", "never"])
 @pytest.mark.parametrize("tokenizer", ["bpe:300", "characters", "bytes"])
 def test_an_interrupted_call_goes_on_and_ends_as_if_it_had_not_been(
@@ -306,6 +313,22 @@ def test_each_side_has_a_document(tmp_path: Path, validation: float) -> None:
         prepare(library(tmp_path / "t", ["a", "b"]), tmp_path / "o", tokenizer="bytes", validation=validation)
     )
     assert sorted(map(len, found.values())) == [1, 1]
+
+
+def test_sources_whose_files_have_one_name_are_all_read(tmp_path: Path) -> None:
+    """Planted fault: with one key for both, the second source was dropped in silence."""
+    texts = {"a": "first words here", "b": "another text altogether"}
+    for name, text in texts.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "text.txt").write_text(text, encoding="utf-8")
+    names = [str(tmp_path / name / "text.txt") for name in texts]
+    out = prepare(names, tmp_path / "out", tokenizer="bytes")
+    splits = [load_split(out, split) for split in ("train", "validation")]
+    assert {bytes(split.tokens[:-1].astype(np.uint8)).decode() for split in splits} == set(texts.values())
+    (tmp_path / "copies.jsonl").write_text('{"text": "one and the same"}\n' * 40, encoding="utf-8")
+    copies = sides(prepare(str(tmp_path / "copies.jsonl"), tmp_path / "copies", tokenizer="bytes"))
+    assert 0 < len(copies["validation"]) < 10
+    assert sum(map(len, copies.values())) == 40
 
 
 @pytest.mark.parametrize("gap", ["\n\n", "\n", " ", "-"])

@@ -78,7 +78,9 @@ def test_parquet_and_folders_of_everything(tmp_path: Path) -> None:
     compressed(tmp_path / "in" / "a.jsonl.gz", lines(ROWS))
     compressed(tmp_path / "in" / "b.txt.xz", b"plain")
     (tmp_path / "in" / "readme.md").write_text("no text to learn", encoding="utf-8")
-    (tmp_path / "in" / ".hidden.txt").write_text("nor this", encoding="utf-8")
+    for hidden in (".hidden.txt", ".checkpoints/a-checkpoint.txt"):
+        (tmp_path / "in" / hidden).parent.mkdir(exist_ok=True)
+        (tmp_path / "in" / hidden).write_text("nor this", encoding="utf-8")
     assert read(tmp_path / "in") == [*FOUND, ("plain", None), *FOUND]
     shares = [part.read for part in source_of(str(tmp_path / "in")).read()]
     assert shares == sorted(shares)
@@ -87,7 +89,8 @@ def test_parquet_and_folders_of_everything(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["x.tar", "x.tar.gz", "x.tgz", "x.tar.xz", "x.zip"])
 def test_archives(tmp_path: Path, name: str) -> None:
-    members = {"d/a.txt": b"first", "b.jsonl": lines(ROWS), "c.md": b"no text", "d/e.txt": b"last"}
+    members = {"./d/a.txt": b"first", "b.jsonl": lines(ROWS), "c.md": b"no text", "d/E.TXT": b"last"}
+    members |= dict.fromkeys(["__MACOSX/d/._a.txt", "d/.b.txt", ".d/a.txt", "d/.d/a.txt"], b"hidden")
     if name.endswith(".zip"):
         with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as archive:
             for member, data in members.items():
@@ -100,7 +103,7 @@ def test_archives(tmp_path: Path, name: str) -> None:
                 info.size = len(data)
                 archive.addfile(info, io.BytesIO(data))
     assert read(tmp_path / name) == [("first", None), *FOUND, ("last", None)]
-    assert next(iter(documents(str(tmp_path / name)))).name == f"{name}/d/a.txt"
+    assert next(iter(documents(str(tmp_path / name)))).name == f"{name}/./d/a.txt"
 
 
 def test_data_sets_of_the_hub_from_a_folder_laid_out_like_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,6 +127,8 @@ def test_data_sets_of_the_hub_from_a_folder_laid_out_like_it(tmp_path: Path, mon
     assert sum(len(load_split(one, split).names) for split in ("train", "validation")) == 3
     refused(lambda: prepare(f"hf://{folder}:large", one, tokenizer="bytes"), "source", "delete")
     refused(lambda: prepare(f"hf://{folder}:small#test", one, tokenizer="bytes"), "source", "delete")
+    two = prepare(f"hf://{folder}:small#train[:2]", tmp_path / "two", tokenizer="bytes")
+    refused(lambda: prepare(f"hf://{folder}:small#train[1:]", two, tokenizer="bytes"), "source", "delete")
     refused(lambda: source_of(f"hf://{folder}:none"), "none", "[#SPLIT]")
     refused(lambda: source_of(f"hf://{folder}:large#dev"), "dev")
     refused(lambda: source_of(spec, field="body"), "columns", "text", "'body'", "--field")
@@ -286,7 +291,9 @@ def test_detokenisers_apply_to_lines_of_texts_and_to_records(tmp_path: Path, mon
     refused(lambda: Plan.of(str(tmp_path), detokenise="none"), "wikitext")
 
 
-def test_an_estimate_is_near_and_writes_nothing(tmp_path: Path) -> None:
+def test_an_estimate_is_near_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from test_data_tokenizer import llama_like
+
     source = library(tmp_path / "texts", [f"d{i}" for i in range(60)])
     found = estimate(Plan.of(source, tokenizer="bytes"))
     made = prepare(source, tmp_path / "out", tokenizer="bytes")
@@ -294,6 +301,13 @@ def test_an_estimate_is_near_and_writes_nothing(tmp_path: Path) -> None:
     assert found.files == 60
     assert found.tokens == pytest.approx(tokens, rel=0.05)
     assert found.disk == 2 * found.tokens
+    (tmp_path / "long.txt").write_text(POEM * 50, encoding="utf-8")
+    rules = {**json.loads(llama_like().to_str()), "pre_tokenizer": {"type": "BertPreTokenizer"}}  # it may not be cut
+    (tmp_path / "tokenizer.json").write_text(json.dumps(rules), encoding="utf-8")
+    monkeypatch.setattr("unmask.data.reading.CHUNK", 500)
+    monkeypatch.setattr("unmask.data.planning.SAMPLE", 1000)
+    found = estimate(Plan.of(str(tmp_path / "long.txt"), tokenizer=str(tmp_path / "tokenizer.json")))
+    assert found.tokens == pytest.approx(len(Tokenizer.load(tmp_path).encode(POEM * 50)), rel=0.1)
     before = set(os.listdir(tmp_path))
     main(["prepare", "--source", source, "--out", str(tmp_path / "dry"), "--tokenizer", "bpe:300", "--dry-run"])
     assert set(os.listdir(tmp_path)) == before

@@ -24,6 +24,7 @@ CHUNK = 1 << 21  # bytes of a text file read at once: pieces of it have about as
 TEXT, LINES, PARQUET = (".txt",), (".jsonl", ".ndjson"), (".parquet",)
 ARCHIVES = (".tar", ".tgz", ".zip")
 COMPRESSED = (".gz", ".xz", ".zst", ".bz2")
+HIDDEN = re.compile(r"(?:^|/)(?:\.(?!\.?/)|__MACOSX/)")  # the latter holds what macOS adds to archives
 DATE = re.compile(r"\d{4}([-/])\d{2}\1\d{2}(?!\d)")
 
 Rule = Callable[[str], str]
@@ -50,6 +51,11 @@ def kind_of(name: str) -> str | None:
     path = Path(name.lower())
     suffix = path.with_suffix("").suffix if path.suffix in COMPRESSED else path.suffix
     return suffix if suffix in TEXT + LINES + PARQUET + ARCHIVES else None
+
+
+def hidden(name: str) -> bool:
+    """Whether a file of a folder or an archive is hidden, or lies in a folder that is."""
+    return HIDDEN.search(name) is not None
 
 
 def parts_of(path: Path, name: str, field: str, rule: Rule | None) -> Iterator[Part]:
@@ -277,22 +283,25 @@ def _tar(path: Path, stream: IO[bytes], name: str, field: str, rule: Rule | None
     with tarfile.open(fileobj=stream, mode="r|") as archive:
         for member in archive:
             file = archive.extractfile(member) if member.isfile() else None
-            kind = kind_of(member.name)
-            if file is not None and kind in TEXT + LINES and Path(member.name).suffix in TEXT + LINES:
-                found = True
+            if file is not None and _ours(member.name):
+                found, kind = True, kind_of(member.name)
                 yield from _stream(file, f"{path}/{member.name}", f"{name}/{member.name}", kind, field, rule, share)
     _require(found, path)
 
 
 def _zip(path: Path, name: str, field: str, rule: Rule | None) -> Iterator[Part]:
     with zipfile.ZipFile(path) as archive:
-        members = [info for info in archive.infolist() if Path(info.filename).suffix in TEXT + LINES]
+        members = [info for info in archive.infolist() if _ours(info.filename)]
         _require(bool(members), path)
         for i, info in enumerate(members):
             with archive.open(info) as file:
                 where, inner = f"{path}/{info.filename}", f"{name}/{info.filename}"
                 share = partial(operator.truediv, i, len(members))
                 yield from _stream(file, where, inner, kind_of(info.filename), field, rule, share)
+
+
+def _ours(member: str) -> bool:
+    return Path(member).suffix.lower() in TEXT + LINES and not hidden(member) and not member.endswith("/")
 
 
 def _require(found: bool, path: Path) -> None:

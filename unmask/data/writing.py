@@ -77,6 +77,8 @@ def _whole(parts: Iterable[Sorted]) -> Iterator[Sorted]:
         if part.last:
             yield held_out, source, replace(part, text="".join(texts))
             texts = []
+    if texts:  # of a sample
+        yield held_out, source, replace(part, text="".join(texts))
 
 
 def _batches(parts: Iterable[tuple[Sorted, bool]]) -> Iterator[list[tuple[Sorted, bool]]]:
