@@ -20,11 +20,23 @@ from unmask.draws import (
     keyed_generator,
     keyed_uniforms,
     log_probabilities,
+    sent,
     widest,
 )
 
 CPU = torch.device("cpu")
 LAST = 1 - 2**-53  # the largest uniform
+
+
+@pytest.mark.parametrize(("there", "here", "safe"), [("mps", "cpu", 0), ("cpu", "mps", 0), ("cuda", "cpu", 1)])
+def test_only_copies_that_are_safe_are_not_waited_for(there, here, safe):
+    class Told:
+        device = torch.device(there)
+
+        def to(self, device, dtype, *, non_blocking):
+            return non_blocking
+
+    assert sent(Told(), torch.device(here)) == bool(safe)
 
 
 def test_a_row_depends_on_seed_sequence_and_purpose_alone():

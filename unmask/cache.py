@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from unmask.draws import sent
+
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(queries [B n H d], keys [B n G d], values [B n G d]) -> [B n H d]; H is a multiple of G."""
 
@@ -166,7 +168,7 @@ def _window(
     """The positions start..start + n - 1 of the slots `which`."""
     end, every, level = int(start.max()) + n, len(which) == len(tokens), int(start.min()) == int(start.max())
     positions = start[:, None] + torch.arange(n)
-    there, slots = positions.to(device, non_blocking=True), which.to(device, non_blocking=True)
+    there, slots = sent(positions, device), sent(which, device)
     causal = level and n == end
     plain = causal or (level and n == 1)
     return Window(

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from unmask import cpu
+from unmask.draws import sent
 from unmask.network import Reading, Then, read_out
 from unmask.transformer import GELU, Attention, TransformerConfig, embedding, rotary_tables
 
@@ -141,11 +142,11 @@ class Conditioned(nn.Module):
         sigma = self.sigma(tokens, level)
         # sums of float32 are cheap on the host, and MPS has no float64
         told = self.told((sigma if self.config.timed else torch.zeros_like(sigma)).float().to(device))
-        x = self.embedding(tokens.to(device, non_blocking=True))
+        x = self.embedding(sent(tokens, device))
         rotary = rotary_tables(self.config.inner, length, x.device)
         for block in self.blocks:
             x = block(x, rotary, told)
-        at, row = at.to(device, non_blocking=True), (at // length).to(device, non_blocking=True)
+        at, row = sent(at, device), sent(at // length, device)
         shift, scale = self.modulation(told).chunk(2, -1)
         state, offset = self.norm(x).flatten(0, 1)[at], self._offset(sigma).to(x.device)
 

@@ -45,6 +45,14 @@ def widest(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def sent(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """The tensor on a device, without a wait where that is safe.
+
+    To and from Apple's GPUs the numbers may be read before they are there (PyTorch issues 139550, 140296, 189690).
+    """
+    return tensor.to(device, dtype, non_blocking="cuda" in (device.type, tensor.device.type))
+
+
 def log_probabilities(logits: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
     """log-softmax in float32 or wider, whatever the network's precision."""
     return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
@@ -64,8 +72,6 @@ def inverse_cdf(weights: Float[Tensor, "N V"], u: Float[Tensor, " N"]) -> Int[Te
     cdf = weights.cumsum(-1)
     total = cdf[:, -1]
     # below the total even where u rounds to one, so that the search ends on a token with mass
-    goal = torch.minimum(
-        u.to(cdf.device, cdf.dtype, non_blocking=True) * total, total.nextafter(torch.zeros_like(total))
-    )
+    goal = torch.minimum(sent(u, cdf.device, cdf.dtype) * total, total.nextafter(torch.zeros_like(total)))
     drawn = torch.searchsorted(cdf, goal[:, None], right=True).squeeze(-1)
     return drawn.clamp(max=weights.shape[-1] - 1)

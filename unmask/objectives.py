@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unmask.corruption import LogLinear, Schedule, mask_each, mask_exactly, masking_law
-from unmask.draws import log_probabilities, widest
+from unmask.draws import log_probabilities, sent, widest
 from unmask.network import Nats, Network, Target, Then
 
 
@@ -48,7 +48,7 @@ class ScoreEntropy:
 
     def __call__(self, logits: Float[Tensor, "n V"], which: slice) -> Float[Tensor, " n"]:
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        ids = self.ids[which].to(logits.device, non_blocking=True)
+        ids = sent(self.ids[which], logits.device)
         return logits.gather(-1, ids[:, None]).squeeze(-1) + 1 - logits.logsumexp(-1).exp()
 
 
