@@ -204,6 +204,21 @@ def test_tokenizers_that_cannot_be_used_say_why(tmp_path: Path) -> None:
     refused(lambda: Tokenizer.load(tmp_path / "gpt"), "vocab.json", "restore")
 
 
+def test_a_tokenizer_that_leaves_letters_out_is_refused(tmp_path: Path) -> None:
+    """Planted fault: WordLevel raised the library's bare Exception, BPE dropped what it does not know in silence."""
+    for unknown in ({}, {"<unk>": 0}):
+        named = dict.fromkeys(["unk_token"], "<unk>") if unknown else {}
+        words = {name: id for id, name in enumerate([*unknown, "a", "b", "ab"])}
+        for model in (models.BPE(vocab=words, merges=[("a", "b")], **named), models.WordLevel(words, **named)):
+            inner = tokenizers.Tokenizer(model)
+            inner.add_special_tokens(["<s>", "</s>"])
+            inner.save(str(tmp_path / "tokenizer.json"))
+            if unknown:
+                assert Tokenizer.load(tmp_path).encode("ž") == [0]
+            else:
+                refused(lambda: Tokenizer.load(tmp_path), "tokenizer.json", "no token for a letter", "choose another")
+
+
 def test_what_has_no_text_and_what_is_no_text_is_refused() -> None:
     refused(lambda: BYTES.decode([1, BYTES.vocab]), "258", "mask")
     refused(lambda: BYTES.pieces([-1]), "-1")

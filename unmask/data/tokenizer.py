@@ -30,6 +30,7 @@ UNFINISHED = "\ufffd"  # what decoders write for the bytes of a character that i
 # before it: a text cut there is read as it was whole.
 GAP = re.compile(r"(?<=[^\s▁])[ \n](?=\S)")
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # sentencepiece's tokens of single bytes
+STRANGER = "\U00012031"  # a cuneiform sign: four bytes, in hardly any vocabulary
 PIECE, PIECES = 2**16, 16  # characters, and pieces at once: ~90 MB of the library's records
 
 
@@ -202,6 +203,10 @@ def wrap(inner: tokenizers.Tokenizer, where: str) -> Tokenizer:
     inner.encode_special_tokens = True  # what spells a special token is text; the file does not keep this
     ids = inner.get_vocab(with_added_tokens=True)
     end, rules = ids[pair[1]], json.loads(inner.to_str())
+    table = _table(rules)
+    if table is None and not _knows(inner, STRANGER):
+        what = "has no token for a letter that it does not know, and would leave it out"
+        raise ValueError(f"the tokenizer {where} {what}: give it an unknown token or byte_fallback, or choose another")
     return Tokenizer(
         inner,
         max(ids.values()) + 1,
@@ -209,8 +214,16 @@ def wrap(inner: tokenizers.Tokenizer, where: str) -> Tokenizer:
         end,
         _letters(inner, where),
         _rest(inner, rules),
-        _table(rules),
+        table,
     )
+
+
+def _knows(inner: tokenizers.Tokenizer, letter: str) -> bool:
+    """Whether a letter has tokens: its own, those of its bytes, or the unknown one."""
+    try:
+        return bool(inner.encode(letter, add_special_tokens=False).ids)
+    except Exception:  # the library's own, of a model whose unknown token is not in its vocabulary
+        return False
 
 
 def _letters(inner: tokenizers.Tokenizer, where: str) -> dict[int, list[int]]:
