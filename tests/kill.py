@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 import torch._dynamo  # which the first step of an optimiser imports: once here, not in every life
+from safetensors.torch import load_file
 from settings import prepared_words, small
 
-from unmask.checkpoint import read_tensors
 from unmask.log import console, read_metrics
 from unmask.train import checkpoints, train
 
@@ -46,7 +46,7 @@ def life(work: Callable[[], object], seconds: float | None) -> bool:
 def tensors(run: Path) -> dict[str, torch.Tensor]:
     folder = checkpoints.checkpoints(run)[0]
     checkpoints.verify(folder)
-    return {name: value for path in folder.glob("*.safetensors") for name, value in read_tensors(path)[0].items()}
+    return {name: value for path in folder.glob("*.safetensors") for name, value in load_file(path).items()}
 
 
 def losses(run: Path) -> list[dict]:

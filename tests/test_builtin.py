@@ -69,6 +69,17 @@ def test_a_run_begins_from_it(tmp_path: Path):
     assert f"| tokens before | {whole['tokens']:,} |" in card
 
 
+def test_a_run_of_adapters_of_it_is_loaded(tmp_path: Path):
+    """By its name: no path is made of it."""
+    (tmp_path / "text.txt").write_text(f"{TEXT}\n\n" * 20, encoding="utf-8")
+    data = prepare(str(tmp_path / "text.txt"), tmp_path / "data", tokenizer="builtin", validation=0.2)
+    words = ["train", "tiny", "--data", str(data), "--init", "builtin", "--lora", "1", "--length", "16", "--batch", "2"]
+    words += ["--steps", "1", "--validation-sequences", "2", "--device", "cpu", "--out", str(tmp_path / "run")]
+    main(words)
+    assert read_json(tmp_path / "run" / CONFIG)["adapters"]["base"] == "builtin"
+    assert unmask.load(tmp_path / "run").network.config.width == unmask.load("builtin").network.config.width
+
+
 def test_a_run_goes_on_when_what_it_began_as_is_gone(tmp_path: Path):
     """Its own settings say its sizes."""
     (tmp_path / "text.txt").write_text(f"{TEXT}\n\n" * 20, encoding="utf-8")

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from test_families import everywhere
 from test_families_conditioned import lively
 
 import unmask
-from unmask.checkpoint import CONFIG, MODEL, convert, describe, push, write_tensors
+from unmask.checkpoint import CONFIG, MODEL, convert, describe, push
+from unmask.checkpoint.tensors import write_published
 from unmask.cli import main
 from unmask.conditioned import ConditionedConfig
 from unmask.data import byte_tokenizer
@@ -53,7 +55,7 @@ def run_folder(folder: Path, config: Config) -> Path:
         "requested": {"length": 64, "corpus": {"source": "builtin"}},
     }
     write_json(folder / CONFIG, row)
-    write_tensors(folder / MODEL, network.state_dict())
+    write_published(folder / MODEL, network.state_dict())
     byte_tokenizer().save(folder)
     return folder
 
@@ -124,6 +126,18 @@ def test_what_cannot_be_converted(tmp_path: Path):
         convert(source, source, "unmask")
 
 
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(tensors: dict, path: Path, metadata: dict) -> None:
+        path.write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    source = run_folder(tmp_path / "run", LLAMA)
+    monkeypatch.setattr("unmask.checkpoint.tensors.save_file", full)
+    with pytest.raises(ValueError, match=r"cannot write .*model\.safetensors .*No space left.*: make room there"):
+        convert(source, tmp_path / "out", "unmask")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
 def test_the_model_card(tmp_path: Path):
     """Configuration, data and budget, metrics with their errors, how to use."""
     source = run_folder(tmp_path / "run", LLAMA)
@@ -168,7 +182,7 @@ def test_without_a_tokenizer(tmp_path: Path):
 def test_score_networks_are_loaded_as_such(tmp_path: Path):
     config = NETWORKS["sedd"][0]
     folder = run_folder(tmp_path / "run", config)
-    write_tensors(folder / MODEL, {name: each.float() for name, each in lively(config).state_dict().items()})
+    write_published(folder / MODEL, {name: each.float() for name, each in lively(config).state_dict().items()})
     model = unmask.load(convert(folder, tmp_path / "out", "sedd"))
     assert not model.normalised
     samples = unmask.sample(model, [model.canvas("ab{{4}}")], unmask.Tweedie(4))

@@ -7,6 +7,7 @@ with every position visible to every other, their tensors renamed.
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -292,6 +293,11 @@ def test_the_heads_of_a_published_size_follow_from_its_table(tmp_path: Path):
 
 
 # ---- dtype, memory, the hub
+
+
+def test_a_dot_in_the_name_of_a_folder_ends_no_name(llada, tmp_path: Path):
+    shutil.copytree(llada[0], tmp_path / "mdm-1.5")
+    assert unmask.load(tmp_path / "mdm-1.5").config["name"] == "mdm-1.5"
 
 
 def test_weights_are_mapped_and_cast(llada):

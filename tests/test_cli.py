@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from unmask.checkpoint import CONFIG, MODEL, describe, write_tensors
+from unmask.checkpoint import CONFIG, MODEL, describe
+from unmask.checkpoint.tensors import write_published
 from unmask.cli import COMMANDS, main, overview
 from unmask.data import byte_tokenizer, prepare
 from unmask.files import write_json
@@ -27,7 +28,7 @@ def make_run(folder: Path, **changes) -> Path:
     config = TransformerConfig(**{"vocab": 258, "layers": 1, "heads": 2, "width": 32, **changes})
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / CONFIG, {"name": "random", "network": describe(config)})
-    write_tensors(folder / MODEL, Transformer(config, seed=3).state_dict())
+    write_published(folder / MODEL, Transformer(config, seed=3).state_dict())
     byte_tokenizer().save(folder)
     return folder
 
@@ -308,7 +309,7 @@ def test_damaged_run_folders(capsys, tmp_path, damage):
         (folder / MODEL).write_bytes(b"\x80\x04cposix\nsystem\n." * 9)
     elif damage == "shape":
         tensors = Transformer(TransformerConfig(vocab=258, layers=1, heads=2, width=64)).state_dict()
-        write_tensors(folder / MODEL, tensors)
+        write_published(folder / MODEL, tensors)
     elif damage == "config":
         (folder / CONFIG).write_text("{ not json", encoding="utf-8")
     elif damage == "network":
@@ -317,7 +318,7 @@ def test_damaged_run_folders(capsys, tmp_path, damage):
         byte_tokenizer().inner.save(str(folder / "tokenizer.json"))
         config = TransformerConfig(vocab=99, layers=1, heads=2, width=32)
         write_json(folder / CONFIG, {"network": describe(config)})
-        write_tensors(
+        write_published(
             folder / MODEL, Transformer(TransformerConfig(vocab=99, layers=1, heads=2, width=32)).state_dict()
         )
     message = fails(capsys, "sample", "--checkpoint", folder)

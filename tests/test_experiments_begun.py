@@ -9,7 +9,8 @@ import torch
 from hubs import as_cache, offline_hub
 from settings import prepared_words, small
 
-from unmask.checkpoint import CONFIG, MODEL, convert, describe, load, write_tensors
+from unmask.checkpoint import CONFIG, MODEL, convert, describe, load
+from unmask.checkpoint.tensors import write_published
 from unmask.data import Tokenizer, byte_tokenizer, load_manifest, prepare
 from unmask.data.pairs import template_of
 from unmask.experiments import Guidance, Tradeoff, Understanding, experiment
@@ -85,7 +86,7 @@ def test_a_published_checkpoint_with_rows_to_spare(tmp_path: Path, monkeypatch: 
     donor.mkdir()
     network = TransformerConfig(vocab=270, layers=1, heads=2, width=16, mask_id=265)
     write_json(donor / CONFIG, {"name": "donor", "network": describe(network), "requested": {"length": 64}})
-    write_tensors(donor / MODEL, Transformer(network, seed=0).state_dict())
+    write_published(donor / MODEL, Transformer(network, seed=0).state_dict())
     byte_tokenizer().save(donor)
     as_cache(hub, "someone/llada", convert(donor, tmp_path / "out", "llada"))
     beginning = Beginning(("hf://someone/llada",), steps=2, rate=1e-3)

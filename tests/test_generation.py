@@ -10,7 +10,8 @@ import pytest
 import torch
 from hubs import as_cache, offline_hub
 
-from unmask.checkpoint import CONFIG, MODEL, Model, convert, describe, write_tensors
+from unmask.checkpoint import CONFIG, MODEL, Model, convert, describe
+from unmask.checkpoint.tensors import write_published
 from unmask.cli import main
 from unmask.data import byte_tokenizer, prepare
 from unmask.evaluate import caution, generation, judge_texts, load_judge, mauve, quality, reference_texts
@@ -28,7 +29,7 @@ def make_run(folder, *, causal: bool, length: int | None = None):
     folder.mkdir(parents=True, exist_ok=True)
     requested = {} if length is None else {"requested": {"length": length}}
     write_json(folder / CONFIG, {"name": "small", "network": describe(config), **requested})
-    write_tensors(folder / MODEL, Transformer(config, seed=3).state_dict())
+    write_published(folder / MODEL, Transformer(config, seed=3).state_dict())
     byte_tokenizer().save(folder)
     return folder
 

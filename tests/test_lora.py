@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from settings import prepared_words, small
 
 from unmask import load
-from unmask.checkpoint import convert, read_tensors
+from unmask.checkpoint import convert
 from unmask.cli import main
 from unmask.data import prepare
 from unmask.log import read_metrics
@@ -135,14 +136,14 @@ def test_a_run_saves_adapters_alone_and_is_loaded_merged(base, tmp_path):
     """Small files, the base named by path and fingerprint; loading, and what is converted, are whole models."""
     run = train(adapting(base, steps=30), tmp_path / "run")
     for path in run.rglob("*.safetensors"):
-        assert all(".adapter." in name for name in read_tensors(path)[0]), path
+        assert all(".adapter." in name for name in load_file(path)), path
     told = json.loads((run / "config.json").read_text())["adapters"]
     assert told["base"] == str(base[1].resolve())
     model, donor = load(run), load(base[1])
     state, theirs = model.network.state_dict(), donor.network.state_dict()
     assert state.keys() == theirs.keys()
     assert torch.equal(state["embedding.weight"], theirs["embedding.weight"])
-    by_hand = merged(theirs, read_tensors(run / "model.safetensors")[0], 4)
+    by_hand = merged(theirs, load_file(run / "model.safetensors"), 4)
     assert all(torch.equal(state[name], by_hand[name]) for name in state)
     assert not torch.equal(state["blocks.0.mlp.down.weight"], theirs["blocks.0.mlp.down.weight"])
     convert(run, tmp_path / "whole", "unmask")
@@ -181,7 +182,7 @@ def test_resume_is_bitwise(base, tmp_path, monkeypatch, precision):
     train(config, tmp_path / "cut")
     for name in ("model", "state"):
         left, right = (
-            read_tensors(tmp_path / which / "checkpoints" / "00000020" / f"{name}.safetensors")[0]
+            load_file(tmp_path / which / "checkpoints" / "00000020" / f"{name}.safetensors")
             for which in ("whole", "cut")
         )
         assert left.keys() == right.keys()
@@ -222,18 +223,18 @@ def test_what_it_needs_is_counted_and_what_cannot_be_is_refused(base):
 
 def test_a_base_in_bfloat16_stays_in_it(base, others, tmp_path):
     """The weights take half the memory, the adapters are in float32, and it learns; loaded as the base is stored."""
-    from unmask.checkpoint import write_tensors
+    from unmask.checkpoint.tensors import write_published
 
     source, half = base[1], tmp_path / "half"
     half.mkdir()
     for name in ("config.json", "tokenizer.json"):
         shutil.copy(source / name, half / name)
     tensors = {name: value.bfloat16() for name, value in load(source).network.state_dict().items()}
-    write_tensors(half / "model.safetensors", tensors)
+    write_published(half / "model.safetensors", tensors)
     run = train(adapting((others, half), precision="bfloat16", steps=60), tmp_path / "run")
     rows = [row["loss"] for row in read_metrics(run / "metrics.jsonl") if row["kind"] == "train"]
     assert sum(rows[-10:]) / 10 < rows[0] / 2
-    assert {value.dtype for value in read_tensors(run / "model.safetensors")[0].values()} == {torch.float32}
+    assert {value.dtype for value in load_file(run / "model.safetensors").values()} == {torch.float32}
     assert {value.dtype for value in load(run).network.state_dict().values()} == {torch.bfloat16}
 
 
@@ -248,7 +249,7 @@ def test_the_command_takes_the_bases_network_and_says_what_it_needs(base, tmp_pa
     assert f"{expected:,} parameters of adapters of rank 2 are trained" in " ".join(capsys.readouterr().err.split())
     assert not out.exists()
     main([*words, "--out", str(out)])
-    names = set(read_tensors(out / "model.safetensors")[0])
+    names = set(load_file(out / "model.safetensors"))
     assert {name.split(".")[3] for name in names} == {"qkv", "down"}
     assert load(out).network.config == replace(load(source).network.config, dropout=0.0)
 

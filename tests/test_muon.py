@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint
+from safetensors.torch import load_file
 from settings import prepared_words, small
 from torch.utils.flop_counter import FlopCounterMode
 
-from unmask.checkpoint import read_tensors
 from unmask.log import read_metrics
 from unmask.train import Optimiser, parallel, train
 from unmask.train.budget import memory
@@ -109,7 +109,7 @@ def test_its_work_and_memory_are_counted(data):
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     last = sorted((folder / "checkpoints").glob("[0-9]*"))[-1]
-    return {name: value for path in last.glob("*.safetensors") for name, value in read_tensors(path)[0].items()}
+    return {name: value for path in last.glob("*.safetensors") for name, value in load_file(path).items()}
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

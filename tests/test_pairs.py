@@ -26,8 +26,9 @@ from unmask.data.pairs import (
     rows_of,
 )
 from unmask.data.pairs.encoding import UNIFORMS, blanked
+from unmask.files import read_json, write_json
 from unmask.objectives import AnyOrder, LambdaDCE, NextToken, TimeDCE
-from unmask.train import Optimiser, TrainConfig, train
+from unmask.train import Optimiser, TrainConfig, expected_level, train
 from unmask.transformer import Transformer, TransformerConfig
 from unmask.wrappers import Apart
 
@@ -44,10 +45,13 @@ def jsonl(path: Path, rows: list) -> str:
     return str(path)
 
 
+def prepared_sums(folder: Path) -> Path:
+    return prepare_pairs(jsonl(folder / "sums.jsonl", ROWS), folder / "data", tokenizer="characters").folder
+
+
 @pytest.fixture(scope="module")
 def sums(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("sums")
-    return prepare_pairs(jsonl(folder / "sums.jsonl", ROWS), folder / "data", tokenizer="characters").folder
+    return prepared_sums(tmp_path_factory.mktemp("sums"))
 
 
 def plain_set(examples: list[tuple[str, str]]) -> PairSet:
@@ -61,9 +65,9 @@ def pairs(examples: list[tuple[str, str]], length: int, packed: bool = False, ca
     return Pairs(plain_set(examples), length, BYTES.begin, BYTES.end, packed, causal)
 
 
-def network(causal: bool = False) -> Transformer:
-    made = Transformer(TransformerConfig(vocab=258, layers=2, heads=2, width=32, causal=causal), seed=1)
-    return made.double()
+def network(causal: bool = False, shifted: bool = False) -> Transformer:
+    sizes = TransformerConfig(vocab=258, layers=2, heads=2, width=32, causal=causal, shifted=shifted)
+    return Transformer(sizes, seed=1).double()
 
 
 # what a row says
@@ -145,6 +149,33 @@ def test_malformed_rows_are_counted_with_their_lines_and_stop_above_a_share(tmp_
     with pytest.raises(ValueError, match=r"3 of 100 rows .* share of 0.02 .*line 51: not JSON; .*line 52: a list, no"):
         prepare_pairs(source, tmp_path / "other", tokenizer="bytes", allowed=0.02)
     assert not (tmp_path / "other").exists()
+
+
+def test_rows_that_cannot_be_encoded_are_counted_too(tmp_path):
+    """A text too short for a blank, a chat that the template refuses, a letter of no token: by place, not a stop."""
+    texts = jsonl(tmp_path / "a.jsonl", [*({"text": f"text number {i}"} for i in range(98)), {"text": "ab"}])
+    prepared = prepare_pairs(texts, tmp_path / "texts", tokenizer="bytes", allowed=0.02)
+    (short,) = prepared.malformed
+    assert str(short) == "a.jsonl, line 99: a text of 2 tokens is too short for a blank"
+    with pytest.raises(ValueError, match="1 of 99 rows cannot be used"):
+        prepare_pairs(texts, tmp_path / "none", tokenizer="bytes", allowed=0.001)
+    template = tmp_path / "template.jinja"
+    refusal = "{% if messages | length > 2 %}{{ raise_exception('one turn alone') }}{% endif %}"
+    template.write_text(f"{refusal}{{% for m in messages %}}<{{{{ m.role }}}}>{{{{ m.content }}}}{{% endfor %}}")
+    turn = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": "its answer"}]
+    chats = [{"messages": [*turn[:1], {**turn[1], "content": str(i)}]} for i in range(30)]
+    held_out = jsonl(tmp_path / "held.jsonl", [{"messages": turn}])
+    made = jsonl(tmp_path / "b.jsonl", [*chats, {"messages": turn * 2}])
+    options = {"tokenizer": "characters", "template": str(template), "held_out": held_out, "allowed": 0.1}
+    prepared = prepare_pairs(made, tmp_path / "chats", **options)
+    assert [str(each) for each in prepared.malformed] == ["b.jsonl, line 31: the chat template refuses: one turn alone"]
+    letters = Tokenizer.load(prepared.folder)  # of the template's own words, and of both sides
+    assert letters.decode(letters.encode("<user>its")) == "<user>its"
+    strange = jsonl(tmp_path / "c.jsonl", [*ROWS[:60], {"prompt": "é", "response": "e"}])
+    prepared = prepare_pairs(strange, tmp_path / "strange", tokenizer=str(prepared_sums(tmp_path)), allowed=0.1)
+    assert [each.place for each in prepared.malformed] == ["c.jsonl, line 61"]
+    with pytest.raises(ValueError, match="none of the 1 examples for validation can be used"):
+        prepare_pairs(made, tmp_path / "empty", **{**options, "held_out": jsonl(tmp_path / "d.jsonl", [{"text": "a"}])})
 
 
 def test_rows_of_every_kind_of_file(tmp_path):
@@ -264,11 +295,12 @@ def test_every_example_is_in_one_row_and_long_ones_are_left_out():
         _ = pairs([("x" * 10, "ab")], 12)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_packing_changes_no_loss(causal):
+@pytest.mark.parametrize("length", [14, 15, 20])  # no filling, one token, several
+@pytest.mark.parametrize(("causal", "shifted"), [(False, False), (True, False), (False, True)])
+def test_packing_changes_no_loss(causal, shifted, length):
     """The likelihood of packed examples, kept apart, is the sum of theirs alone; without `Apart` it is another."""
     examples = [("ab", "cd"), ("e", "fgh"), ("", "i")]
-    net, u = network(causal), torch.ones(1, dtype=torch.float64) * (1 - 1e-9)  # all that is maskable is masked
+    net, u = network(causal, shifted), torch.ones(1, dtype=torch.float64) * (1 - 1e-9)  # all that is maskable is masked
     objective = NextToken() if causal else AnyOrder()
 
     def nats(made: Pairs, row: int) -> float:
@@ -279,7 +311,7 @@ def test_packing_changes_no_loss(causal):
         return float(value.detach())
 
     alone = sum(nats(pairs([example], len("".join(example)) + 1), 0) for example in examples)
-    packed = pairs(examples, 20, True, causal)
+    packed = pairs(examples, length, True, causal or shifted)
     assert len(packed) == 1
     assert nats(packed, 0) == pytest.approx(alone, rel=1e-5)
     x_0, maskable, _ = packed.take([0])
@@ -435,6 +467,35 @@ def test_the_one_trainer_learns_from_the_same_files(sums, tmp_path, causal, chan
     assert losses[-1] < 0.8 * losses[0]
     assert next(row for row in rows if row["kind"] == "validation")["nats_per_token"] < losses[0]
     assert load(run).causal == causal
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_output_layer_is_counted_where_answers_are(sums, packed):
+    """The share of the positions that batches say are maskable; of running text, and of what is not there, all."""
+    made = config(sums, packed=packed)
+    rows = made.sequences(Tokenizer.load(sums))[0]
+    maskable = rows.take(range(len(rows)))[1]
+    assert rows.share == pytest.approx(float(maskable[:, 1:].double().mean()))
+    share = expected_level(made.objective, made.length) * made.length * rows.share
+    flops = 3 * made.network.forward_flops(made.length + 1, share) * made.batch * made.steps
+    assert made.cost()["flops_true"] == pytest.approx(flops)
+    assert replace(made, data="nowhere").cost()["flops_true"] > flops
+
+
+def test_a_run_belongs_to_its_pairs(sums, tmp_path):
+    """The same rows written out by another template are other data; a run that did not record what is left out."""
+    rows = [{"instruction": f"Say {i}", "output": str(i)} for i in range(20)]
+    (tmp_path / "template.jinja").write_text("{% for m in messages %}{{ m.content }}\n{% endfor %}")
+    source = jsonl(tmp_path / "chats.jsonl", rows)
+    one = prepare_pairs(source, tmp_path / "one", tokenizer="bytes").folder
+    two = prepare_pairs(source, tmp_path / "two", tokenizer="bytes", template=str(tmp_path / "template.jinja")).folder
+    run = train(config(one, steps=1, length=32), tmp_path / "run")
+    with pytest.raises(ValueError, match="other settings \\(corpus"):
+        train(config(two, steps=1, length=32), run)
+    told = read_json(run / "config.json")
+    del told["requested"]["corpus"]["splits"]
+    write_json(run / "config.json", told)
+    train(config(two, steps=1, length=32), run)
 
 
 def test_a_pretrained_run_is_fine_tuned(sums, tmp_path):

@@ -12,7 +12,8 @@ import pytest
 import torch
 from hubs import as_cache, offline_hub
 
-from unmask.checkpoint import CONFIG, MODEL, Model, convert, describe, write_tensors
+from unmask.checkpoint import CONFIG, MODEL, Model, convert, describe
+from unmask.checkpoint.tensors import write_published
 from unmask.cli import main
 from unmask.data import Packed, byte_tokenizer, load_split, prepare
 from unmask.evaluate.scoring import number_of
@@ -416,7 +417,7 @@ def test_a_published_model_is_asked_by_its_address(causal, folder, tmp_path, cap
     run.mkdir()
     config = {"name": "random", "network": describe(model.network.config), "requested": {"length": LENGTH}}
     write_json(run / CONFIG, config)
-    write_tensors(run / MODEL, {name: each.float() for name, each in model.network.state_dict().items()})
+    write_published(run / MODEL, {name: each.float() for name, each in model.network.state_dict().items()})
     BYTES.save(run)
     as_cache(hub, "someone/random", convert(run, tmp_path / "smdm", "smdm"))
     seen, words = [], ["--local", str(folder), "--tasks", "piqa", "--draws", "2", "--length", str(LENGTH), "--json"]

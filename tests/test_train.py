@@ -10,18 +10,22 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import processes
 import pytest
 import torch
+from safetensors.torch import load_file
 from settings import prepared_words, small
 
 from unmask import cpu
-from unmask.checkpoint import convert, load, read_tensors
+from unmask.checkpoint import convert, load
 from unmask.corruption import stratified
 from unmask.data import Packed, Tokenizer, batch_indices, load_split, prepare
 from unmask.draws import keyed_generator
+from unmask.files import read_json, write_json
 from unmask.log import read_metrics
 from unmask.objectives import AnyOrder, LambdaDCE, NextToken, TimeDSE
 from unmask.train import Optimiser, checkpoints, expected_level, precision, train
+from unmask.train.config import spent
 from unmask.transformer import Transformer, TransformerConfig
 
 
@@ -33,7 +37,7 @@ def data(tmp_path_factory) -> Path:
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     """All tensors of the last checkpoint: the weights to use, and the rest of the state."""
     last = sorted((folder / "checkpoints").glob("[0-9]*"))[-1]
-    return {name: value for path in last.glob("*.safetensors") for name, value in read_tensors(path)[0].items()}
+    return {name: value for path in last.glob("*.safetensors") for name, value in load_file(path).items()}
 
 
 def last(folder: Path) -> int:
@@ -227,6 +231,46 @@ def test_a_run_belongs_to_its_data(data, tmp_path):
     with pytest.raises(ValueError, match="other settings \\(corpus"):
         train(small(moved, steps=1), tmp_path / "run")
     assert (tmp_path / "run" / "tokenizer.json").read_bytes() == before
+
+
+def test_a_run_belongs_to_its_split(data, tmp_path):
+    """The same texts with others of them held out: what was learnt may not be measured on."""
+    moved = tmp_path / "data"
+    shutil.copytree(data, moved)
+    train(small(moved, steps=1), tmp_path / "run")
+    shutil.rmtree(moved)
+    prepare(str(data.parent / "text"), moved, tokenizer="bytes", validation=0.6)
+    with pytest.raises(ValueError, match="other settings \\(corpus"):
+        train(small(moved, steps=1), tmp_path / "run")
+
+
+def test_what_a_checkpoint_took_is_what_was_done(data, tmp_path):
+    """Not what its run is to take: of one in the middle, of a run that was ended early, and of what is made of them."""
+    config = small(data, steps=8, save_every=2, keep=4)
+    run = train(config, tmp_path / "run")
+    whole, early = config.cost(), run / "checkpoints" / "00000002"
+    assert spent(str(run)) == whole
+    assert spent(str(early)) == {name: value / 4 for name, value in whole.items()}
+    assert train(small(data, steps=1, init=str(early)), tmp_path / "next")
+    assert read_json(tmp_path / "next" / "config.json")["before"] == spent(str(early))
+    for step in (8, 6):
+        shutil.rmtree(run / "checkpoints" / f"{step:08d}")
+    shutil.copy(run / "checkpoints" / "00000004" / "model.safetensors", run)
+    assert spent(str(run))["tokens"] == whole["tokens"] / 2
+    out = convert(run, tmp_path / "out", "unmask")
+    assert spent(str(out))["tokens"] == whole["tokens"] / 2
+    assert f"| tokens | {whole['tokens'] // 2:,} |" in (out / "README.md").read_text()
+
+
+def test_a_run_that_goes_on_counts_as_it_began(data, tmp_path):
+    """Planted fault: FLOPs counted anew after a restart, by a version that counts otherwise."""
+    processes.stopped_training(str(tmp_path / "run"), 2, {"data": str(data), "steps": 4, "save_every": 2})
+    told = read_json(tmp_path / "run" / "config.json")
+    told["budget"]["flops_true"] *= 3
+    write_json(tmp_path / "run" / "config.json", told)
+    train(small(data, steps=4, save_every=2), tmp_path / "run")
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert rows[-1]["flops"] == pytest.approx(told["budget"]["flops_true"])
 
 
 def test_what_does_not_change_a_run_may_change(data, tmp_path):

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +13,10 @@ from pathlib import Path
 import processes
 import pytest
 import torch
+from safetensors.torch import load_file
 from settings import prepared_words, small
 
-from unmask.checkpoint import load, read_tensors
+from unmask.checkpoint import load
 from unmask.cli import main
 from unmask.log import Metrics, read_metrics
 from unmask.train import checkpoints, train
@@ -27,7 +29,7 @@ def data(tmp_path_factory) -> Path:
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: value for path in folder.glob("*.safetensors") for name, value in read_tensors(path)[0].items()}
+    return {name: value for path in folder.glob("*.safetensors") for name, value in load_file(path).items()}
 
 
 def same(a: Path, b: Path) -> bool:
@@ -53,9 +55,9 @@ def test_the_last_and_the_best_are_kept(data, tmp_path, monkeypatch):
     for folder in (run, run / "best", run / "checkpoints" / "00000007"):
         load(folder)
     last = tensors(run / "checkpoints" / "00000008")
-    for name, value in read_tensors(run / "model.safetensors")[0].items():
+    for name, value in load_file(run / "model.safetensors").items():
         assert torch.equal(value, last[name])
-    assert not torch.equal(last["output.weight"], read_tensors(run / "best" / "model.safetensors")[0]["output.weight"])
+    assert not torch.equal(last["output.weight"], load_file(run / "best" / "model.safetensors")["output.weight"])
 
 
 def test_a_second_process_is_refused_and_a_dead_one_lets_go(data, tmp_path):
@@ -86,6 +88,42 @@ def test_a_damaged_checkpoint_is_passed_over(data, tmp_path, capsys, where):
     assert same(tmp_path / "whole", run)
     assert "damaged-00000004" in names(run)
     assert "going back to the checkpoint before it" in capsys.readouterr().err
+
+
+def test_damage_of_every_kind_is_passed_over_again_and_again(data, tmp_path, monkeypatch):
+    """The same step twice, an older manifest that is empty, a disk that does not read."""
+    config, hashed = small(data, steps=6, save_every=2, keep=3), checkpoints._hashed
+    run = train(config, tmp_path / "run")
+    place = run / "checkpoints"
+    for _ in range(2):
+        (place / "00000006" / "state.safetensors").unlink()
+        train(config, run)
+    assert names(run) == ["00000002", "00000004", "00000006", "damaged-00000006"]
+    (place / "00000002" / "manifest.json").write_bytes(b"")
+
+    def unread(path: Path) -> dict:
+        if path.parent.name == "00000006":
+            raise OSError(errno.EIO, "Input/output error")
+        return hashed(path)
+
+    monkeypatch.setattr(checkpoints, "_hashed", unread)
+    newest = checkpoints.newest(run)
+    assert newest is not None
+    assert newest.name == "00000004"
+
+
+def test_a_disk_without_links(data, tmp_path, monkeypatch):
+    """Runs are saved and go on; the best one is found by its manifest."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    monkeypatch.setattr(os, "link", refuse)
+    run = train(small(data, steps=4, save_every=2, validate_every=2), tmp_path / "run")
+    assert checkpoints.newest(run) == run / "checkpoints" / "00000004"
+    assert checkpoints.best(run) in checkpoints.checkpoints(run)
+    assert not (run / "best").is_symlink()
 
 
 def test_no_whole_checkpoint_is_no_fresh_start(data, tmp_path):
@@ -220,6 +258,28 @@ def test_a_mirror_follows_and_fills_an_empty_folder(data, tmp_path):
     assert same(tmp_path / "whole", tmp_path / "new")
     steps = [row["step"] for row in read_metrics(tmp_path / "new" / "metrics.jsonl") if row["kind"] == "train"]
     assert steps == list(range(1, 9))
+
+
+def test_the_mirror_of_another_run_is_left_alone(data, tmp_path):
+    """Planted fault: nothing compared the two, and the other run's checkpoints were deleted at the first save."""
+    url, mirror = f"file://{tmp_path / 'mirror'}", tmp_path / "mirror"
+    train(small(data, steps=2, mirror=url), tmp_path / "one")
+    before = {path: path.read_bytes() for path in mirror.rglob("*") if path.is_file()}
+    two = train(small(data, steps=2, seed=5), tmp_path / "two")
+    with pytest.raises(ValueError, match=r"mirror .*: holds a run with other settings \(seed 0 there, 5 here\)"):
+        train(small(data, steps=2, seed=5, mirror=url), two)
+    assert {path: path.read_bytes() for path in mirror.rglob("*") if path.is_file()} == before
+
+
+def test_a_mirror_keeps_what_is_ahead_of_the_run(data, tmp_path):
+    """Another machine went on from here."""
+    url = f"file://{tmp_path / 'mirror'}"
+    options = {"data": str(data), "steps": 8, "save_every": 2, "keep": 1, "validate_every": 100}
+    processes.stopped_training(str(tmp_path / "run"), 2, dict(options))
+    shutil.copytree(tmp_path / "run", tmp_path / "elsewhere", symlinks=True)
+    processes.stopped_training(str(tmp_path / "elsewhere"), 6, {**options, "mirror": url})
+    processes.stopped_training(str(tmp_path / "run"), 4, {**options, "mirror": url})
+    assert names(tmp_path / "mirror") == ["00000004", "00000006"]
 
 
 def test_a_mirror_that_fails_does_not_stop_a_run(data, tmp_path, monkeypatch, capsys):

@@ -25,15 +25,16 @@ class Metrics:
     """metrics.jsonl of a run, opened to go on after `step`: later rows, of work that was lost, are dropped."""
 
     def __init__(self, path: Path, step: int) -> None:
-        self.rows = [row for row in read_metrics(path) if row["step"] <= step] if path.exists() else []
+        rows = [row for row in read_metrics(path) if row["step"] <= step] if path.exists() else []
         with atomic(path) as file:
-            file.writelines(json.dumps(row) + "\n" for row in self.rows)
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        self.last = rows[-1] if rows else None
         self._path, self._file = path, path.open("ab", buffering=0)
 
     def write(self, row: Row) -> None:
         """Append one row, at once. Raises OSError where the disk does not take it."""
         row = {name: finite(value) for name, value in row.items()}
-        self.rows.append(row)
+        self.last = row
         line = (json.dumps(row, allow_nan=False) + "\n").encode()
         try:
             written = self._file.write(line)

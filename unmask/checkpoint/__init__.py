@@ -15,8 +15,6 @@ from unmask.checkpoint.runs import (
     assign,
     describe,
     network_config,
-    read_tensors,
-    write_tensors,
 )
 from unmask.checkpoint.starting import network_from, same_tokenizer, starting_from
 
@@ -37,8 +35,6 @@ __all__ = [
     "network_config",
     "network_from",
     "push",
-    "read_tensors",
     "same_tokenizer",
     "starting_from",
-    "write_tensors",
 ]

@@ -10,6 +10,7 @@ from torch import Tensor
 from unmask.checkpoint.model import Model
 from unmask.checkpoint.starting import starting_from
 from unmask.files import Row
+from unmask.hub import BUILTIN
 from unmask.lora import merged
 from unmask.transformer import TransformerConfig
 
@@ -18,7 +19,7 @@ ADAPTERS, SAMPLE = "adapters", 64
 
 def described(init: str, state: Mapping[str, Tensor], rank: int) -> Row:
     """What config.json says of the adapters and of what they belong to."""
-    base = init if "://" in init else str(Path(init).resolve())
+    base = init if "://" in init or init in BUILTIN else str(Path(init).resolve())
     return {"rank": rank, "base": base, "fingerprint": fingerprint(state)}
 
 

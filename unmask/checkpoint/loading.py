@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unmask.checkpoint.adapting import ADAPTERS, with_adapters
 from unmask.checkpoint.model import Later, Model, device_of
-from unmask.checkpoint.runs import CONFIG, MODEL, TOKENIZER, assign, describe, network_config
+from unmask.checkpoint.runs import CONFIG, MODEL, TOKENIZER, assign, describe, network_config, so_far
 from unmask.checkpoint.tensors import INDEX, Tensors, open_tensors
 from unmask.conditioned import ConditionedConfig
 from unmask.data import Tokenizer
@@ -73,7 +73,7 @@ def load(
     Raises ValueError for what is not there, is damaged, does not fit, is of no known family, or needs more memory than
     there is.
     """
-    found = find(fetched(path))
+    found = find(place := fetched(path))
     if "network" in found.config and family is None:
         return _run(found, tokenizer, device_of(device), dtype)
     given = _settings(config)
@@ -87,7 +87,7 @@ def load(
         network.load_state_dict(to_ours(of, tensors, sizes, shapes=tensors.shapes, settle=settle), assign=True)
     text = cast(Tokenizer, Later(partial(_tokenizer, found, of, sizes.vocab, tokenizer)))
     row = {
-        "name": found.weights.stem if Path(path).suffix else Path(path).name,
+        "name": found.weights.stem if place.is_file() else Path(path).name,
         "family": of.name,
         "source": re.sub("^hf:/(?!/)", "hf://", str(path)),
         "network": describe(sizes),
@@ -131,7 +131,7 @@ def find(path: Path) -> Found:
     else:
         raise ValueError(f"{path}: no run folder and no published checkpoint: train one with `unmask train`, or hf://…")
     config = next((each for each in places if each.is_file()), None)
-    row = read_settings(config) if config else {}
+    row = so_far(read_settings(config), folder) if config else {}
     if path.is_file():
         return Found(path, row, folder)
     weights = next((path / name for name in WEIGHTS if (path / name).is_file()), None)

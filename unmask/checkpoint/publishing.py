@@ -1,6 +1,7 @@
 """Ours to the published layouts, as the folder that the hub wants: weights, configuration, tokenizer, model card."""
 
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
@@ -86,8 +87,11 @@ def convert(source: str | Path, out: str | Path, to: str, **options) -> Path:
         **{key: value for key, value in model.config.items() if key in kept},
         "network": describe(sizes),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    write_published(out / MODEL, tensors)
+    try:
+        write_published(out / MODEL, tensors)
+    except OSError as error:
+        shutil.rmtree(out, ignore_errors=True)
+        raise ValueError(f"cannot write {out / MODEL} ({error}): make room there") from None
     tokenizer = _save_tokenizer(model, out)
     card = model_card(model, family, metrics_of(source), tokenizer=tokenizer, address=str(out))
     with atomic(out / CARD) as file:

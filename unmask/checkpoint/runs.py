@@ -5,21 +5,21 @@ tokenizer.json, and state.safetensors (weights, optimiser moments, average, step
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from unmask.conditioned import ConditionedConfig
 from unmask.families import Config
-from unmask.files import Row, atomic, is_number
+from unmask.files import Row, is_number, read_json
 from unmask.transformer import TransformerConfig
 
 CONFIG, MODEL, STATE, TOKENIZER = "config.json", "model.safetensors", "state.safetensors", "tokenizer.json"
+CHECKPOINTS, MANIFEST = "checkpoints", "manifest.json"
 
 
 def network_config(config: Row, path: Path) -> Config:
@@ -71,22 +71,27 @@ def assign(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> Non
     network.load_state_dict(dict(tensors), assign=True)
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors, metadata) of a safetensors file, memory-mapped. Raises ValueError for a missing or damaged file."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: not a whole safetensors file ({error})") from None
+def so_far(config: Row, folder: Path) -> Row:
+    """The configuration of a run that lies there, or of its checkpoint, with the steps and the cost of what was done of
+    it.
+    """
+    training, budget, step = config.get("training"), config.get("budget"), _step(folder)
+    if not isinstance(training, dict) or not isinstance(budget, dict) or not all(map(is_number, budget.values())):
+        return config
+    steps = training.get("steps")
+    if type(steps) is not int or type(step) is not int or not 0 <= step < steps:
+        return config
+    cost = {key: value * step // steps if type(value) is int else value * step / steps for key, value in budget.items()}
+    return {**config, "training": {**training, "steps": step}, "budget": cost}
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file atomically, from any device."""
-    data = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, metadata)
-    with atomic(path, "wb") as file:
-        file.write(data)
+def _step(folder: Path) -> object:
+    """After which step the weights of a run, or of a checkpoint, are; None where there is no telling."""
+    saved = sorted((folder / CHECKPOINTS).glob("[0-9]*"), reverse=True)
+    path = next((each / MANIFEST for each in (folder, *saved) if (each / MANIFEST).is_file()), None)
+    with suppress(ValueError):
+        return None if path is None else read_json(path).get("step")
+    return None
 
 
 def describe(value: object) -> object:

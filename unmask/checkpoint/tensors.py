@@ -155,12 +155,20 @@ def _averaged(path: Path, weights: dict[str, Tensor], average: list[Tensor]) -> 
 
 
 def write_published(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file as the hub has them, whole or not at all, without a copy of all tensors in memory."""
+    """A safetensors file as the hub has them, whole or not at all, without a copy of all tensors in memory.
+
+    Raises OSError where the disk does not take it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, partial, {"format": "pt"})
-    readable(partial)
-    partial.replace(path)
+    partial, data = path.with_name(f".{path.name}.part"), {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    try:
+        save_file(data, partial, {"format": "pt"})
+        readable(partial)
+        partial.replace(path)
+    except SafetensorError as error:
+        raise OSError(f"{path}: {error}") from None
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _first_line(error: BaseException) -> str:

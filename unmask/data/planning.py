@@ -64,7 +64,7 @@ class Plan:
         if detokenise is not None and detokenise not in RULES:
             raise ValueError(f"no detokeniser {detokenise!r}: choose one of {', '.join(RULES)}")
         rule = None if detokenise is None else RULES[detokenise]
-        make, spec = _tokenizer(tokenizer)
+        make, spec = maker_of(tokenizer)
         found = tuple(source_of(name, field, rule) for name in names)
         shares = None if weights is None or len(names) == 1 else tuple(map(float, weights))
         return cls(found, make, spec, validation, shares, field, detokenise, licence(names, licence_note))
@@ -147,8 +147,11 @@ def learnt_from(sides: Sides, plan: Plan, told: Callable[[int, float], None]) ->
                 yield piece
 
 
-def _tokenizer(spec: str) -> tuple[Make, str]:
-    """How to make the tokenizer, given a way to read the training texts, and what names it in a request."""
+def maker_of(spec: str) -> tuple[Make, str]:
+    """How to make the tokenizer, given a way to read the training texts, and what names it in a request.
+
+    Raises ValueError for a name that says none.
+    """
     if spec == "bytes":
         return lambda texts: byte_tokenizer(), spec
     if spec == "characters":

@@ -240,7 +240,9 @@ def _calendar(date: str) -> str | None:
         return None
 
 
-def _parquet(path: Path, name: str, field: str, rule: Rule | None) -> Iterator[Part]:
+@contextmanager
+def opened_parquet(path: Path) -> Iterator[Any]:
+    """The file as pyarrow opens it. Raises ValueError without pyarrow, and where what is read is damaged."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -248,20 +250,19 @@ def _parquet(path: Path, name: str, field: str, rule: Rule | None) -> Iterator[P
         raise ValueError(f"{path} needs the package pyarrow: pip install 'unmask[data]'") from None
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            columns = file.schema_arrow.names
-            if field not in columns:
-                has = ", ".join(columns)
-                raise ValueError(f"{path} has the columns {has}, not {field!r}: name one with --field")
-            yield from rows(
-                file.iter_batches(batch_size=1000, columns=[field, *{"date"} & set(columns) - {field}]),
-                file.metadata.num_rows,
-                str(path),
-                name,
-                field,
-                rule,
-            )
+            yield file
     except pyarrow.ArrowException as error:
         raise ValueError(f"{path} is no parquet file to read ({' '.join(str(error).split())}): restore it") from None
+
+
+def _parquet(path: Path, name: str, field: str, rule: Rule | None) -> Iterator[Part]:
+    with opened_parquet(path) as file:
+        columns = file.schema_arrow.names
+        if field not in columns:
+            has = ", ".join(columns)
+            raise ValueError(f"{path} has the columns {has}, not {field!r}: name one with --field")
+        batches = file.iter_batches(batch_size=1000, columns=[field, *{"date"} & set(columns) - {field}])
+        yield from rows(batches, file.metadata.num_rows, str(path), name, field, rule)
 
 
 def rows(batches: Any, total: int, where: str, name: str, field: str, rule: Rule | None) -> Iterator[Part]:

@@ -188,29 +188,37 @@ def _speech(text: str) -> str:
 
 def _hub(spec: str, field: str, rule: Rule | None) -> Source:
     """A split of a data set, downloaded once and read from the disk."""
-    name, _, split = spec.removeprefix(HUB).removeprefix("datasets/").partition("#")
-    name, _, config = name.partition(":")
-    found = _loaded(spec, name, config or None, split or "train")
+    name, config, split = _asked(spec)
+    found = loaded(spec)
     if field not in found.column_names:
         has = ", ".join(found.column_names)
         raise ValueError(f"{spec} has the columns {has}, not {field!r}: name one with --field")
     some = found.select_columns([field, *{"date"} & set(found.column_names) - {field}]).with_format("arrow")
 
     def read() -> Iterator[Part]:
-        return rows(some.iter(1000), len(some), spec, f"{name}:{config}#{split or 'train'}", field, rule)
+        return rows(some.iter(1000), len(some), spec, f"{name}:{config}#{split}", field, rule)
 
     slices = split if "[" in split else ""  # which lie in one file
     return Source(spec, tuple(Path(file["filename"]) for file in found.cache_files), read, slices=slices)
 
 
-def _loaded(spec: str, name: str, config: str | None, split: str) -> Any:
+def _asked(spec: str) -> tuple[str, str, str]:
+    """Name, configuration (or "") and split of a data set's address."""
+    name, _, split = spec.removeprefix(HUB).removeprefix("datasets/").partition("#")
+    name, _, config = name.partition(":")
+    return name, config, split or "train"
+
+
+def loaded(spec: str) -> Any:
+    """A split of a data set of the hub. Raises ValueError where it cannot be had."""
+    name, config, split = _asked(spec)
     try:
         import datasets
     except ImportError:
         raise ValueError(f"{spec} needs the package datasets: pip install 'unmask[data]'") from None
     try:
         with _quiet(datasets):
-            return datasets.load_dataset(name, config, split=split)
+            return datasets.load_dataset(name, config or None, split=split)
     except Exception as error:  # no name, no network, no split: each library has its own exception
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"cannot read {spec} ({reason[:300]}): check NAME[:CONFIG][#SPLIT]") from None

@@ -17,6 +17,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -25,11 +26,12 @@ from torch import Tensor
 
 from unmask import ranks
 from unmask.checkpoint import CONFIG, MODEL, STATE, TOKENIZER
+from unmask.checkpoint.runs import CHECKPOINTS, MANIFEST
 from unmask.checkpoint.tensors import write_published
 from unmask.files import Row, read_json, write_json
 from unmask.log import console
 
-CHECKPOINTS, MANIFEST, BEST = "checkpoints", "manifest.json", "best"
+BEST = "best"
 
 
 def save(run: Path, step: int, fill: Callable[[Path], None], *, keep: int, nats: float | None = None) -> Path:
@@ -81,12 +83,14 @@ def newest(run: Path) -> Path | None:
     for folder in checkpoints(run):
         try:
             verify(folder)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             console.print(f"{error}; going back to the checkpoint before it")
             damaged.append(folder)
         else:
             for other in damaged:
-                other.rename(other.with_name(f"damaged-{other.name}"))
+                aside = other.with_name(f"damaged-{other.name}")
+                shutil.rmtree(aside, ignore_errors=True)  # of the same step, at another time
+                other.rename(aside)
             _expose(run)
             return folder
     if damaged:
@@ -114,7 +118,10 @@ def step_of(folder: Path) -> int:
 
 def best(run: Path) -> Path | None:
     """The checkpoint that did best on held-out text, of those that are there."""
-    measured = [(read_json(folder / MANIFEST).get("nats_per_token"), folder) for folder in checkpoints(run)]
+    measured = []
+    for folder in checkpoints(run):
+        with suppress(ValueError, OSError):  # a damaged one is told of when a run goes back to it
+            measured.append((read_json(folder / MANIFEST).get("nats_per_token"), folder))
     return min(((nats, folder) for nats, folder in measured if isinstance(nats, float)), default=(None, None))[1]
 
 
@@ -141,9 +148,9 @@ def write(folder: Path, model: Mapping[str, Tensor], rest: Mapping[str, Tensor],
     A sharded rest is written by torch.distributed.checkpoint, in its safetensors form: its usual metadata is a pickle.
     """
     weights = {name: _whole(value) for name, value in model.items()}
-    ranks.agreed(lambda: _write(folder / MODEL, weights))
+    ranks.agreed(lambda: write_published(folder / MODEL, weights))
     if not sharded:
-        ranks.agreed(lambda: _write(folder / STATE, rest))
+        ranks.agreed(lambda: write_published(folder / STATE, rest))
         return
     from torch.distributed.checkpoint import HuggingFaceStorageWriter
     from torch.distributed.checkpoint import save as save_shards
@@ -180,13 +187,6 @@ def _whole(value: Tensor) -> Tensor:
     return value.cpu().contiguous()
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    try:
-        write_published(path, tensors)
-    except SafetensorError as error:
-        raise OSError(str(error)) from None
-
-
 def _begin(run: Path, part: Path) -> None:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -219,8 +219,9 @@ def _expose(run: Path) -> None:
     if finest is not None:
         beside = run / f".{BEST}"
         beside.unlink(missing_ok=True)
-        beside.symlink_to(finest.relative_to(run), target_is_directory=True)
-        os.replace(beside, run / BEST)
+        with suppress(OSError):  # a disk without links has none of this one; `best` reads the manifests
+            beside.symlink_to(finest.relative_to(run), target_is_directory=True)
+            os.replace(beside, run / BEST)
 
 
 def link(source: Path, target: Path) -> None:

@@ -1,6 +1,7 @@
 """What a run is: its settings, its cost, and its config.json."""
 
 import platform
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cache
 from importlib.metadata import version
@@ -14,6 +15,7 @@ from unmask.checkpoint import ADAPTERS, CONFIG, describe, device_of, load, same_
 from unmask.checkpoint.loading import find
 from unmask.corruption import stratified
 from unmask.data import Packed, Pairs, Tokenizer, load_manifest, sequences
+from unmask.data.pairs import is_pairs, load_pairs
 from unmask.files import Row, read_json, write_json
 from unmask.hub import fetched
 from unmask.lora import ALL, Layer
@@ -125,7 +127,8 @@ class TrainConfig:
 
     def sequences(self, tokenizer: Tokenizer) -> tuple[Packed | Pairs, Packed | Pairs]:
         """What to train on, and what is held out. Raises ValueError where the data do not serve this run."""
-        how: Row = {"length": self.length, "packed": self.packed, "causal": self.network.causal}
+        how: Row = {"length": self.length, "packed": self.packed}
+        how["causal"] = self.network.causal or self.network.shifted
         how |= {"begin": tokenizer.begin, "end": tokenizer.end}
         train, held_out = (sequences(self.data, name, **how) for name in ("train", "validation"))
         if self.drop_prompt and not isinstance(train, Pairs):
@@ -153,18 +156,29 @@ class TrainConfig:
     def cost(self) -> Row:
         """Tokens and training FLOPs of the whole run: 6ND as the papers count, and the true count beside it.
 
-        True: 3 times the forward pass, with attention, and the output layer where it runs; twice where no weights are
-        trained, and 3 times the adapters; and Muon's iterations.
+        True: 3 times the forward pass, with attention, and the output layer where it runs, which the answers of pairs
+        say; twice where no weights are trained, and 3 times the adapters; and Muon's iterations.
         """
         whole = self.steps * self.batch * self.length
         tokens = round(whole * (1 - self.short_batches * (1 - 1 / self.length) / 2))
         size = self.network.parameters()
-        predicted = expected_level(self.objective, self.length) * self.length
+        predicted = expected_level(self.objective, self.length) * self.length * self._maskable()
         true = self.network.forward_flops(self.length + 1, predicted) * (2 if self.lora else 3)
         true += 6 * self.adapters() * (self.length + 1)
         true *= tokens / self.length
         true += self.steps * muon_flops(self.network) if self.optimiser.muon else 0
         return {"tokens": tokens, "flops_6nd": 6.0 * size["non_embedding"] * tokens, "flops_true": true}
+
+    def _maskable(self) -> float:
+        """Share of the positions that may be masked: all of running text, and of what is not prepared yet."""
+        with suppress(ValueError):
+            return _share(self.data, self.length, self.packed) if is_pairs(self.data) else 1.0
+        return 1.0
+
+
+@cache
+def _share(pairs: str, length: int, packed: bool) -> float:
+    return Pairs(load_pairs(pairs, "train"), length, 0, 0, packed).share
 
 
 @cache
@@ -193,19 +207,13 @@ def settle(config: TrainConfig, out: Path, adapters: Row | None = None) -> Train
     """
     device = torch.device(device_of(config.device))
     manifest, path = load_manifest(config.data), out / CONFIG
-    corpus = {"source": manifest["request"]["source"], "tokenizer": manifest["tokenizer"]["blake2b"]}
+    corpus: Row = {"source": manifest["request"]["source"], "tokenizer": manifest["tokenizer"]["blake2b"]}
+    splits = {name: split.get("blake2b") for name, split in manifest["splits"].items()}
+    corpus |= {"splits": splits} if all(splits.values()) else {}  # which older pairs do not say
     requested = {**asdict_of(config), "corpus": corpus, "base": (adapters or {}).get("fingerprint")}
     if path.exists():
         stored = read_json(path)
-        old = stored.get("requested") or {}
-        usual = _defaults(TrainConfig)  # of options that it is older than
-        for name in ("network", "optimiser"):
-            if isinstance(old.get(name), dict):
-                old[name] = {**_defaults(type(getattr(config, name))), **old[name]}
-        different = [name for name in IDENTITY if old.get(name, usual.get(name)) != requested[name]]
-        if different:
-            what = ", ".join(f"{name} {old.get(name)} there, {requested[name]} here" for name in different[:3])
-            raise ValueError(f"{out}: holds a run with other settings ({what}): choose another or remove it")
+        refuse_other(str(out), stored, requested)
         return replace(config, device=str(device), precision=stored["precision"])
     precision = best_precision(device) if config.precision == "auto" else config.precision
     write_json(path, {
@@ -224,11 +232,31 @@ def settle(config: TrainConfig, out: Path, adapters: Row | None = None) -> Train
     return replace(config, device=str(device), precision=precision)
 
 
+def refuse_other(where: str, stored: Row, requested: Row) -> None:
+    """Raises ValueError where a config.json is another run's than one that asks for this."""
+    old, new = _completed(stored.get("requested") or {}), _completed(requested)
+    if isinstance(old.get("corpus"), dict) and isinstance(new.get("corpus"), dict):  # by what both are known by
+        old["corpus"], new["corpus"] = {**new["corpus"], **old["corpus"]}, {**old["corpus"], **new["corpus"]}
+    different = [name for name in IDENTITY if old.get(name) != new.get(name)]
+    if different:
+        what = ", ".join(f"{name} {old.get(name)} there, {new.get(name)} here" for name in different[:3])
+        raise ValueError(f"{where}: holds a run with other settings ({what}): choose another or remove it")
+
+
 def spent(checkpoint: str) -> Row:
-    """What a checkpoint's training took, with that of what it began as; nothing where it does not say."""
+    """What a checkpoint's training took so far, with that of what it began as; nothing where it does not say."""
     known = find(fetched(checkpoint)).config
     parts = [part for part in (known.get("budget"), known.get("before")) if part]
     return {key: sum(part[key] for part in parts) for key in COST} if parts else {}
+
+
+def _completed(requested: Row) -> Row:
+    """With the defaults of options that it is older than."""
+    whole = {**_defaults(TrainConfig), **requested}
+    for name, kind in (("network", TransformerConfig), ("optimiser", Optimiser)):
+        if isinstance(whole.get(name), dict):
+            whole[name] = {**_defaults(kind), **whole[name]}
+    return whole
 
 
 def _defaults(kind: type) -> Row:

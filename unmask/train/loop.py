@@ -138,6 +138,8 @@ class _Run:
         adapters = described(str(config.init), initial, config.lora) if config.lora and initial is not None else None
         self.train, self.held_out = config.sequences(tokenizer)
         ranks.agreed(lambda: _prepare(config, out, tokenizer, adapters))
+        if self.mirror is not None:
+            ranks.agreed(lambda: self.mirror.belongs(out))
         self.out, self.config = out, settle(config, out, adapters)
         self.device = torch.device(self.config.device)
         if isinstance(self.train, Pairs) and self.train.left_out:
@@ -151,9 +153,10 @@ class _Run:
         self.pending: deque[tuple[int, float, Later]] = deque()
         self.metrics = Metrics(out / "metrics.jsonl", self.step) if ranks.rank() == 0 else None
         self.tracker = self._tracker() if ranks.rank() == 0 else None
-        self.before = self.metrics.rows[-1]["seconds"] if self.metrics and self.metrics.rows else 0.0
+        self.before = self.metrics.last["seconds"] if self.metrics and self.metrics.last else 0.0
         self.start = time.monotonic()
-        self.cost = {name: value / max(1, config.steps) for name, value in config.cost().items()}
+        budget = read_json(out / CONFIG)["budget"]  # of a run that goes on, as it was counted when it began
+        self.cost = {name: value / max(1, config.steps) for name, value in budget.items()}
 
     def overtime(self) -> int:
         """OVERTIME when the minutes of this call are over, else 0."""
@@ -172,7 +175,7 @@ class _Run:
         indices = self.train.batch(config.batch, seed=config.seed, step=step)[mine]
         width = 1 + batch_length(config.length, config.short_batches, seed=config.seed, step=step)
         x_0, maskable = (part[:, :width] for part in self.train.take(indices)[:2])
-        segments = self.train.segments(indices)[:, :width] if self.apart else None
+        segments = self.train.segments(indices)[:, : width + 1] if self.apart else None
         if isinstance(self.train, Pairs) and config.drop_prompt:
             drop = {"share": config.drop_prompt, "absent": self.absent, "seed": config.seed, "step": step}
             x_0 = self.train.without_prompts(x_0, maskable, indices, **drop)

@@ -3,6 +3,7 @@
 An object store knows no renaming, so a checkpoint's manifest is copied last and deleted first: what has one is whole.
 """
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -11,6 +12,7 @@ from typing import Any
 from unmask.checkpoint import CONFIG, TOKENIZER
 from unmask.files import atomic, read_json
 from unmask.train.checkpoints import CHECKPOINTS, MANIFEST, checkpoints, verify
+from unmask.train.config import refuse_other
 
 METRICS = "metrics.jsonl"
 
@@ -33,8 +35,21 @@ class Mirror:
             raise ValueError(f"mirror {url}: {error}") from None
         return cls(system, PurePosixPath(home))
 
+    def belongs(self, run: Path) -> None:
+        """Raises ValueError where the mirror is another run's."""
+        place = self.home / CONFIG
+        try:
+            told = json.loads(self.system.cat_file(str(place)))
+        except FileNotFoundError:
+            return
+        except ValueError:
+            raise ValueError(f"mirror {place}: not JSON: restore or remove it") from None
+        refuse_other(f"mirror {self.home}", told, read_json(run / CONFIG)["requested"])
+
     def follow(self, run: Path) -> None:
-        """Bring the mirror to where the run is: its checkpoints, and no others. Raises OSError where it cannot."""
+        """Bring the mirror to where the run is: its checkpoints, and none that it let go of. One of a later step stays:
+        another machine went on from here. Raises OSError where it cannot.
+        """
         ours = {folder.name: folder for folder in checkpoints(run)}
         theirs = self.there()
         for name in (CONFIG, TOKENIZER, METRICS):
@@ -43,7 +58,7 @@ class Mirror:
             place = self.home / CHECKPOINTS / name
             for path in sorted(ours[name].iterdir(), key=lambda path: path.name == MANIFEST):
                 self._put(path, place / path.name)
-        for name in theirs - ours.keys():
+        for name in {name for name in theirs - ours.keys() if int(name) < max(map(int, ours), default=0)}:
             place = self.home / CHECKPOINTS / name
             self.system.rm_file(str(place / MANIFEST))
             self.system.rm(str(place), recursive=True)

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from unmask import cpu
 from unmask.cache import Attend, Cache
+from unmask.draws import sent
 from unmask.head import row_nats
 from unmask.network import SAME, Nats, Reading, Target, Then, read_out
 from unmask.transformer.config import TransformerConfig
@@ -60,13 +61,13 @@ class Transformer(nn.Module):
         The positions are 0..L-1 and see each other, unless their own rotary tables, what is `seen`, or each layer's
         attention say otherwise. What nothing reads any more is not computed: the last layer's MLP runs at `at` alone.
         """
-        tokens = tokens.to(self.embedding.weight.device, non_blocking=True)
+        tokens = sent(tokens, self.embedding.weight.device)
         if self.causal:
             # A causal canvas may hold masks where nothing is written yet: no position left of them sees what stands in.
             tokens = tokens.masked_fill(tokens == self.mask_id, 0)
         x = self.embedding(tokens)
         rotary = rotary or self._tables(tokens.shape[1], x.device)
-        read = [None] * (len(self.blocks) - 1) + [None if at is None else at.to(x.device, non_blocking=True)]
+        read = [None] * (len(self.blocks) - 1) + [None if at is None else sent(at, x.device)]
         for block, attend, of in zip(self.blocks, attends or [None] * len(self.blocks), read, strict=True):
             x = block(x, rotary, attend, of, seen)
         return self.norm(x)
@@ -84,7 +85,7 @@ class Transformer(nn.Module):
         rows: Int[Tensor, " B"] | None = None,
         level: Float[Tensor, " B"] | None = None,
         cache: Cache | None = None,
-        segments: Int[Tensor, "B L"] | None = None,
+        segments: Int[Tensor, "B T"] | None = None,
     ) -> Reading:
         """Logits [N V] in float32 at the flat positions `at`, or what `then` makes of them.
 
@@ -105,7 +106,7 @@ class Transformer(nn.Module):
         elif self.config.shifted:
             at = torch.where(at % tokens.shape[1] == 0, at, at - 1)
         if cache is None:
-            state = self.hidden(tokens, at, seen=None if segments is None else self._apart(segments))
+            state = self.hidden(tokens, at, seen=None if segments is None else self._apart(segments, tokens.shape[1]))
         else:
             state = self._read_on(tokens, at, rows, cache)
 
@@ -134,15 +135,16 @@ class Transformer(nn.Module):
             return self.embedding.weight[: self.vocab], None
         return self.output.weight, self.output.bias
 
-    def _apart(self, segments: Int[Tensor, "B L"]) -> Bool[Tensor, "B 1 L L"]:
-        """What each position may look at: its own segment.
+    def _apart(self, segments: Int[Tensor, "B T"], length: int) -> Bool[Tensor, "B 1 L L"]:
+        """What each of `length` positions may look at: its own segment.
 
         Where a position is predicted from the state left of it, that state goes with the segment of what it predicts:
-        the end token of a text is where the next one begins.
+        the end token of a text is where the next one begins. `segments` may say it of what follows the last as well.
         """
-        segments = segments.to(self.embedding.weight.device, non_blocking=True)
+        segments = sent(segments, self.embedding.weight.device)
         if self.causal or self.config.shifted:
-            segments = torch.cat([segments[:, 1:], segments[:, -1:]], 1)
+            segments = torch.cat([segments, segments[:, -1:]], 1)[:, 1:]
+        segments = segments[:, :length]
         seen = segments[:, None, :, None] == segments[:, None, None, :]
         return seen.tril() if self.causal else seen
 
@@ -160,7 +162,7 @@ class Transformer(nn.Module):
                 attends = [partial(cache.attend, layer, window) for layer in range(len(self.blocks))]
                 states.append(self.hidden(window.tokens, window.at, rotary=(cos, sin), attends=attends))
             asked.append(window.asked)
-        return torch.cat(states)[torch.cat(asked).argsort().to(device, non_blocking=True)]
+        return torch.cat(states)[sent(torch.cat(asked).argsort(), device)]
 
     def _tables(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         key = (length, device)

@@ -32,7 +32,8 @@ class Pairs:
     end: int
     packed: bool = False
     causal: bool = False
-    """Whether the network is, which `segments` depend on."""
+    """Whether the network, causal or shifted, predicts a token where it reads the one before: `segments` depend on it.
+    """
 
     def __post_init__(self) -> None:
         if not len(self.rows):
@@ -70,6 +71,15 @@ class Pairs:
         """Examples that are longer than a sequence."""
         return len(self.pairs.lengths) - len(self.fitting)
 
+    @property
+    def share(self) -> float:
+        """Of all positions behind the first of a sequence, those that are maskable."""
+        starts, lengths = self.pairs.starts, self.pairs.lengths
+        learnt = np.add.reduceat(self.pairs.answer, starts, dtype=np.int64)
+        if not self.packed:
+            learnt += (self.length - lengths) * self.pairs.answer[starts + lengths - 1]
+        return float(learnt[self.fitting].sum()) / (len(self) * self.length)
+
     def batch(self, size: int, *, seed: int, step: int, rank: int = 0, world: int = 1) -> Int[np.ndarray, " size"]:
         """Which sequences rank `rank` of `world` takes at `step`."""
         return batch_indices(len(self), size, seed=seed, step=step, rank=rank, world=world)
@@ -91,10 +101,11 @@ class Pairs:
         documents = np.array([self.rows[int(at)][0] for at in indices], dtype=np.int64)
         return torch.from_numpy(x_0), torch.from_numpy(maskable), torch.from_numpy(documents)
 
-    def segments(self, indices: Sequence[int] | np.ndarray) -> Int[Tensor, "B S"]:
+    def segments(self, indices: Sequence[int] | np.ndarray) -> Int[Tensor, "B T"]:
         """The example of each position, for a network that keeps them apart; the filling of a packed sequence is one of
-        its own. A causal network reads a begin token where it predicts the token behind it, and one's place is asked of
-        what is predicted there: nothing, so it goes with the example before.
+        its own. A causal or shifted network reads a begin token where it predicts the token behind it, and one's place
+        is asked of what is predicted there: nothing, so it goes with the example before, as the first of the filling
+        does, which may stand behind the sequence (T = S + 1).
         """
         return torch.from_numpy(self._examples(indices, begin=self.causal))
 
@@ -122,15 +133,15 @@ class Pairs:
         u = keyed_uniforms(seed, rows, (x_0.shape[1],), KIND, turn=step).gather(-1, F.pad(number, (1, 0)))
         return x_0.masked_fill((u < share) & inside & ~maskable & (example >= 0), absent)
 
-    def _examples(self, indices: Sequence[int] | np.ndarray, begin: bool = False) -> Int[np.ndarray, "B S"]:
-        """The example of each position, -1 for filling; `begin`: a begin token goes with the example before."""
-        examples = np.full((len(indices), 1 + self.length), -1, dtype=np.int64)
+    def _examples(self, indices: Sequence[int] | np.ndarray, begin: bool = False) -> Int[np.ndarray, "B T"]:
+        """The example of each position, -1 for filling; `begin`: what stands behind an example goes with it, a begin
+        token or the first of the filling, one position more.
+        """
+        examples = np.full((len(indices), 1 + self.length + begin), -1, dtype=np.int64)
         for row, at in enumerate(np.asarray(indices)):
             for example, place in self._places(int(at)):
-                last = place + 1 + self.pairs.lengths[example] if self.packed else None
-                examples[row, place:last] = example
-                if begin and place:
-                    examples[row, place] = examples[row, place - 1]
+                last = place + 1 + self.pairs.lengths[example] + begin if self.packed else None
+                examples[row, place + begin if place else 0 : last] = example
         return examples
 
     def _places(self, row: int) -> list[tuple[int, int]]:

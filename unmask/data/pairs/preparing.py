@@ -4,18 +4,20 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load_file, save
 
-from unmask.data.making import SMALLEST, byte_tokenizer, character_tokenizer, train_bpe
 from unmask.data.pairs.encoding import UNIFORMS, Encoded, encode
 from unmask.data.pairs.layouts import Blanks, Chat, Example, Reading
 from unmask.data.pairs.rows import Malformed, rows_of
 from unmask.data.pairs.templates import DEFAULT, Template, named_template, read_template, template_of
+from unmask.data.planning import digest_of_bytes, maker_of
 from unmask.data.splits import FORMAT, MANIFEST, SPLITS, load_manifest
 from unmask.data.tokenizer import FILE, Tokenizer
 from unmask.draws import MASK, keyed_uniforms
@@ -24,6 +26,8 @@ from unmask.hub import fetched_tokenizer
 
 SHOWN = 5  # malformed rows named in an error
 KIND = "pairs"  # what a manifest is called by
+
+Placed = tuple[str, Example]  # where its row stands
 
 
 @dataclass(frozen=True)
@@ -49,13 +53,14 @@ def prepare_pairs(
 ) -> Prepared:
     """Turn rows of prompts and answers (see LAYOUTS) into the folder `out`, which appears whole or not at all.
 
-    `tokenizer`: "bytes", "characters", "bpe:N" (trained on what is learnt from) or a tokenizer's path or hf:// address,
-    as a pretrained run's tokenizer.json. Validation is a source of its own, `held_out`, or the share `validation` of
-    the rows, by a hash of what is given. `template` is a file with a chat template; by default the tokenizer's own,
-    else a plain one. Raises ValueError where more than the share `allowed` of the rows is malformed, naming the first
-    of them.
+    `tokenizer`: "bytes", "characters" (of both sides), "bpe:N" (trained on what is learnt from) or a tokenizer's path
+    or hf:// address, as a pretrained run's tokenizer.json. Validation is a source of its own, `held_out`, or the share
+    `validation` of the rows, by a hash of what is given. `template` is a file with a chat template; by default the
+    tokenizer's own, else a plain one. Raises ValueError where more than the share `allowed` of the rows cannot be used,
+    naming the first of them.
     """
-    out, reading, tokenizer = Path(out), reading or Reading(), str(fetched_tokenizer(tokenizer))
+    out, reading, path = Path(out), reading or Reading(), fetched_tokenizer(tokenizer)
+    make, spec = maker_of(str(path))
     names = [sources] if isinstance(sources, str) else list(sources)
     read = {"train": _examples(names, reading, progress)}
     if held_out is not None:
@@ -66,10 +71,11 @@ def prepare_pairs(
     sides = {name: examples for name, (examples, _, _) in read.items()}
     if held_out is None:
         sides = _sides(sides["train"], validation)
+    examples = {name: [example for _, example in side] for name, side in sides.items()}
     request = {
         "format": FORMAT,
-        "source": _digest(repr(sides)),
-        "tokenizer": tokenizer if not Path(tokenizer).exists() else _digest(Tokenizer.load(tokenizer).inner.to_str()),
+        "source": _digest(repr(examples)),
+        "tokenizer": spec.removeprefix("file:"),
         "template": template and read_template(template),
         "reading": asdict(reading),
     }
@@ -77,9 +83,16 @@ def prepare_pairs(
         return Prepared(out, rows, malformed)
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} exists and holds something else: choose another folder or remove it")
-    made = _made(tokenizer, sides["train"])
-    chosen = _template(template, tokenizer, made)
-    encoded = {name: _encoded(examples, made, chosen) for name, examples in sides.items()}
+    source = read_template(template) if template else template_of(path).source if path.exists() else DEFAULT
+    learnt = examples.values() if spec == "characters" else [examples["train"]]
+    made = make(lambda: _texts(chain.from_iterable(learnt), Template(source)))
+    chosen, encoded = named_template(source, made), {}
+    for name, side in sides.items():
+        encoded[name], unfit = _encoded(side, made, chosen)
+        malformed += unfit
+        if not encoded[name]:
+            raise ValueError(f"none of the {len(side)} examples for {name} can be used ({unfit[0]}): repair them")
+    _refuse(malformed, rows, allowed)
     _write(out, made, encoded, {"request": request, "source": ", ".join(names), KIND: {"template": chosen.source}})
     return Prepared(out, rows, malformed)
 
@@ -116,8 +129,8 @@ def load_template(folder: Path | str, tokenizer: Tokenizer) -> Template:
 
 def _examples(
     sources: Sequence[str], reading: Reading, progress: Callable[[int], None] | None
-) -> tuple[list[Example], list[Malformed], int]:
-    examples: list[Example] = []
+) -> tuple[list[Placed], list[Malformed], int]:
+    examples: list[Placed] = []
     malformed: list[Malformed] = []
     count = 0
     for source in sources:
@@ -129,7 +142,7 @@ def _examples(
                 malformed.append(row)
                 continue
             try:
-                examples += reading(row)
+                examples += [(place, example) for example in reading(row)]
             except ValueError as error:
                 malformed.append(Malformed(place, str(error)))
     if not count:
@@ -145,19 +158,19 @@ def _refuse(malformed: Sequence[Malformed], rows: int, allowed: float) -> None:
         raise ValueError(f"{what} that may be left out ({few}{more}): repair them, or allow more")
 
 
-def _sides(examples: Sequence[Example], validation: float) -> dict[str, list[Example]]:
+def _sides(examples: Sequence[Placed], validation: float) -> dict[str, list[Placed]]:
     """By a hash of what is given, so that no question stands on both sides; at least one on each."""
     if not 0 < validation < 1:
         raise ValueError(f"a validation share of {validation} leaves one side empty: choose between 0 and 1")
-    share = {given: _share(given) for given in map(_given, examples)}
+    share = {given: _share(given) for given in (_given(example) for _, example in examples)}
     if len(share) < 2:
         raise ValueError("one question alone cannot be split: give more rows, or a source to hold out")
     held_out = {given for given in share if share[given] < validation} or {min(share, key=share.__getitem__)}
     if len(held_out) == len(share):
         held_out.remove(max(share, key=share.__getitem__))
-    sides: dict[str, list[Example]] = {name: [] for name in SPLITS}
-    for example in examples:
-        sides[SPLITS[_given(example) in held_out]].append(example)
+    sides: dict[str, list[Placed]] = {name: [] for name in SPLITS}
+    for place, example in examples:
+        sides[SPLITS[_given(example) in held_out]].append((place, example))
     return sides
 
 
@@ -172,36 +185,24 @@ def _share(text: str) -> float:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
 
 
-def _made(spec: str, examples: Sequence[Example]) -> Tokenizer:
-    texts = (text for example in examples for text in _texts(example))
-    kind, _, size = spec.partition(":")
-    if spec == "bytes":
-        return byte_tokenizer()
-    if spec == "characters":
-        return character_tokenizer("".join(set("".join(texts))))
-    if kind == "bpe" and size.isascii() and size.isdigit() and int(size) >= SMALLEST:
-        return train_bpe(texts, int(size))
-    if not Path(spec).exists():
-        raise ValueError(f'no tokenizer {spec!r}: choose "bytes", "characters", "bpe:N" (N from {SMALLEST}) or a path')
-    return Tokenizer.load(spec)
+def _texts(examples: Iterable[Example], template: Template) -> Iterator[str]:
+    for example in examples:
+        if isinstance(example, Chat):
+            with suppress(ValueError):  # of a template that refuses it, which is counted where it is encoded
+                yield "".join(piece.text for piece in template(example.messages))
+        else:
+            yield example.text if isinstance(example, Blanks) else example.prompt + example.answer
 
 
-def _texts(example: Example) -> Iterator[str]:
-    if isinstance(example, Chat):
-        yield "".join(piece.text for piece in Template(DEFAULT)(example.messages))
-    else:
-        yield example.text if isinstance(example, Blanks) else example.prompt + example.answer
-
-
-def _template(file: str | None, tokenizer: str, made: Tokenizer) -> Template:
-    if file is not None:
-        return named_template(read_template(file), made)
-    return named_template(template_of(tokenizer).source if Path(tokenizer).exists() else DEFAULT, made)
-
-
-def _encoded(examples: Sequence[Example], tokenizer: Tokenizer, template: Template) -> list[Encoded]:
-    u = keyed_uniforms(0, range(len(examples)), (UNIFORMS,), MASK).numpy()
-    return [encode(example, tokenizer, template, u[i]) for i, example in enumerate(examples)]
+def _encoded(rows: Sequence[Placed], tokenizer: Tokenizer, template: Template) -> tuple[list[Encoded], list[Malformed]]:
+    u = keyed_uniforms(0, range(len(rows)), (UNIFORMS,), MASK).numpy()
+    encoded, malformed = [], []
+    for i, (place, example) in enumerate(rows):
+        try:
+            encoded.append(encode(example, tokenizer, template, u[i]))
+        except ValueError as error:
+            malformed.append(Malformed(place, str(error)))
+    return encoded, malformed
 
 
 def _write(out: Path, tokenizer: Tokenizer, sides: dict[str, list[Encoded]], manifest: dict[str, object]) -> None:
@@ -215,9 +216,11 @@ def _write(out: Path, tokenizer: Tokenizer, sides: dict[str, list[Encoded]], man
             ids = np.concatenate([each.ids for each in encoded]).astype(dtype)
             answer = np.concatenate([each.answer for each in encoded])
             lengths = np.array([len(each.ids) for each in encoded], dtype=np.int64)
+            data = save({"ids": ids, "answer": answer, "lengths": lengths})
             with atomic(partial / f"{name}.safetensors", "wb") as file:
-                file.write(save({"ids": ids, "answer": answer, "lengths": lengths}))
-            counts[name] = {"documents": len(encoded), "tokens": len(ids), "answers": int(answer.sum())}
+                file.write(data)
+            sizes = {"documents": len(encoded), "tokens": len(ids), "answers": int(answer.sum())}
+            counts[name] = {**sizes, "blake2b": digest_of_bytes(data)}
         digest = _digest((partial / FILE).read_text(encoding="utf-8"))
         about = {"vocab": tokenizer.vocab, "begin": tokenizer.begin, "end": tokenizer.end, "blake2b": digest}
         write_json(partial / MANIFEST, {**manifest, "tokenizer": about, "dtype": dtype.str, "splits": counts})
@@ -229,4 +232,4 @@ def _write(out: Path, tokenizer: Tokenizer, sides: dict[str, list[Encoded]], man
 
 
 def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return digest_of_bytes(text.encode())

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from unmask.data.batches import batch_indices
+from unmask.data.reading import opened_parquet
+from unmask.data.sources import HUB, loaded
 from unmask.files import Row
 
-HUB = "hf://"
 ADDITION, PROBLEMS, ASKED = "addition", 60_000, 1_000  # of a million problems, so many to learn and to be asked
 KINDS = (".jsonl", ".json", ".parquet", ".txt", ".tsv")
 
@@ -36,7 +37,7 @@ def rows_of(source: str) -> Iterator[tuple[str, Row | Malformed]]:
         yield from _numbered(source, additions(source != ADDITION), "problem")
         return
     if source.startswith(HUB):
-        yield from _numbered(source, _hub(source), "row")
+        yield from _numbered(source, iter(loaded(source)), "row")
         return
     path = Path(source)
     if not path.is_file() or path.suffix not in KINDS:
@@ -107,28 +108,6 @@ def _list(path: Path) -> Iterator[Any]:
 
 
 def _parquet(path: Path) -> Iterator[Row]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise ValueError(f"{path} needs the package pyarrow: pip install pyarrow") from None
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1000):
-                yield from batch.to_pylist()
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{path} is no parquet file to read ({' '.join(str(error).split())}): restore it") from None
-
-
-def _hub(source: str) -> Iterator[Any]:
-    name, _, split = source.removeprefix(HUB).partition("#")
-    name, _, config = name.partition(":")
-    try:
-        import datasets
-    except ImportError:
-        raise ValueError(f"{source} needs the package datasets: pip install 'unmask[eval]'") from None
-    try:
-        return iter(datasets.load_dataset(name, config or None, split=split or "train"))
-    except Exception as error:  # no name, no network, no split: each library has its own exception
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise ValueError(f"cannot read {source} ({reason}): check NAME[:CONFIG][#SPLIT]") from None
+    with opened_parquet(path) as file:
+        for batch in file.iter_batches(batch_size=1000):
+            yield from batch.to_pylist()
