@@ -275,5 +275,5 @@ def test_short_batches_and_documents_apart_train_and_an_older_run_goes_on(tmp_pa
         del old["requested"][name]
     path.write_text(json.dumps(old))
     train(plain, tmp_path / "plain")
-    refused(lambda: train(runs["short"], tmp_path / "plain"), "short_batches None there, 1.0 here")
+    refused(lambda: train(runs["short"], tmp_path / "plain"), "short_batches 0.0 there, 1.0 here")
     refused(lambda: replace(plain, short_batches=1.5), "1.5", "0 to 1")

@@ -91,7 +91,7 @@ def convert(source: str | Path, out: str | Path, to: str, **options) -> Path:
         write_published(out / MODEL, tensors)
     except OSError as error:
         shutil.rmtree(out, ignore_errors=True)
-        raise ValueError(f"cannot write {out / MODEL} ({error}): make room there") from None
+        raise ValueError(f"cannot write {out / MODEL} ({error}): make room there, or choose another folder") from None
     tokenizer = _save_tokenizer(model, out)
     card = model_card(model, family, metrics_of(source), tokenizer=tokenizer, address=str(out))
     with atomic(out / CARD) as file:
