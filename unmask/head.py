@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from unmask.cpu import times
-from unmask.draws import widest
+from unmask.draws import sent, widest
 from unmask.network import Nats
 
 HELD, BLOCK = 1 << 25, 1 << 22  # elements of p held on a CPU, and of one block: 16 MB in float32
@@ -43,8 +43,8 @@ def row_nats(
     Products are in the precision of autocast, or of state and weight; softmax and sums in float32 or wider.
     """
     device = state.device
-    ids, row = (x.to(device, non_blocking=True) for x in (ids, then.row))
-    weights = then.weight.to(device, widest(device), non_blocking=True)
+    ids, row = sent(ids, device), sent(then.row, device)
+    weights = sent(then.weight, device, widest(device))
     return _RowNats.apply(state, weight, bias, ids, weights, row, then.rows, banned)
 
 

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from unmask.draws import widest
+from unmask.draws import sent, widest
 
 Reading = Tensor | tuple[Tensor, ...]
 Then = Callable[[Tensor, slice], Reading]
@@ -74,7 +74,7 @@ class Target:
     ids: Int[Tensor, " N"]
 
     def __call__(self, logits: Float[Tensor, "n V"], which: slice) -> Float[Tensor, " n"]:
-        ids = self.ids[which].to(logits.device, non_blocking=True)
+        ids = sent(self.ids[which], logits.device)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         return logits.gather(-1, ids[:, None]).squeeze(-1) - logits.logsumexp(-1)
 
@@ -95,10 +95,7 @@ class Nats:
         value = self.of(logits, which)
         assert isinstance(value, Tensor)
         value = value.to(widest(value.device))
-        weight, row = (
-            self.weight[which].to(value, non_blocking=True),
-            self.row[which].to(value.device, non_blocking=True),
-        )
+        weight, row = sent(self.weight[which], value.device, value.dtype), sent(self.row[which], value.device)
         return value.new_zeros(1, self.rows).index_add(1, row, -(weight * value)[None])
 
 
