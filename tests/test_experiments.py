@@ -25,7 +25,7 @@ from unmask.experiments import (
     name_of,
     running,
 )
-from unmask.experiments.averages import Contrast, contrast, mean_error, paired, rates, said
+from unmask.experiments.averages import Contrast, contrast, over_seeds, rates
 from unmask.experiments.caching import occupied_variance
 from unmask.experiments.fitting import gap, interval, law, line, parabola, resampled, size_ratio, surface
 from unmask.experiments.losses import OBJECTIVES, noise
@@ -120,11 +120,10 @@ def test_a_line_needs_two_points():
 # --- averages ---------------------------------------------------------------------------------------------------------
 
 
-def test_means_and_pairs():
-    assert mean_error([1.0, 3.0]) == (2.0, 1.0)
-    assert math.isnan(mean_error([1.0])[1])
-    assert said(*mean_error([1.25])) == "1.250"
-    assert paired([2.0, 5.0], [1.0, 3.0]) == (1.5, 0.5)
+def test_means_over_seeds():
+    assert over_seeds([1.0, 3.0]) == Contrast(2.0, 1.0, 1.0)
+    assert math.isnan(over_seeds([1.0]).error)
+    assert str(over_seeds([1.25])) == "1.250"
 
 
 def test_the_error_of_a_rate_is_a_ratios():
@@ -210,6 +209,28 @@ def test_temporal_matches_an_arm_of_fewer_steps():
     assert finding.held == "not shown at this scale"
     assert finding.measured.endswith("Beside an ARM that is as good to begin with no difference is sure.")
     assert "between those of 0.25 and 0.5 of the steps" in finding.tables[0].title
+
+
+def losses_held(bounds: dict[str, list[float]]) -> str:
+    rows = [
+        {"kind": "bound", "split": "validation", "objective": name, "seed": seed, "nats_per_token": nats}
+        for name, values in bounds.items()
+        for seed, nats in enumerate(values)
+    ]
+    noise = {"kind": "gradient", "variant": "k-DCE", "levels": "stratified", "noise": 1.0}
+    return Losses().find([*rows, noise]).held
+
+
+def test_losses_differ_only_where_that_is_sure_and_are_equal_only_where_that_is():
+    """Under an exact null "no" in 5% of cases (4 sigma), and never "yes" where errors are as large as the margin."""
+    rng = np.random.default_rng(0)
+    null = [losses_held({name: 3 + 0.02 * rng.standard_normal(3) for name in (*OBJECTIVES, "ARM")}) for _ in range(100)]
+    assert null.count("no") <= 5 + 4 * math.sqrt(100 * 0.05 * 0.95)
+    assert "yes" not in null
+    near = {name: [3.0 + 1e-5 * seed * i for seed in range(3)] for i, name in enumerate((*OBJECTIVES, "ARM"))}
+    assert losses_held(near) == "yes"
+    assert losses_held({name: [3.0] for name in near}) == "not shown at this scale"
+    assert losses_held({**near, "k-DCE": [3.1, 3.1, 3.1001]}) == "no"
 
 
 def test_the_noise_of_a_gradient_is_its_variance():

@@ -1,4 +1,4 @@
-"""Means over seeds and over what they are asked, paired differences, and what is kept of an evaluation."""
+"""Means over seeds and over what they are asked, and what is kept of an evaluation."""
 
 import math
 from collections.abc import Sequence
@@ -17,19 +17,6 @@ def bounded(row: Row) -> Row:
     keep = ("corpus", "split", "protocol", "perplexity", "bound", "estimator", "draws", "tokens", "evaluations")
     rates = {f"{name}_per_token": row[name] / row["tokens"] for name in ("nats", "stderr_mc", "stderr_data")}
     return {"kind": "bound", **{name: row[name] for name in keep}, **rates, "bits_per_byte": row["bits_per_byte"]}
-
-
-def mean_error(values: Sequence[float]) -> tuple[float, float]:
-    """(mean, its standard error over the values; NaN for a single one)."""
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return mean, math.nan
-    return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
-
-
-def paired(values: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
-    """(mean difference seed by seed, its standard error)."""
-    return mean_error([a - b for a, b in zip(values, others, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -73,6 +60,11 @@ def contrast(*parts: Float[np.ndarray, "seeds _"]) -> Contrast:
     spread = sum(variance**2 / freedom for variance, freedom in known)
     error = math.sqrt(total) if known else math.nan
     return Contrast(float(sums.mean()), error, total**2 / spread if spread else math.inf)
+
+
+def over_seeds(values: Sequence[float] | Float[np.ndarray, "seeds"]) -> Contrast:
+    """The mean of one number a seed."""
+    return contrast(np.asarray(values)[:, None])
 
 
 def rates(

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from unmask.checkpoint import load
 from unmask.evaluate import perplexity, prepared
-from unmask.experiments.averages import bounded, contrast, mean_error, said
+from unmask.experiments.averages import bounded, over_seeds
 from unmask.experiments.running import Cell, Finding, Scale, Table
 from unmask.experiments.setting import SETTINGS
 from unmask.files import Row
@@ -93,10 +93,10 @@ class Starting:
             begun = nats(rows, start, share)
             for counted, budget in ((FREE, share), (PAID, round(arm + share, 6))):
                 other = nats(rows, SCRATCH, budget)
-                gain = contrast(np.subtract(begun, other)[:, None])
+                gain = over_seeds(np.subtract(begun, other))
                 spent = rows_of(rows, SCRATCH, budget)[0]["flops_true"]
                 table.append((
-                    power(spent), counted, start, said(*mean_error(begun)), said(*mean_error(other)), str(gain),
+                    power(spent), counted, start, str(over_seeds(begun)), str(over_seeds(other)), str(gain),
                 ))  # fmt: skip
                 if start == SHIFTED:
                     signs[counted].append(gain.sign())
@@ -133,12 +133,12 @@ class Starting:
                 for share in shares:
                     here = rows_of(rows, start, share)
                     flops = [before + point[0] for point in here[0]["curve"]]
-                    along = [mean_error([row["curve"][j][1] for row in here])[0] for j in range(len(flops))]
+                    along = [over_seeds([row["curve"][j][1] for row in here]).value for j in range(len(flops))]
                     axes.plot(flops, along, ".-", color=COLOURS[i], alpha=0.35, linewidth=0.8, markersize=3)
-                ends = [mean_error(nats(rows, start, share)) for share in shares]
+                ends = [over_seeds(nats(rows, start, share)) for share in shares]
                 at = [before + rows_of(rows, start, share)[0]["flops_true"] for share in shares]
                 axes.errorbar(
-                    at, [mean for mean, _ in ends], [error for _, error in ends],
+                    at, [end.value for end in ends], [end.error for end in ends],
                     fmt=MARKERS[i], color=COLOURS[i], label=start, capsize=2,
                 )  # fmt: skip
             axes.set(xlabel="true FLOPs", title=counted)
