@@ -83,6 +83,16 @@ def texts(run: str, count: int) -> list[dict]:
     return [{**record, "seconds": 0} for record in write(load(run), ["{{6}}"] * count, seed=3)]
 
 
+def answers(run: str, out: str) -> list[dict]:
+    from unmask import load
+    from unmask.evaluate.answers import Asking, Question, answer_file
+
+    questions = [Question(i, (f"{'x' * (i % 5)} {i}?",), False) for i in range(5)]
+    records = answer_file(load(run), questions, Asking(block=12, batch=1), Path(out), name="m")
+    assert len(Path(out).read_text().splitlines()) == 5
+    return [record["choices"] for record in records]
+
+
 def collectives() -> list:
     from unmask import ranks
 

@@ -3,6 +3,7 @@
 import http.server
 import json
 import threading
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -22,9 +23,9 @@ from unmask.transformer import Transformer, TransformerConfig
 BYTES = byte_tokenizer()
 
 
-def model(causal: bool = False) -> Model:
+def model(causal: bool = False, seed: int = 3) -> Model:
     """Random weights, but a bias towards letters: an end token now and then."""
-    network = Transformer(TransformerConfig(vocab=258, layers=1, heads=2, width=16, causal=causal), seed=3)
+    network = Transformer(TransformerConfig(vocab=258, layers=1, heads=2, width=16, causal=causal), seed=seed)
     return Model(network, BYTES, {"name": "small"})
 
 
@@ -165,6 +166,26 @@ def test_a_file_that_was_cut_off_goes_on(tmp_path):
         answer_file(net, QUESTIONS, asking, out, name="other")
 
 
+def test_a_file_of_answers_belongs_to_its_questions_and_weights(tmp_path):
+    """Whatever they are called; the batch changes nothing."""
+    net, asking, out = model(), Asking(block=20, batch=2), tmp_path / "a.jsonl"
+    whole = answer_file(net, QUESTIONS[:3], asking, out, name="small")
+    assert answer_file(net, QUESTIONS[:2], replace(asking, batch=7), out, name="small") == whole[:2]
+    with pytest.raises(ValueError, match="question_id 1 is another question: choose another file"):
+        answer_file(net, [Question(1, ("else?\n",), False)], asking, out, name="small")
+    with pytest.raises(ValueError, match="answers of another weights"):
+        answer_file(model(seed=4), QUESTIONS[:3], asking, out, name="small")
+    assert len(out.read_text().splitlines()) == 3
+
+
+def test_no_prompt_is_left_out_for_want_of_room():
+    with pytest.raises(ValueError, match="block 20 has no room for a prompt beside 20 tokens"):
+        Asking(length=20, block=20)
+    with pytest.raises(ValueError, match="block 16 has no room"):
+        Asking(passes=2, block=16)
+    Asking(length=19, block=20)
+
+
 def test_the_answer_format_is_what_fastchat_reads(tmp_path):
     """FastChat's `load_model_answers` keys by question_id; its judge reads choices[0]["turns"][i]."""
     rows = [{"question_id": 81, "category": "writing", "turns": ["Write.", "Again."], "reference": ["a", "b"]}]
@@ -191,6 +212,9 @@ def test_questions_of_every_format_and_what_is_none(tmp_path):
     assert asked("c.jsonl", {"instruction": "a", "output": "b"}) == [Question(0, ("a",), True, ("b",))]
     with pytest.raises(ValueError, match=r"x.jsonl, line 2: .*no known layout"):
         asked("x.jsonl", {"prompt": "a", "response": "b"}, {"prompt": "a"})
+    assert asked("r.jsonl", {"turns": ["a"], "reference": "four"})[0].references == ("four",)
+    with pytest.raises(ValueError, match=r"t.jsonl, line 2: a second question of question_id 7"):
+        asked("t.jsonl", {"question_id": 7, "turns": ["a"]}, {"question_id": "7", "turns": ["b"]})
     (tmp_path / "e.jsonl").write_text("\n")
     with pytest.raises(ValueError, match="no questions"):
         questions_of(str(tmp_path / "e.jsonl"))

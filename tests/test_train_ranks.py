@@ -68,6 +68,7 @@ def runs(tmp_path_factory) -> tuple[Path, list]:
         ["likelihood", str(folder / "model"), 5],
         ["texts", str(folder / "model"), 5],
         ["likelihood", str(folder / "model"), 2],
+        ["answers", str(folder / "model"), str(folder / "answers.jsonl")],
     ]
     return folder, processes.run(jobs)
 
@@ -172,3 +173,4 @@ def test_scored_and_written_by_four_as_by_one(runs):
     alone = json.loads(json.dumps(processes.texts(str(folder / "model"), 5)))
     assert [record["text"] for record in said[1][6]] == [record["text"] for record in alone]
     assert [record["step"] for record in said[1][6]] == [record["step"] for record in alone]
+    assert said[1][8] == processes.answers(str(folder / "model"), str(folder / "alone.jsonl"))

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from unmask import ranks
 from unmask.checkpoint import Model, Told
 from unmask.data.pairs import Template, is_pairs, load_template, named_template, read_template, template_of
 from unmask.data.splits import MANIFEST
@@ -95,10 +96,10 @@ class EvaluateAnswers:
         if judge is not None:
             grades = self.out.with_name(f"{self.out.stem}.judgments.jsonl")
             with progress("grading", "answers") as bar:
-                rows.append(grade_file(questions, records, judge, grades, bar))
+                rows.append(ranks.agreed(lambda: grade_file(questions, records, judge, grades, bar)))
         how = {"policy": repr(self.policy), "guidance": self.guidance, "passes": self.passes, "seed": self.seed}
         rows = [{**row, **how} for row in rows]
-        if self.result is not None:
+        if self.result is not None and ranks.rank() == 0:
             write_json(self.result, {"rows": rows})
         for row in rows:
             say(without_values(row) if self.json else _line(row))

@@ -9,12 +9,15 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
+from unmask import ranks
 from unmask.checkpoint import Model
+from unmask.checkpoint.adapting import fingerprint
 from unmask.data.pairs import Chat, Plain, Reading, Template, prompt_ids, rows_of
 from unmask.data.pairs.layouts import second_pass
 from unmask.evaluate.exact import same
@@ -63,9 +66,12 @@ class Asking:
     template: Template = field(default_factory=Template)
 
     def __post_init__(self) -> None:
-        for name in ("block", "final", "batch", "length"):
+        for name in ("final", "batch", "length"):
             if (count := getattr(self, name)) is not None and count < 1:
                 raise ValueError(f"{name} {count} must be at least 1")
+        least = max(1, self.length or 1, self.final if self.passes == 2 else 1)
+        if self.block <= least:
+            raise ValueError(f"block {self.block} has no room for a prompt beside {least} tokens: raise it")
         if self.passes not in (1, 2):
             raise ValueError(f"passes {self.passes} must be 1 or 2")
         if not is_number(self.guidance):
@@ -84,14 +90,18 @@ class Written:
 def questions_of(source: str) -> list[Question]:
     """Questions of MT-Bench's format (question_id, turns), GSM8K's, or any layout with prompts and answers.
 
-    Raises ValueError for a row that is none, and where there are none.
+    Raises ValueError for a row that is none, for two of one question_id, and where there are none.
     """
-    found = []
+    found: list[Question] = []
+    ids: set[str] = set()
     for number, (place, row) in enumerate(rows_of(source)):
         try:
             if not isinstance(row, dict):
                 raise ValueError(row.reason)
             found.append(_question(number, row))
+            if (name := str(found[-1].id)) in ids:
+                raise ValueError(f"a second question of question_id {name}: give each its own")
+            ids.add(name)
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from None
     if not found:
@@ -101,7 +111,8 @@ def questions_of(source: str) -> list[Question]:
 
 def _question(number: int, row: Row) -> Question:
     if isinstance(turns := row.get("turns"), list) and turns and all(isinstance(turn, str) for turn in turns):
-        references = tuple(map(str, row.get("reference") or ()))
+        given = row.get("reference") or ()
+        references = tuple(map(str, given if isinstance(given, list | tuple) else [given]))
         return Question(row.get("question_id", number), tuple(turns), True, references, str(row.get("category", "")))
     example = Reading()(row)[0]
     name, as_text = row.get("question_id", number), row.get("match") == "text"
@@ -119,17 +130,19 @@ def answers(
 ) -> Iterator[tuple[int, Row]]:
     """(index, record in FastChat's answer format) of the questions, or some of them, in batches, the shortest first.
 
-    The answer to a question is the same whichever others are asked.
+    The answer to a question is the same whichever others are asked. Each process writes its share of a batch, and has
+    the records of all.
     """
     which = range(len(questions)) if which is None else which
     order = sorted(which, key=lambda i: (len(questions[i].turns), len(questions[i].turns[0]), i))
-    size = 4 * asking.batch  # a row's slot goes to the next text: a few batches at once keep calls full
+    size = 4 * asking.batch * ranks.world()  # a row's slot goes to the next text: a few batches at once keep calls full
     for start in range(0, len(order), size):
-        chosen, begun = order[start : start + size], time.perf_counter()
+        part, begun = order[start : start + size], time.perf_counter()
+        chosen = [part[j] for j in ranks.share(len(part))]
         written = _answered(model, [questions[i] for i in chosen], chosen, asking)
-        seconds = (time.perf_counter() - begun) / len(chosen)
-        for i, parts in zip(chosen, written, strict=True):
-            yield i, _record(questions[i], parts, seconds)
+        seconds = (time.perf_counter() - begun) / max(1, len(chosen))
+        mine = [_record(questions[i], parts, seconds) for i, parts in zip(chosen, written, strict=True)]
+        yield from zip(part, ranks.gathered(mine, len(part)), strict=True)
 
 
 def _answered(
@@ -137,7 +150,7 @@ def _answered(
 ) -> list[list[Written]]:
     """The answers to all turns of some questions: turn after turn, each given what was answered before."""
     done: list[list[Written]] = [[] for _ in questions]
-    for turn in range(max(len(question.turns) for question in questions)):
+    for turn in range(max((len(question.turns) for question in questions), default=0)):
         here = [i for i, question in enumerate(questions) if turn < len(question.turns)]
         prompts = [_prompt(model, questions[i], done[i], asking) for i in here]
         keys = [(numbers[i] * TURNS + turn) * 2 for i in here]
@@ -183,11 +196,10 @@ def fill(
 ) -> list[Written]:
     """What the model writes behind each prompt, up to its first end token."""
     length, tokenizer = length or asking.length, model.tokenizer
-    least = min(length or max(1, asking.block // 4), asking.block)  # what a prompt must leave
-    seen = [list(prompt)[-(asking.block - least) :] if asking.block > least else [] for prompt in prompts]
+    least = length or max(1, asking.block // 4)  # what a prompt must leave
+    seen = [list(prompt)[-(asking.block - least) :] for prompt in prompts]
     canvases = [
-        torch.tensor([tokenizer.begin, *ids, *[model.mask_id] * ((length and least) or asking.block - len(ids))])
-        for ids in seen
+        torch.tensor([tokenizer.begin, *ids, *[model.mask_id] * (length or asking.block - len(ids))]) for ids in seen
     ]
     policy = asking.policy or (LeftToRight() if model.causal else RandomOrder())
     revises = isinstance(inside_of(policy), Remasking)
@@ -242,6 +254,7 @@ def _record(question: Question, parts: Sequence[Written], seconds: float) -> Row
     turns = [part.text for part in parts]
     return {
         "question_id": question.id,
+        "question": _digest(question),
         "answer_id": hashlib.blake2b(json.dumps([question.id, turns]).encode(), digest_size=11).hexdigest(),
         "choices": [{"index": 0, "turns": turns}],
         "tstamp": time.time(),
@@ -262,21 +275,38 @@ def answer_file(
 ) -> list[Row]:
     """Write a .jsonl of answers, a line each, and return it in the questions' order; goes on where it was cut off.
 
-    Raises ValueError where the file holds answers of another model or settings.
+    Raises ValueError where the file holds answers of another model or settings, or to other questions.
     """
-    law = {"model_id": name, "asking": repr(asking)}
-    done = _read(out, law)
+    weights = fingerprint(model.network.state_dict())
+    law = {"model_id": name, "asking": repr(replace(asking, batch=1)), "weights": weights}
+    done: dict[str, Row] = ranks.agreed(lambda: _begun(out, law, questions))
     missing = [i for i, question in enumerate(questions) if str(question.id) not in done]
-    with atomic(out) as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in done.values())
-    with out.open("a", encoding="utf-8") as file:
-        for count, (i, row) in enumerate(answers(model, questions, asking, missing), 1 + len(done)):
+    with out.open("a", encoding="utf-8") if ranks.rank() == 0 else nullcontext() as file:
+        for count, (i, row) in enumerate(answers(model, questions, asking, missing), 1 + len(questions) - len(missing)):
             done[str(questions[i].id)] = {**law, **row}
-            file.write(json.dumps(done[str(questions[i].id)], ensure_ascii=False) + "\n")
-            file.flush()
+            if file is not None:
+                file.write(json.dumps(done[str(questions[i].id)], ensure_ascii=False) + "\n")
+                file.flush()
             if progress is not None:
                 progress(count, len(questions))
     return [done[str(question.id)] for question in questions]
+
+
+def _digest(question: Question) -> str:
+    """Of what is asked."""
+    asked = json.dumps([question.turns, question.chat])
+    return hashlib.blake2b(asked.encode(), digest_size=8).hexdigest()
+
+
+def _begun(out: Path, law: Row, questions: Sequence[Question]) -> dict[str, Row]:
+    """The answers that are there, by question_id; what was cut off is removed from the file."""
+    done = _read(out, law)
+    for question in questions:
+        if done.get(str(question.id), {}).get("question", _digest(question)) != _digest(question):
+            raise ValueError(f"{out}: question_id {question.id} is another question: choose another file or remove it")
+    with atomic(out) as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in done.values())
+    return done
 
 
 def _read(out: Path, law: Row) -> dict[str, Row]:
@@ -291,6 +321,8 @@ def _read(out: Path, law: Row) -> dict[str, Row]:
             if number == len(lines):
                 break  # cut off while it was written
             raise ValueError(f"{out}, line {number}: not JSON; remove the line to go on") from None
+        if not isinstance(row, dict) or "question_id" not in row:
+            raise ValueError(f"{out}, line {number}: no answer; choose another file")
         other = [key for key in law if row.get(key) != law[key]]
         if other:
             raise ValueError(f"{out} holds answers of another {' and '.join(other)}: choose another file or remove it")
