@@ -89,7 +89,6 @@ def answers(run: str, out: str) -> list[dict]:
 
     questions = [Question(i, (f"{'x' * (i % 5)} {i}?",), False) for i in range(5)]
     records = answer_file(load(run), questions, Asking(block=12, batch=1), Path(out), name="m")
-    assert len(Path(out).read_text().splitlines()) == 5
     return [record["choices"] for record in records]
 
 

@@ -13,10 +13,13 @@ import torch
 from unmask.checkpoint import Model
 from unmask.cli import main
 from unmask.data import byte_tokenizer, prepare_pairs
+from unmask.data.pairs import load_template, template_of
 from unmask.data.pairs.layouts import second_pass
+from unmask.evaluate.answering import EvaluateAnswers
 from unmask.evaluate.answers import Asking, Question, answer_file, answers, exact_match, fill, questions_of
 from unmask.evaluate.exact import final_number, same
 from unmask.evaluate.grading import Endpoint, grade_file, messages_for
+from unmask.hub import WANTED
 from unmask.sampling import Confidence, LeftToRight, RandomOrder, Tweedie, sample
 from unmask.transformer import Transformer, TransformerConfig
 
@@ -45,6 +48,9 @@ QUESTIONS = [Question(i, (f"{'x' * (i % 5)} {i}?\n",), False, (f"#### {i}",)) fo
         ("The answer is 72.", 72),
         ("the answer is: 72.00 dollars", 72),
         ("Answer: -5", -5),
+        ("She answered 4 of them, so 12 in all.", 12),
+        ("3 answers were wrong: 7 = 4 + 3 of 10", 10),
+        ("Her answer 4 was wrong. It is 12", 12),
         ("#### −5", -5),
         ("#### -$5", -5),
         ("It costs 5 dollars and 20 cents", 20),
@@ -246,6 +252,23 @@ def test_a_set_may_be_compared_as_text(tmp_path):
     assert questions_of(str(tmp_path / "a.jsonl"))[0].as_text
 
 
+def test_a_chat_template_is_the_checkpoints_own(tmp_path, monkeypatch):
+    """From the hub as from a folder; a prepared folder that happens to be the current one has no say."""
+    repository, net = tmp_path / "repository", model()
+    repository.mkdir()
+    (repository / "chat_template.jinja").write_text(
+        "{% for message in messages %}{{ message['content'] }}!{% endfor %}"
+    )
+    rows = "".join(json.dumps({"prompt": f"{i}?", "response": str(i)}) + "\n" for i in range(40))
+    (tmp_path / "q.jsonl").write_text(rows)
+    monkeypatch.chdir(prepare_pairs(str(tmp_path / "q.jsonl"), tmp_path / "d", tokenizer="characters").folder)
+    monkeypatch.setattr("unmask.hub._snapshot", lambda *_: repository)
+    for address in ("hf://someone/model", str(repository)):
+        asked = EvaluateAnswers(Path(address), "q", Path("a"))
+        assert asked._template(net).source == template_of(repository).source
+    assert "chat_template.jinja" in WANTED
+
+
 # a judge
 
 
@@ -264,8 +287,11 @@ class Stub(http.server.BaseHTTPRequestHandler):
             self.send_error(503)
             return
         grade = "none" if "ungraded" in body["messages"][1]["content"] else "[[7]] no: [[6.5]]"
-        message = {"choices": [{"message": {"role": "assistant", "content": f"Fair. {grade}"}}]}
+        content = None if "nothing to say" in body["messages"][-1]["content"] else f"Fair. {grade}"
+        message = {"choices": [{"message": {"role": "assistant", "content": content}}]}
         self.send_response(200)
+        if "hang up" in body["messages"][-1]["content"]:
+            self.send_header("Content-Length", "9999")
         self.end_headers()
         self.wfile.write(json.dumps(message).encode())
 
@@ -302,13 +328,53 @@ def test_a_judge_grades_every_turn_once_and_survives_failures(stub, tmp_path, mo
         (1, 2, 6.5),
         (2, 1, -1),
     ]
-    assert written[0]["judge"] == ["judge", "single-v1"]
+    assert written[0]["judge"] == ["judge", "unmask-v1"]
     assert grade_file(questions, records, endpoint, out) == row
     assert len(Stub.seen) == 5
     second = messages_for(questions[0], ["x", "y"], 1)[1]["content"]
     assert [second.index(part) for part in ("One?", "ref", "x", "Two?", "y")] == sorted(
         second.index(part) for part in ("One?", "ref", "x", "Two?", "y")
     )
+
+
+def test_a_grades_error_is_over_questions(stub, tmp_path, monkeypatch):
+    """Two talks of two turns, graded 4 and 4, 6 and 8: the turns of one talk are one observation."""
+    grades = iter((4, 4, 6, 8))
+    monkeypatch.setattr(Endpoint, "__call__", lambda *_: f"[[{next(grades)}]]")
+    questions = [Question(i, ("One?", "Two?"), True) for i in range(2)]
+    records = [{"answer_id": str(i), "choices": [{"index": 0, "turns": ["x", "y"]}]} for i in range(2)]
+    row = grade_file(questions, records, Endpoint(stub, "judge"), tmp_path / "j.jsonl")
+    assert (row["score"], row["stderr"], row["turns"], row["prompt"]) == (5.5, pytest.approx(1.5), 4, "unmask-v1")
+
+
+def test_judgments_that_were_cut_off_go_on(stub, tmp_path):
+    """Inside a letter of several bytes, too; what is no judgment is named."""
+    questions = [Question(i, ("Straße?",), True) for i in range(2)]
+    records = [{"answer_id": str(i), "choices": [{"index": 0, "turns": ["x"]}]} for i in range(2)]
+    endpoint, out = Endpoint(stub, "judge"), tmp_path / "j.jsonl"
+    row = grade_file(questions, records, endpoint, out)
+    whole = out.read_bytes()
+    out.write_bytes(whole[: whole.rindex("ß".encode()) + 1])
+    assert grade_file(questions, records, endpoint, out) == row
+    assert len(Stub.seen) == 3
+    out.write_text("[1]\n")
+    with pytest.raises(ValueError, match=r"j.jsonl, line 1: no judgment"):
+        grade_file(questions, records, endpoint, out)
+
+
+@pytest.mark.parametrize(
+    ("url", "asked", "said"),
+    [
+        ("", "nothing to say", "no chat completion"),
+        ("", "hang up", "IncompleteRead"),
+        ("http://127.0.0.1:80x/v1", "?", "nonnumeric port"),
+    ],
+)
+def test_what_a_judge_does_instead_is_one_line(stub, url, asked, said):
+    with pytest.raises(ValueError, match=said):
+        Endpoint(url or stub, "judge", wait=0.0)(
+            [{"role": "system", "content": ""}, {"role": "user", "content": asked}]
+        )
 
 
 def test_a_judge_that_is_not_there_is_one_line(stub):
@@ -333,6 +399,7 @@ def test_the_command(stub, tmp_path, capsys):
     words = ["evaluate", "answers", "--checkpoint", run, "--questions", source, "--out", out, "--result", result]
     main([*map(str, words), "confidence"])
     assert "exact match" in capsys.readouterr().out
+    assert template_of(run).source == load_template(data, BYTES).source
     row = json.loads(result.read_text())["rows"][0]
     assert row["questions"] == 40
     assert row["policy"].startswith("Confidence")

@@ -174,3 +174,4 @@ def test_scored_and_written_by_four_as_by_one(runs):
     assert [record["text"] for record in said[1][6]] == [record["text"] for record in alone]
     assert [record["step"] for record in said[1][6]] == [record["step"] for record in alone]
     assert said[1][8] == processes.answers(str(folder / "model"), str(folder / "alone.jsonl"))
+    assert len((folder / "answers.jsonl").read_text().splitlines()) == 5

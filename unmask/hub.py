@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 PRETRAINED = Path(__file__).parent / "pretrained"
 BUILTIN = ("builtin",)  # checkpoints that come with the package
 PREFIX = re.compile(r"^hf:/{1,2}")  # a Path takes one of the two slashes away
-TOKENIZER = ["tokenizer*", "vocab.json", "merges.txt", "added_tokens.json"]
+TOKENIZER = ["tokenizer*", "chat_template.jinja", "vocab.json", "merges.txt", "added_tokens.json"]
 WANTED = ["config.json", "model*.safetensors", "model.safetensors.index.json", *TOKENIZER]
 OLDER = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
@@ -39,7 +39,7 @@ def fetched_tokenizer(path: str | Path) -> Path:
     repository, revision, file = parts_of(str(path)) if PREFIX.match(str(path)) else (None, None, None)
     if repository is None or file is not None:
         return fetched(path)
-    return _snapshot(repository, revision, [*TOKENIZER, "chat_template.jinja"])
+    return _snapshot(repository, revision, TOKENIZER)
 
 
 def parts_of(address: str) -> tuple[str, str | None, str | None]:

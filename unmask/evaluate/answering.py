@@ -14,6 +14,7 @@ from unmask.evaluate.answers import Asking, answer_file, cost, exact_match, ques
 from unmask.evaluate.comparing import without_values
 from unmask.evaluate.grading import Endpoint, grade_file
 from unmask.files import Row, write_json
+from unmask.hub import fetched
 from unmask.log import progress, say
 from unmask.sampling import AdaptivePolicy, Blocks, Draw, Planned, Remasking
 
@@ -107,12 +108,12 @@ class EvaluateAnswers:
             say(f"{len(records)} answers in {self.out}")
 
     def _template(self, model: Model) -> Template:
-        data = Path(str(model.config.get("requested", {}).get("data", "")))
+        data = model.config.get("requested", {}).get("data")
         if self.template is not None:
             return named_template(read_template(self.template), model.tokenizer)
-        if (data / MANIFEST).is_file() and is_pairs(data):
+        if data and (Path(data) / MANIFEST).is_file() and is_pairs(data):
             return load_template(data, model.tokenizer)
-        return named_template(template_of(self.checkpoint).source, model.tokenizer)
+        return named_template(template_of(fetched(self.checkpoint)).source, model.tokenizer)
 
 
 def _line(row: Row) -> str:

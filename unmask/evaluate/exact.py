@@ -3,7 +3,7 @@
 import re
 from fractions import Fraction
 
-MARKS = re.compile(r"####|\\boxed\{|answer(?:\s+is)?\s*[:=]?", re.IGNORECASE)
+MARKS = re.compile(r"####|\\boxed\{|\banswer\s*(?:is\b\s*[:=]?|[:=])", re.IGNORECASE)
 NUMBER = re.compile(r"(?<![\w.])([-−–]?)[$€£]?([-−]?)(\d{1,3}(?:,\d{3})+|\d+)?(\.\d+)?(?:/(\d+))?(?!\d)")
 """An optional sign and currency, digits with or without groups of three, a decimal part or a denominator."""
 

@@ -1,5 +1,6 @@
 """Grades of answers by a strong model behind any OpenAI-compatible endpoint, in FastChat's judgment format."""
 
+import http.client
 import json
 import math
 import os
@@ -21,6 +22,7 @@ RULES = (
     "your grade in a few sentences, then end with a whole number from 1 (useless) to 10 (could not be better) in "
     "double square brackets, for example [[5]]."
 )
+PROMPT = "unmask-v1"  # the name of RULES: FastChat's own prompt is another
 KEY = "OPENAI_API_KEY"
 
 
@@ -54,10 +56,15 @@ class Endpoint:
             try:
                 request = urllib.request.Request(where, body, headers)
                 with urllib.request.urlopen(request, timeout=self.seconds) as answer:
-                    return json.load(answer)["choices"][0]["message"]["content"]
+                    said = json.load(answer)["choices"][0]["message"]["content"]
+                    if not isinstance(said, str):
+                        raise ValueError(said)
+                    return said
             except urllib.error.HTTPError as error:
                 reason, passing = f"{error.code} {error.reason}", error.code == 429 or error.code >= 500
-            except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+            except http.client.InvalidURL as error:
+                reason, passing = str(error), False
+            except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
                 reason, passing = str(getattr(error, "reason", error)), True
             except (ValueError, KeyError, IndexError, TypeError):
                 reason, passing = "no chat completion in its answer", False
@@ -88,15 +95,17 @@ def grade_file(
 ) -> Row:
     """Write a .jsonl of judgments, a line a turn, and return their mean; goes on where it was cut off.
 
-    A judgment without a grade is kept with score -1, as FastChat does, and counted apart.
+    A judgment without a grade is kept with score -1, as FastChat does, and counted apart. The error is over questions,
+    each the mean of its turns: turns of one talk are graded alike.
     """
     work = [
         (question, record, turn)
         for question, record in zip(questions, records, strict=True)
         for turn in range(len(record["choices"][0]["turns"]))
     ]
-    lines = out.read_text(encoding="utf-8").split("\n") if out.exists() else []
-    done = {_key(row): row for line in lines if (row := _whole(line)) is not None}
+    lines = out.read_bytes().splitlines() if out.exists() else []
+    rows = [row for i, line in enumerate(lines, 1) if (row := _whole(line, f"{out}, line {i}", i == len(lines)))]
+    done = {_key(row): row for row in rows}
     with atomic(out) as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in done.values())
     found = []
@@ -110,16 +119,21 @@ def grade_file(
             found.append(done[key])
             if progress is not None:
                 progress(count, len(work))
-    scores = [row["score"] for row in found if row["score"] >= 0]
+    graded: dict[str, list[float]] = {}
+    for row in found:
+        if row["score"] >= 0:
+            graded.setdefault(str(row["question_id"]), []).append(row["score"])
+    scores = [statistics.fmean(each) for each in graded.values()]
     error = statistics.stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else math.nan
     return {
         "experiment": "grades",
         "judge": endpoint.model,
+        "prompt": PROMPT,
         "model": records[0].get("model_id", "model"),
         "score": statistics.fmean(scores) if scores else math.nan,
         "stderr": error,
         "turns": len(found),
-        "without_grade": len(found) - len(scores),
+        "without_grade": len(found) - sum(map(len, graded.values())),
         "values": {"score": [row["score"] for row in found]},
     }
 
@@ -132,7 +146,7 @@ def _judged(question: Question, record: Row, turn: int, endpoint: Endpoint) -> R
         "question_id": question.id,
         "answer_id": record["answer_id"],
         "model": record.get("model_id", "model"),
-        "judge": [endpoint.model, "single-v1"],
+        "judge": [endpoint.model, PROMPT],
         "user_prompt": messages[1]["content"],
         "judgment": said,
         "score": ratings[-1] if ratings and 1 <= ratings[-1] <= 10 else -1,
@@ -145,9 +159,14 @@ def _key(row: Row) -> tuple[str, int, str, str]:
     return str(row["question_id"]), row["turn"], row.get("answer_id", ""), row["judge"][0]
 
 
-def _whole(line: str) -> Row | None:
-    """A line that was not cut off while it was written."""
+def _whole(line: bytes, where: str, last: bool) -> Row | None:
+    """A judgment, unless it was cut off while it was written. Raises ValueError for any other line that is none."""
     try:
-        return json.loads(line)
+        row = json.loads(line)
     except ValueError:
-        return None
+        if last:
+            return None
+        raise ValueError(f"{where}: not JSON; remove the line to go on") from None
+    if not isinstance(row, dict) or not {"question_id", "turn", "judge", "score"} <= row.keys():
+        raise ValueError(f"{where}: no judgment; choose another name for the answers")
+    return row

@@ -22,8 +22,9 @@ from unmask import ranks
 from unmask.checkpoint import CONFIG, TOKENIZER, described
 from unmask.corruption import stratified
 from unmask.data import Pairs, Tokenizer, batch_indices, batch_length
+from unmask.data.pairs import is_pairs, load_template
 from unmask.draws import keyed_generator
-from unmask.files import Row, alone, read_json
+from unmask.files import Row, alone, atomic, read_json
 from unmask.likelihood import Estimate, log_likelihood
 from unmask.log import Metrics, Tracker, console, progress
 from unmask.train import checkpoints
@@ -295,7 +296,10 @@ DRAWS = 8  # at as many rows, 2 maskings of 4 times the sequences err 4 times as
 
 
 def _prepare(config: TrainConfig, out: Path, tokenizer: Tokenizer, adapters: Row | None) -> None:
-    """The run folder with its settings and tokenizer."""
+    """The run folder with its settings, tokenizer and chat template."""
     settle(config, out, adapters)
     if not (out / TOKENIZER).exists():
         tokenizer.save(out / TOKENIZER)
+        if is_pairs(config.data):
+            with atomic(out / "chat_template.jinja") as file:
+                file.write(load_template(config.data, tokenizer).source)
