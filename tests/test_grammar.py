@@ -132,6 +132,7 @@ def test_utf8_spells_a_range_and_nothing_else(low, high, characters):
         ("a$|b", "cannot stand inside"),
         ("(a|b)*a(a|b){20}", "more than 20,000 states: use smaller counts"),
         ("a{1000000}", "more than 100,000 steps: use smaller counts"),
+        ("(a?){2000}", "too many ways to read the same text: use smaller counts"),
         ("(" * 5000 + ")" * 5000, "nested|recursion"),
     ],
 )
@@ -147,6 +148,12 @@ def test_choices_are_all_there_is(texts, other):
     letters = choices(texts)
     for text in [*texts, *(text[:-1] for text in texts), other]:
         assert reads(letters, text) == (text in texts)
+
+
+@pytest.mark.parametrize("pattern", ["(){10000000}a", "(){0,10000000}a"])
+def test_nothing_repeated_is_nothing(pattern):
+    """At once, however often."""
+    assert [reads(regular(pattern), text) for text in ("a", "", "aa")] == [True, False, False]
 
 
 @pytest.mark.parametrize("texts", [[], [""], ["a", ""]])
@@ -320,6 +327,7 @@ NESTED = reduce(lambda inner, _: {"type": "array", "items": inner}, range(3000),
         ({"type": "string", "pattern": ".*"}, "fits a quotation mark"),
         ({"type": "string", "pattern": "a+", "minLength": 3}, "say the length inside the pattern"),
         ({"type": "string", "pattern": "(a"}, "unterminated"),
+        ({"type": "string", "pattern": "a)|(?:b"}, "unbalanced parenthesis"),
         ({"$defs": {"t": {"type": "array", "items": {"$ref": "#/$defs/t"}}}, "$ref": "#/$defs/t"}, "refers to itself"),
         ({"$ref": "#/$defs/none"}, "there is no #/\\$defs/none"),
         ({"type": "object"}, "say its properties"),

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,8 @@ CATEGORIES = {
     "CATEGORY_WORD": r"\w",
     "CATEGORY_NOT_WORD": r"\W",
 }
-STEPS, STATES = 100_000, 20_000  # of the automata before and after they are made deterministic: seconds of work
+STEPS, STATES = 100_000, 20_000  # of the automata before and after they are made deterministic ...
+FOLLOWED = 3_000_000  # ... and states that are followed without a byte on the way: seconds of work
 SURROGATES = range(0xD800, 0xE000)  # no characters: UTF-8 has none of them
 
 
@@ -35,10 +37,7 @@ def regular(pattern: str) -> ByteAutomaton:
 
     Raises ValueError for a pattern that is not valid, not regular, or too large.
     """
-    try:
-        tree = parser.parse(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"regular expression {_short(pattern)}: {error}") from None
+    tree = parsed(pattern)
     try:
         paths = Paths()
         start = paths.new()
@@ -47,6 +46,14 @@ def regular(pattern: str) -> ByteAutomaton:
     except RecursionError:
         raise ValueError(f"regular expression {_short(pattern)}: nested too deeply") from None
     except ValueError as error:
+        raise ValueError(f"regular expression {_short(pattern)}: {error}") from None
+
+
+def parsed(pattern: str) -> Any:
+    """What Python's parser makes of a regular expression. Raises ValueError for one that is not valid."""
+    try:
+        return parser.parse(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"regular expression {_short(pattern)}: {error}") from None
 
 
@@ -115,14 +122,19 @@ class Paths:
 
     def repeat(self, least: int, most: int, items, here: int, flags: int) -> int:
         for _ in range(least):
-            here = self.all(items, here, flags)
+            states, here = len(self.moves), self.all(items, here, flags)
+            if len(self.moves) == states:  # of nothing, however often
+                return here
         if most is parser.MAXREPEAT:
             loop = self.join([here])
             self.free[self.all(items, loop, flags)].append(loop)
             return self.join([loop])
         ends = [here]
         for _ in range(most - least):
+            states = len(self.moves)
             ends.append(self.all(items, ends[-1], flags))
+            if len(self.moves) == states:
+                break
         return self.join(ends)
 
     def join(self, ends: list[int]) -> int:
@@ -150,6 +162,14 @@ def determinised(paths: Paths, start: int, end: int) -> ByteAutomaton:
     kind_of = {cut: i for i, cut in enumerate(cuts)}
     kind = np.repeat(np.arange(len(cuts) - 1), np.diff(cuts))
 
+    followed = 0
+
+    def count(states: int) -> None:
+        nonlocal followed
+        followed += states
+        if followed > FOLLOWED:
+            raise ValueError("too many ways to read the same text: use smaller counts")
+
     @cache
     def closure(state: int) -> frozenset[int]:
         """The states that follow without a byte and go on with one, or are the end."""
@@ -158,6 +178,7 @@ def determinised(paths: Paths, start: int, end: int) -> ByteAutomaton:
             fresh = set(paths.free[waiting.pop()]) - seen
             seen |= fresh
             waiting += fresh
+        count(len(seen))
         return frozenset(s for s in seen if paths.moves[s] or s == end)
 
     known = {frozenset(): DEAD, closure(start): START}
@@ -170,7 +191,9 @@ def determinised(paths: Paths, start: int, end: int) -> ByteAutomaton:
                     reached[i].add(target)
         row = []
         for targets in reached:
-            new = frozenset().union(*map(closure, targets))
+            after = [closure(target) for target in targets]
+            count(sum(map(len, after)))
+            new = frozenset().union(*after)
             if new not in known:
                 known[new] = len(known)
                 sets.append(new)

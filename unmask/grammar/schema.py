@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unmask.grammar.regular import regular
+from unmask.grammar.regular import parsed, regular
 from unmask.sampling.automaton import DEAD
 
 COMMA, COLON = ", ?", ": ?"
@@ -102,6 +102,7 @@ def _string(schema: Schema, where: str) -> str:
     if schema.keys() & {"minLength", "maxLength"}:
         raise ValueError(f"JSON schema, {where}: say the length inside the pattern, with counts such as a{{2,5}}")
     pattern = re.sub(r"^\^|(?<!\\)\$$", "", schema["pattern"])
+    parsed(pattern)  # by itself: a parenthesis could close ours
     automaton = regular(pattern := f"(?a:{pattern})")
     if (automaton.table[:, automaton.kind[UNSPELLED]] != DEAD).any():
         what = "fits a quotation mark, a backslash or a control character, which JSON spells otherwise: exclude them"
