@@ -21,12 +21,14 @@ from unmask.experiments import (
     Scaling,
     Starting,
     Temporal,
+    Tradeoff,
+    Understanding,
     experiment,
     name_of,
     running,
 )
 from unmask.experiments.averages import Contrast, contrast, over_seeds, rates
-from unmask.experiments.caching import occupied_variance
+from unmask.experiments.caching import occupied_variance, samplers
 from unmask.experiments.fitting import gap, interval, law, line, parabola, resampled, size_ratio, surface
 from unmask.experiments.losses import OBJECTIVES, noise
 from unmask.experiments.page import results_page
@@ -172,11 +174,46 @@ def test_the_variance_of_the_steps_that_are_used():
         assert math.isclose(occupied_variance(steps, length), used.var(), rel_tol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Losses(seeds=0), "seeds 0: give at least 1"),
+        (lambda: Starting(seeds=0), "seeds 0: give at least 1"),
+        (lambda: Reverse(seeds=0), "seeds 0: give at least 1"),
+        (lambda: Reverse(guidance=-3), "guidance -3: a weight of guidance is -1 or more"),
+        (lambda: Guidance(weights=(0.5, -2)), "weights -2: a weight of guidance is -1 or more"),
+        (lambda: Tradeoff(batch=0), "batch 0: give at least 1"),
+        (lambda: Understanding(limit=0), "limit 0: give at least 1"),
+        (lambda: Temporal(period=0), "period 0: give at least 1"),
+        (lambda: Temporal(until="1980"), "until 1980 is no date"),
+    ],
+)
+def test_what_could_only_fail_after_training_is_refused(make, said: str):
+    with pytest.raises(ValueError, match=said):
+        make()
+
+
+def test_there_are_documents_before_and_behind_the_date(tmp_path: Path):
+    rows = [{"text": "some words", "date": f"{year}-01-01"} for year in (1990, 1995)]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for until in ("1990-01-01", "2024-01-01"):
+        with pytest.raises(ValueError, match=r"is of 1990-01-01 to 1995-01-01: name a date between them"):
+            Temporal(until=until).corpus("tiny", str(tmp_path), tmp_path / "out")
+
+
+def test_no_two_samplers_are_one_law():
+    every = [repr(policy) for policies in samplers(64).values() for policy in policies]
+    assert len(set(every)) == len(every)
+    one, other = (samplers(64)[name][2].hazards() for name in ("tau-leaping", "Euler, cosine schedule"))
+    assert (one - other).abs().max() > 0.01
+
+
 def test_documents_of_one_date_and_name_are_all_learnt_from(tmp_path: Path):
     for name in "ab":
         rows = [{"text": f"{name}{i} is a text of some words. " * 30, "date": "1970-01-01"} for i in range(4)]
         (tmp_path / name).mkdir()
         (tmp_path / name / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "later.jsonl").write_text(json.dumps({"text": "more", "date": "2001-01-01"}))
     Temporal().corpus("tiny", str(tmp_path), tmp_path / "out")
     texts = {file.read_text()[:2] for file in (tmp_path / "out" / "earlier").iterdir()}
     assert texts == {f"{name}{i}" for name in "ab" for i in range(4)}

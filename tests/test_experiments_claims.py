@@ -245,6 +245,7 @@ def test_understanding_runs_at_its_tiny_scale(tmp_path: Path):
     ]
     assert which.find(found).tables
     assert (out / "understanding.svg").exists()
+    assert {file.parent.parent.name for file in out.rglob("answers/*.db")} == {"mdm-0", "arm-0"}
     weights = {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")}
     assert experiment(which, "tiny", out, source=str(texts)) == path
     assert json.loads(path.read_text())["rows"] == found

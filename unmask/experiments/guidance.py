@@ -21,7 +21,7 @@ from unmask.evaluate.scoring import Answer, Scorer
 from unmask.experiments.asked import SIZES, USEFUL, asked_of, bits, packed, prepared, sized, together
 from unmask.experiments.averages import contrast
 from unmask.experiments.beginning import Beginning
-from unmask.experiments.running import Cell, Finding, Scale, Table
+from unmask.experiments.running import Cell, Finding, Scale, Table, at_least_one, possible
 from unmask.experiments.setting import Setting
 from unmask.files import Row
 from unmask.log import Report
@@ -52,6 +52,12 @@ class Guidance:
     seeds: int = 3
     """Runs of each kind, which differ by their seed."""
     beginning: Annotated[Beginning, tyro.conf.OmitArgPrefixes] = field(default_factory=Beginning)
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "seeds", "tokens")
+        possible("weights", *self.weights)
+        for temperature in self.temperatures:
+            Draw(temperature)  # which refuses what is none
 
     def corpus(self, scale: Scale, source: str, out: Path) -> Path:
         if self.beginning.steps == 0:

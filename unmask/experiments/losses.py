@@ -16,7 +16,7 @@ from unmask.data import Packed, batch_indices, load_split
 from unmask.draws import keyed_generator
 from unmask.evaluate import benchmark, perplexity, prepared
 from unmask.experiments.averages import bounded, over_seeds
-from unmask.experiments.running import Cell, Finding, Scale, Table
+from unmask.experiments.running import Cell, Finding, Scale, Table, at_least_one
 from unmask.experiments.setting import SETTINGS, Setting
 from unmask.files import Row
 from unmask.log import Report, console
@@ -52,6 +52,9 @@ class Losses:
     """Runs of each kind, which differ by their seed."""
     local: Path | None = None
     """Folder of benchmark files, for zero-shot perplexity; without it the validation text alone."""
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "seeds")
 
     def corpus(self, scale: Scale, source: str, out: Path) -> tuple[str, str]:
         return source, SETTINGS[scale].tokenizer

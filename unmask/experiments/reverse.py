@@ -15,7 +15,7 @@ from unmask.data.tokenizer import FILE
 from unmask.evaluate.answers import Asking, answered
 from unmask.experiments.averages import Contrast, contrast
 from unmask.experiments.facts import KEYS, REVERSE, SAME, TO_DESCRIPTION, Facts, bleu, found, made_up, published
-from unmask.experiments.running import Cell, Finding, Scale, Table
+from unmask.experiments.running import Cell, Finding, Scale, Table, at_least_one, possible
 from unmask.experiments.setting import KINDS, SETTINGS
 from unmask.files import Row, atomic
 from unmask.log import Report
@@ -49,6 +49,10 @@ class Reverse:
     """Weight of the MDM's classifier-free guidance by the prompt, beside none; SMDM's is 0.8."""
     seeds: int = 3
     """Of fine-tuning; the pretraining has one."""
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "seeds")
+        possible("guidance", self.guidance)
 
     def corpus(self, scale: Scale, source: str, out: Path) -> tuple[str, str]:
         self.facts(scale)

@@ -3,6 +3,7 @@
 An experiment is data and four pure functions; everything that takes time, or can be interrupted, is here.
 """
 
+import math
 import shlex
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -84,6 +85,22 @@ class Experiment(Protocol):
     def find(self, rows: Sequence[Row]) -> Finding: ...
 
     def figure(self, rows: Sequence[Row]) -> Figure: ...
+
+
+def at_least_one(which: object, *names: str) -> None:
+    """Raises ValueError where an option that is a count, or a list of counts, has less."""
+    for name in names:
+        value = getattr(which, name)
+        counts = value if isinstance(value, tuple) else (value,)
+        if not counts or min(counts) < 1:
+            raise ValueError(f"{name} {' '.join(map(str, counts))}: give at least 1")
+
+
+def possible(name: str, *weights: float) -> None:
+    """Raises ValueError for a weight of guidance that there is none of."""
+    for weight in weights:
+        if not -1 <= weight < math.inf:
+            raise ValueError(f"{name} {weight:g}: a weight of guidance is -1 or more, and finite")
 
 
 def name_of(experiment: Experiment) -> str:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from unmask.checkpoint import load
 from unmask.evaluate import perplexity, prepared
 from unmask.experiments.averages import bounded, over_seeds
-from unmask.experiments.running import Cell, Finding, Scale, Table
+from unmask.experiments.running import Cell, Finding, Scale, Table, at_least_one
 from unmask.experiments.setting import SETTINGS
 from unmask.files import Row
 from unmask.log import Report, read_metrics
@@ -39,6 +39,7 @@ class Starting:
     """Pairs, and ARMs that they begin as."""
 
     def __post_init__(self) -> None:
+        at_least_one(self, "seeds")
         if not self.shares or not min(self.arm, *self.shares) > 0:
             raise ValueError(f"arm {self.arm}, shares {self.shares}: budgets are one or more, all above 0")
 

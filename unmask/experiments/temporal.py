@@ -5,6 +5,7 @@ and so on, down to one that is no better than the MDM on the period they learnt 
 linear interpolation of each document's loss, an ARM that is just as good.
 """
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from unmask.checkpoint import load
 from unmask.data import documents, load_split, prepare
 from unmask.evaluate.protocols import PACKED, Stream, cut, decoded
 from unmask.experiments.averages import Contrast, contrast, rates
-from unmask.experiments.running import Cell, Finding, Scale, Table
+from unmask.experiments.running import Cell, Finding, Scale, Table, at_least_one
 from unmask.experiments.setting import KINDS, SETTINGS
 from unmask.files import Row, atomic
 from unmask.likelihood import log_likelihood
@@ -29,6 +30,7 @@ WITHIN = "trained period"
 MOST: dict[Scale, int] = {"tiny": 2, "laptop": 64, "gpu": 512}
 """Documents of each period, spread evenly over it."""
 HELD_OUT, LARGEST = 32, 0.3  # documents of the trained period held out, where that is not more than such a share
+DATE = re.compile(r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])")
 GROUPS = 250  # of documents: enough for an error of 5%, and a result file stays small
 
 
@@ -43,11 +45,20 @@ class Temporal:
     seeds: int = 3
     """Runs of each kind, which differ by their seed."""
 
+    def __post_init__(self) -> None:
+        at_least_one(self, "period", "seeds")
+        if not DATE.fullmatch(self.until):
+            raise ValueError(f"until {self.until} is no date: give one such as 1980-01-01")
+
     def corpus(self, scale: Scale, source: str, out: Path) -> Path:
         """The earlier documents, in a folder of their own, prepared; they keep their dates in their names."""
-        earlier, folder = [each for each in documents(source) if (each.date or "") < self.until], out / "earlier"
-        if any(each.date is None for each in earlier):
+        every, folder = list(documents(source)), out / "earlier"
+        if any(each.date is None for each in every):
             raise ValueError(f"{source}: documents without a date: a temporal experiment needs every one")
+        earlier = [each for each in every if (each.date or "") < self.until]
+        if len(earlier) in (0, len(every)):
+            first, last = (each(document.date or "" for document in every) for each in (min, max))
+            raise ValueError(f"until {self.until}: {source} is of {first} to {last}: name a date between them")
         plain, often = [f"{each.date} {Path(each.name).name}" for each in earlier], Counter[str]()
         names = []
         for name in plain:  # which several files may have

@@ -30,7 +30,7 @@ from unmask.experiments.asked import (
 )
 from unmask.experiments.beginning import Beginning
 from unmask.experiments.judged import judged_compared, judged_rows, judged_table, judged_ways
-from unmask.experiments.running import Cell, Finding, Held, Scale, Table
+from unmask.experiments.running import Cell, Finding, Held, Scale, Table, at_least_one
 from unmask.experiments.setting import KINDS
 from unmask.experiments.ways import Measure, Way, by_half, compared, together_held, ways_of
 from unmask.files import Row
@@ -62,6 +62,9 @@ class Tradeoff:
     seeds: int = 3
     """Runs of each kind, which differ by their seed."""
     beginning: Annotated[Beginning, tyro.conf.OmitArgPrefixes] = field(default_factory=Beginning)
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "together", "batch", "seeds")
 
     def corpus(self, scale: Scale, source: str, out: Path) -> Path:
         """A folder of pairs a length, beside each other; that of the first length."""

@@ -14,7 +14,7 @@ from unmask.evaluate.tasks import TASKS, local_file
 from unmask.experiments.asked import bits, packed
 from unmask.experiments.averages import contrast
 from unmask.experiments.beginning import Beginning
-from unmask.experiments.running import Cell, Finding, Scale, Table
+from unmask.experiments.running import Cell, Finding, Scale, Table, at_least_one, possible
 from unmask.experiments.setting import KINDS, SETTINGS
 from unmask.files import Row
 from unmask.log import Report
@@ -43,6 +43,10 @@ class Understanding:
     seeds: int = 3
     """Runs of each kind, which differ by their seed."""
     beginning: Annotated[Beginning, tyro.conf.OmitArgPrefixes] = field(default_factory=Beginning)
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "limit", "seeds")
+        possible("weights", *self.weights)
 
     def corpus(self, scale: Scale, source: str, out: Path) -> tuple[str, str]:
         """Nothing is trained before it is known that the tasks can be asked."""
@@ -82,7 +86,7 @@ class Understanding:
         rows: list[Row] = []
         for weight in (0.0, *(() if model.causal else self.weights)):
             harness = Harness(model, draws=DRAWS[scale], guidance=weight, progress=told)
-            rows += evaluate_tasks(harness, self.tasks(), local=self.local, limit=limit)
+            rows += evaluate_tasks(harness, self.tasks(), local=self.local, limit=limit, cache=folder / "answers")
         keep = (
             "task",
             "guidance",
