@@ -147,6 +147,8 @@ def test_results_of_two_runs_are_paired(capsys, tmp_path):
     (row,) = (row for row in rows if row["experiment"] == "comparison")
     assert row["difference"] == pytest.approx(-3 / 15)
     assert row["paired"] == "3 documents, 3 windows"
+    write_json(tmp_path / "b" / "result.json", {"rows": [result_row("b", None, 9.0)]})
+    assert "its row of b has no 'corpus'" in fails(capsys, "compare", str(tmp_path / "a"), str(tmp_path / "b"))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,10 @@ import math
 import numpy as np
 import pytest
 
-from unmask.evaluate import compare, read_rows
+from unmask.data import byte_tokenizer
+from unmask.evaluate import PACKED, Stream, compare, cut, read_rows
+
+BYTES = byte_tokenizer()
 
 
 def row(nats, tokens, documents, **changes) -> dict:
@@ -124,11 +127,23 @@ def test_one_model_in_two_files_is_told_apart(tmp_path):
     assert {(each["first"], each["second"]) for each in found} == {("m (cold)", "m (warm)")}
 
 
-def test_one_document_leaves_the_error_of_the_maskings():
+def test_one_document_tells_no_sigmas():
     a = row([3.0], [4], [0], stderr_data=None, stderr_mc=0.3)
     (found,) = compare([a], [row([2.0], [4], [0], stderr_data=None, stderr_mc=0.4)])
     assert math.isnan(found["stderr"])
-    assert found["sigmas"] == pytest.approx(1 / 0.5)
+    assert found["stderr_mc"] == pytest.approx(0.5 / 4)
+    assert math.isnan(found["sigmas"])
+
+
+def test_windows_that_other_seeds_drew_are_other_texts():
+    """They have the same numbers of tokens and, of one document, the same documents."""
+    texts = Stream.of(["abcdefghij"], BYTES, ["abcdefghij"], [0])
+    rows = [
+        row([1.0, 2.0], [2, 2], [0, 0], protocol=cut(texts, PACKED, BYTES, length=2, sequences=2, seed=seed).protocol)
+        for seed in (0, 1)
+    ]
+    with pytest.raises(ValueError, match=r"drawn by seed 0' against .* drawn by seed 1'"):
+        compare(rows[:1], rows[1:])
 
 
 def test_files_that_hold_nothing_to_compare(tmp_path):

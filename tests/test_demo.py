@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from unmask.demo import Scale, demo
+from unmask.demo import Scale, _verdict, demo
 from unmask.report.console import unmasking
 
 SMALL = Scale(vocab=300, layers=1, width=32, length=32, steps=12, sequences=16, draws=8, tokens=12)
@@ -42,6 +42,14 @@ def test_what_it_makes(made):
     assert len({config["parameters"]["non_embedding"] for config in configs}) == 1
     assert len({config["budget"]["flops_6nd"] for config in configs}) == 1
     assert (made / "report.html").stat().st_size > 20_000
+
+
+def test_yardsticks_are_no_models():
+    """Nor where they are better than every model."""
+    nats = {"unigram": 10.0, "bigram": 5.0, "trigram": 5.0, "mdm": 9.0, "arm": 11.0}
+    rows = [{"model": name, "nats": value, "stderr_mc": 0.1} for name, value in nats.items()]
+    rows = [{**row, "yardstick": True} for row in rows[:3]] + rows[3:]
+    assert _verdict(rows).strip() == "mdm beats the unigram law by more than 4 errors"
 
 
 def test_run_again_it_goes_on(made):

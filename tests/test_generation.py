@@ -239,12 +239,12 @@ def test_references_are_passages_of_the_length_asked_for(arm, tmp_path):
 
 
 def test_texts_of_a_file(tmp_path, arm):
-    record = {"text": "abc", "policy": "P", "exact_for": "law", "nfe": 3, "seconds": 4.0, "pieces": ["a", "b", "c"]}
+    record = {"text": "abc", "policy": "P", "exact_for": "law", "nfe": 3, "seconds": 4.0, "given": [True, False, False]}
     path = tmp_path / "mine.json"
     path.write_text(json.dumps({"samples": [record, {**record, "nfe": 5}]}), encoding="utf-8")
     texts, said = read_texts(path)
     assert texts == ["abc", "abc"]
-    assert (said["nfe"], said["seconds_per_text"], said["length"], said["model"]) == (4, 2, 3, "mine")
+    assert (said["nfe"], said["seconds_per_text"], said["length"], said["model"]) == (4, 2, 2, "mine")
     for bad, message in (
         ({"samples": []}, "has no list of 'samples'"),
         ({"rows": []}, "has no list of 'samples'"),

@@ -134,7 +134,7 @@ def test_some_windows_are_named_as_such():
     every = cut(stream("abcdefghij"), RADD, BYTES, length=2)
     some = cut(stream("abcdefghij"), RADD, BYTES, length=2, sequences=3, seed=1)
     assert len(some.x_0) == 3
-    assert some.protocol == every.protocol + ", 3 of 6 windows"
+    assert some.protocol == every.protocol + ", 3 of 6 windows, drawn by seed 1"
     assert {tuple(row) for row in some.x_0.tolist()} <= {tuple(row) for row in every.x_0.tolist()}
     assert shown(cut(stream("abcdefghij"), RADD, BYTES, length=2, sequences=3, seed=1)) == shown(some)
     assert cut(stream("abc"), RADD, BYTES, length=2, sequences=99).protocol == every.protocol

@@ -138,7 +138,8 @@ def _measure(models: dict[str, Model], scale: Scale, data: Path) -> list[Row]:
 
 def _verdict(rows: list[Row]) -> str:
     """Whether each model beats the unigram law by more than four standard errors of its maskings."""
-    unigram, _, *models = rows
+    unigram = next(row for row in rows if row["model"] == "unigram")
+    models = [row for row in rows if not row.get("yardstick")]
     beaten = [row["nats"] + 4 * row["stderr_mc"] < unigram["nats"] for row in models]
     names = " and ".join(row["model"] for row, better in zip(models, beaten, strict=True) if better)
     return f"   {names or 'neither model'} {'beat' if all(beaten) else 'beats'} the unigram law by more than 4 errors"

@@ -151,7 +151,7 @@ class _Lines:
 
     def __init__(self, title: str, unit: str, each: float) -> None:
         self.title, self.unit, self.each = title, unit, each
-        self.start = self.last = time.monotonic()
+        self.start = self.last = self.told = time.monotonic()
         self.first: int | None = None
         self.before = 0
 
@@ -160,8 +160,8 @@ class _Lines:
         if self.first is None:  # a resumed job has done some before
             self.first = done - 1
         elif done < self.before:
-            self.first, self.start, self.last = done, now, now
-        self.before = done
+            self.first, self.start, self.last = done - 1, self.told, now
+        self.before, self.told = done, now
         if now - self.last < 10:
             return
         self.last = now

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from unmask.evaluate.comparing import KEYS, compare, read_rows
+from unmask.evaluate.comparing import comparable, compare, read_rows
 from unmask.files import Row, write_json
 from unmask.log import say
 from unmask.report.read import Run, find
@@ -71,10 +71,7 @@ def _of_runs(first: Run, second: Run) -> list[Row]:
 
 def _measured(first: Run, second: Run) -> list[Row]:
     """What both folders hold results of; nothing where they have none in common."""
-    found = [
-        [row for row in find([run.where]).rows if str(row.get("experiment")) in KEYS and not row.get("yardstick")]
-        for run in (first, second)
-    ]
+    found = [comparable(find([run.where]).rows, run.where) for run in (first, second)]
     try:
         return compare(*found) if all(found) else []
     except ValueError:  # nothing that compares

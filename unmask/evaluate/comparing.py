@@ -28,17 +28,22 @@ def read_rows(path: Path) -> list[Row]:
     rows = read_json(path).get("rows")
     if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
         raise ValueError(f"{path}: has no list of 'rows'; give a result file of `unmask evaluate`")
-    # n-gram laws and people's texts go along with every row and are not what is compared
-    found = [row for row in rows if str(row.get("experiment")) in KEYS and not row.get("yardstick")]
+    found = comparable(rows, path)
     if not found:
         raise ValueError(f"{path}: no row of {' or '.join(KEYS)} in it")
+    return found
+
+
+def comparable(rows: Sequence[Row], path: Path) -> list[Row]:
+    """Those that can be compared of the rows of a file or folder. Raises ValueError for one that lacks something."""
+    # n-gram laws and people's texts go along with every row and are not what is compared
+    found = [row for row in rows if str(row.get("experiment")) in KEYS and not row.get("yardstick")]
     for row in found:
-        row["file"] = path.stem
         for key in (*KEYS[row["experiment"]], *NUMBERS[row["experiment"]]):
             if row.get(key) is None:
                 raise ValueError(f"{path}: its row of {row.get('model')} has no {key!r}: measure it again")
         _check(path, row)
-    return found
+    return [{**row, "file": path.stem} for row in found]
 
 
 def _check(path: Path, row: Row) -> None:
@@ -170,6 +175,5 @@ def _row(a: Row, b: Row, **found) -> Row:
     names = {"experiment": "comparison", "first": a.get("model"), "second": b.get("model")}
     if a.get("model") == b.get("model") and "file" in a and "file" in b:
         names |= {"first": f"{a['model']} ({a['file']})", "second": f"{b['model']} ({b['file']})"}
-    error = found["stderr"] if math.isfinite(found["stderr"]) else found["stderr_mc"]
-    sigmas = abs(found["difference"]) / error if error else math.nan
+    sigmas = abs(found["difference"]) / found["stderr"] if found["stderr"] else math.nan
     return {**names, **found, "sigmas": sigmas}

@@ -65,8 +65,8 @@ def read_texts(path: Path) -> tuple[list[str], Row]:
         raise ValueError(f"{path}: texts of several policies, {', '.join(sorted(policies))}: judge one at a time")
     first = records[0]
     said = {"model": path.stem, "policy": first.get("policy"), "law": first.get("exact_for")}
-    pieces = first.get("pieces")
-    said |= {"length": len(pieces) if isinstance(pieces, list) else None, "seed": first.get("seed")}
+    given = first.get("given")
+    said |= {"length": given.count(False) if isinstance(given, list) else None, "seed": first.get("seed")}
     told = [record.get(key) for record in records for key in ("nfe", "seconds")]
     if all(isinstance(value, float | int) and 0 <= value < 1e18 for value in told):
         said["nfe"] = statistics.fmean(record["nfe"] for record in records)

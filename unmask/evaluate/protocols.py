@@ -118,7 +118,7 @@ def cut(
     share = np.bincount(text, minlength=len(stream.lengths)) / stream.lengths
     x_0, maskable = _marked(stream.tokens[at], scored, protocol, tokenizer, causal)
     documents = stream.documents[np.searchsorted(edges, first, side="right") - 1]
-    in_words = _in_words(protocol, length, stride, len(found), total)
+    in_words = _in_words(protocol, length, stride, len(found), total, seed)
     bytes_, characters, words = (share @ stream.sizes).tolist()
     return Windows(x_0, maskable, torch.from_numpy(documents), (bytes_, characters, words), in_words)
 
@@ -195,7 +195,7 @@ def _marked(
     return torch.from_numpy(x_0), torch.from_numpy(maskable)
 
 
-def _in_words(protocol: Protocol, length: int, stride: int | None, scored: int, total: int) -> str:
+def _in_words(protocol: Protocol, length: int, stride: int | None, scored: int, total: int, seed: int) -> str:
     blocks = stride is None or stride == length
     words = f"blocks of {length} tokens" if blocks else f"windows of {length} tokens, the last {stride} scored"
     if protocol.begin:
@@ -207,7 +207,7 @@ def _in_words(protocol: Protocol, length: int, stride: int | None, scored: int, 
     if protocol.pack:
         parts = f" of {protocol.shards} parts" if protocol.shards > 1 else ""
         words += f", remainders of each {protocol.pack} texts{parts} dropped"
-    sample = f", {scored} of {total} windows" if scored < total else ""
+    sample = f", {scored} of {total} windows, drawn by seed {seed}" if scored < total else ""
     return f"{protocol.name}: {words}{sample}"
 
 
