@@ -283,15 +283,15 @@ def test_generated_texts_stand_beside_their_entropy(tmp_path: Path) -> None:
 
 
 def test_only_like_perplexities_share_a_figure(tmp_path: Path) -> None:
-    """Another split, protocol or tokenizer is another group, and values of single windows are not shown."""
+    """Another split, protocol, tokenizer or text is another group, and values of single windows are not shown."""
     first = {"split": "test", "tokenizer": "50,257 tokens, 1a", "values": {"nats": [987654.0]}, "bytes": 876543}
     rows = [result_row("a", "PTB", 30.0, **first), result_row("b", "PTB", 31.0, **first)]
-    for change in ({"split": "validation"}, {"tokenizer": "258 tokens, 2b"}, {"protocol": "mdlm"}):
+    for change in ({"split": "validation"}, {"tokenizer": "258 tokens, 2b"}, {"protocol": "mdlm"}, {"data": "d2"}):
         rows.append(result_row("c", "PTB", 32.0, **first | change))
     path = tmp_path / "result.json"
     path.write_text(json.dumps({"rows": rows}), encoding="utf-8")
     html = report([path], tmp_path / "a.html").read_text(encoding="utf-8")
-    assert html.count("<svg") == 4
+    assert html.count("<svg") == 5
     assert "PTB, test split, protocol packed blocks of 1024, tokenizer of 50,257 tokens, 1a" in html
     assert "987654" not in html
     assert "876,543" not in html

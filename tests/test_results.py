@@ -9,6 +9,8 @@ import pytest
 from unmask.cli.report import Report
 from unmask.experiments import Temporal
 from unmask.experiments.page import publish, results_page, told
+from unmask.files import read_json
+from unmask.report import read as read_module
 from unmask.report.page import report
 from unmask.report.read import find
 
@@ -107,3 +109,19 @@ def test_two_results_of_one_name(runs: Path, tmp_path: Path):
     put(tmp_path / "more" / "temporal-news", temporal(0.1, rows=temporal(0.1)["rows"] * 2))
     with pytest.raises(ValueError, match="temporal-news: the name of more than one result"):
         publish(find([runs, tmp_path / "more"]).claims, tmp_path / "docs")
+
+
+@pytest.mark.parametrize("changes", [{"machine": "another"}, {"source": "another"}, {"rows": temporal(0.3)["rows"]}])
+def test_what_differs_is_another_result(tmp_path: Path, changes: dict):
+    put(tmp_path / "one" / "temporal-laptop", temporal(0.2))
+    put(tmp_path / "two" / "temporal-laptop", temporal(0.2, **changes))
+    put(tmp_path / "three" / "temporal-laptop", temporal(0.2))
+    assert len(find([tmp_path]).claims) == 2
+
+
+def test_a_file_is_read_once(runs: Path, monkeypatch: pytest.MonkeyPatch):
+    read, before = [], read_module._peek
+    monkeypatch.setattr(read_module, "_peek", lambda file: (read.append(file), before(file))[1])
+    monkeypatch.setattr(read_module, "read_json", lambda file: (read.append(file), read_json(file))[1])
+    find([runs])
+    assert len(read) == len(set(read))

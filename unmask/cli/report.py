@@ -7,7 +7,7 @@ import tyro
 
 from unmask.experiments.page import publish, told
 from unmask.log import say
-from unmask.report.page import report
+from unmask.report.page import page_of
 from unmask.report.read import find
 
 
@@ -28,8 +28,8 @@ class Report:
     """Print records for machines."""
 
     def run(self) -> None:
-        made = {"report": str(report(self.paths, self.out, told=told))}
         found = find(self.paths)
+        made = {"report": str(page_of(found, self.out, told=told))}
         if self.results is not None:
             made["results"] = str(publish(found.claims, self.results))
         if not self.json:

@@ -11,8 +11,8 @@ from unmask.experiments.running import Finding, trained
 from unmask.files import Row, atomic, finite, read_json
 from unmask.report.claims import LONG, Claim
 from unmask.report.drawing import svg_file
+from unmask.report.read import rounded, shown
 
-DIGITS = 6  # of a published number: far below its error
 HEAD = """# Results
 
 The papers' claims, rerun. Each section is computed from the result file beside it in [results/](results); its command
@@ -64,7 +64,7 @@ def told(name: str, result: Row) -> Claim:
         figure = kind().figure(result["rows"])
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise ValueError(f"{name}: rows that are not those of {result['experiment']} ({error!r}): rerun it") from None
-    how = (f"text {_shown(result['source'])}", trained(result), result["machine"], f"unmask {result['unmask']}")
+    how = (f"text {shown(result['source'])}", trained(result), result["machine"], f"unmask {result['unmask']}")
     return Claim(
         name=name,
         title=name.replace("-", ", ").capitalize(),
@@ -81,31 +81,18 @@ def told(name: str, result: Row) -> Claim:
 
 def brief(result: Row) -> str:
     """A result as a small file: a line a row, numbers to as many digits as mean something."""
-    told = {**result, "source": _shown(result["source"]), "command": _command(result["command"])}
+    told = {**result, "source": shown(result["source"]), "command": _command(result["command"])}
     rows = ",\n".join(f"  {_dumped(row)}" for row in told.pop("rows"))
     head = [f' "{key}": {_dumped(value)},' for key, value in told.items()]
     return "\n".join(["{", *head, ' "rows": [', rows, " ]", "}", ""])
 
 
 def _dumped(value: object) -> str:
-    return json.dumps(_rounded(finite(value)), ensure_ascii=False, separators=(",", ":"))
-
-
-def _rounded(value: object) -> object:
-    if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}")
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    return [_rounded(item) for item in value] if isinstance(value, list) else value
-
-
-def _shown(source: str) -> str:
-    """A path without what lies above it on the machine at hand."""
-    return Path(source).name if Path(source).is_absolute() else source
+    return json.dumps(rounded(finite(value)), ensure_ascii=False, separators=(",", ":"))
 
 
 def _command(words: str) -> str:
-    return shlex.join(map(_shown, shlex.split(words)))
+    return shlex.join(map(shown, shlex.split(words)))
 
 
 def _section(each: Claim) -> str:

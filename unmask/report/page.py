@@ -37,7 +37,13 @@ def report(
     shown as they are. Raises: ValueError where nothing to report is found or a file is malformed (its name, and the
     line in a .jsonl).
     """
-    found = find(paths)
+    return page_of(find(paths), out, title, told=told)
+
+
+def page_of(
+    found: Findings, out: Path, title: str = "unmask report", *, told: Callable[[str, Row], Claim] | None = None
+) -> Path:
+    """As `report`, of what is found already."""
     if told is None:
         rows = [{**row, "experiment": name} for name, result in found.claims for row in result["rows"]]
         found = replace(found, rows=[*found.rows, *rows])

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from unmask.units import finite, number
 RESULT = "result.json"
 NAMES = ("config.json", "metrics.jsonl", RESULT, "samples.json")
 STATED = ("experiment", "scale", "source", "command", "machine", "unmask")  # by the result of an experiment
+DIGITS = 6  # of a published number: far below its error
 LARGEST = 1 << 28  # bytes of a JSON file that is looked into for results
 PERPLEXITY = ("perplexity", "nats", "tokens", "bits_per_byte", "stderr_mc", "stderr_data", "seconds")
 GENERATION = (
@@ -56,12 +58,13 @@ def find(paths: Sequence[Path]) -> Findings:
     Raises: ValueError where a path is missing, a file is malformed, or nothing at all is found.
     """
     once: dict[Path, Path] = {}
+    content = cache(_peek)
     for path in paths:
-        for file in _files(Path(path)):
+        for file in _files(Path(path), content):
             once.setdefault(file.resolve(), file)
     configs: dict[Path, Row] = {}
     metrics: dict[Path, tuple[list, list]] = {}
-    claims = {file: result for file in once.values() if (result := _claim(file)) is not None}
+    claims = {file: result for file in once.values() if (result := _claim(file, content)) is not None}
     named: dict[tuple, Row] = {}
     for file, result in claims.items():
         named.setdefault(_name(file, result), result)
@@ -75,7 +78,7 @@ def find(paths: Sequence[Path]) -> Findings:
         elif file.name == "config.json":
             configs[file.parent] = clean(_read(read_json, file))
         else:
-            more_rows, more_samples = _results(file)
+            more_rows, more_samples = _results(file, content(file) or _read(read_json, file))
             rows += [row for row in more_rows if not (row.get("yardstick") and row in rows)]  # measured once a model
             samples += more_samples
     if not (configs or metrics or rows or samples or claims):
@@ -84,7 +87,7 @@ def find(paths: Sequence[Path]) -> Findings:
     return Findings(_runs(configs, metrics), rows, samples, [(key[0], each) for key, each in named.items()])
 
 
-def _files(path: Path) -> Iterator[Path]:
+def _files(path: Path, content: Callable[[Path], Row]) -> Iterator[Path]:
     """The result files that `path` stands for; folders are searched to any depth, but hidden ones and a run's
     checkpoints, which repeat its configuration.
     """
@@ -95,29 +98,43 @@ def _files(path: Path) -> Iterator[Path]:
         rank = {name: i for i, name in enumerate(NAMES)}
         for file in sorted(found, key=lambda file: (rank.get(file.name, len(NAMES)), file)):
             hidden = any(part.startswith(".") or part == "checkpoints" for part in file.relative_to(path).parts)
-            if file.is_file() and not hidden and (file.name in NAMES or _holds_results(file)):
+            if file.is_file() and not hidden and (file.name in NAMES or _holds_results(content(file))):
                 yield file
     else:
         raise ValueError(f"{path}: no such file or folder")
 
 
-def _holds_results(file: Path) -> bool:
+def _holds_results(content: Row) -> bool:
     """Whether a file that has a name of its own is a result file; a folder may hold any other JSON."""
-    content = _peek(file)
     return any(isinstance(content.get(key), list) for key in ("rows", "samples"))
 
 
-def _claim(file: Path) -> Row | None:
+def _claim(file: Path, content: Callable[[Path], Row]) -> Row | None:
     """The result of a whole experiment, None where the file is another one."""
-    content = _peek(file) if file.suffix == ".json" and file.name != "config.json" else {}
-    whole = isinstance(content.get("rows"), list) and all(isinstance(content.get(key), str) for key in STATED)
-    return clean(content) if whole else None
+    found = content(file) if file.suffix == ".json" and file.name != "config.json" else {}
+    whole = isinstance(found.get("rows"), list) and all(isinstance(found.get(key), str) for key in STATED)
+    return clean(found) if whole else None
 
 
-def _name(file: Path, result: Row) -> tuple[str, str, str, int]:
+def _name(file: Path, result: Row) -> tuple[str, ...]:
     """What a result is called, and what tells it from another of that name: a published copy is the same."""
     name = file.resolve().parent.name if file.name == RESULT else file.stem
-    return name, result["experiment"], result["scale"], len(result["rows"])
+    where = (result["experiment"], result["scale"], shown(result["source"]), result["machine"])
+    return name, *where, json.dumps(rounded(result["rows"]))
+
+
+def shown(source: str) -> str:
+    """A path without what lies above it on the machine at hand."""
+    return Path(source).name if Path(source).is_absolute() else source
+
+
+def rounded(value: object) -> object:
+    """JSON data with numbers to as many digits as mean something."""
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, list) else value
 
 
 def _peek(file: Path) -> Row:
@@ -150,9 +167,9 @@ def _runs(configs: dict[Path, Row], metrics: dict[Path, tuple[list, list]]) -> l
     ]
 
 
-def _results(file: Path) -> tuple[list[Row], list[Row]]:
+def _results(file: Path, content: Row) -> tuple[list[Row], list[Row]]:
     """The "rows" and "samples" of a result file; a perplexity row without a model is named after its folder."""
-    content = clean(_read(read_json, file))
+    content = clean(content)
     if not ("rows" in content or "samples" in content):
         raise ValueError(f"{file}: has neither 'rows' nor 'samples'; give a run folder or a result file")
     rows, samples = (content.get(key, []) for key in ("rows", "samples"))

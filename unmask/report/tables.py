@@ -22,7 +22,7 @@ class Table:
     """How each row was measured: (label, words)."""
 
 
-LIKE = ("corpus", "split", "protocol", "tokenizer")  # what rows must share for their perplexities to compare
+LIKE = ("corpus", "split", "protocol", "tokenizer", "data")  # what rows must share for their perplexities to compare
 
 
 def perplexities(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, ...], list[dict[str, Any]]]:
@@ -62,15 +62,15 @@ def _labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def title(*like: str) -> str:
     """What a group of perplexities is of: its values of LIKE, those that are stated."""
-    corpus, split, protocol, tokenizer = like
-    parts = [corpus, f"{split} split", f"protocol {protocol}", f"tokenizer of {tokenizer}"]
+    corpus, split, protocol, tokenizer, data = like
+    parts = [corpus, f"{split} split", f"protocol {protocol}", f"tokenizer of {tokenizer}", f"text {data}"]
     return ", ".join(part for part, value in zip(parts, like, strict=True) if value != MISSING) or MISSING
 
 
 def heading(*like: str) -> tuple[str, str]:
     """`title` in two lines: what was scored, and how."""
-    corpus, split, protocol, tokenizer = like
-    return title(corpus, split, MISSING, MISSING), title(MISSING, MISSING, protocol, tokenizer)
+    corpus, split, *how = like
+    return title(corpus, split, MISSING, MISSING, MISSING), title(MISSING, MISSING, *how)
 
 
 def perplexity_table(groups: Mapping[tuple[str, ...], Sequence[Mapping[str, Any]]]) -> Table:
