@@ -20,6 +20,7 @@ from unmask.checkpoint import Model
 from unmask.checkpoint.adapting import fingerprint
 from unmask.data.pairs import Chat, Plain, Reading, Template, prompt_ids, rows_of
 from unmask.data.pairs.layouts import second_pass
+from unmask.evaluate.continuing import text_behind
 from unmask.evaluate.exact import same
 from unmask.evaluate.writing import counting
 from unmask.files import Row, atomic, is_number
@@ -218,9 +219,7 @@ def fill(
     for ids, prompt, tokens, nfe in zip(seen, prompts, samples.tokens, samples.nfe.tolist(), strict=True):
         answer = tokens[1 + len(ids) :].tolist()
         answer = answer[: answer.index(tokenizer.end)] if tokenizer.end in answer else answer
-        # a decoder may drop a blank at the very beginning of a text: decode what was written behind its prompt
-        text = tokenizer.decode([*ids, *answer])[len(tokenizer.decode(ids)) :]
-        found.append(Written(text, nfe, len(ids) < len(prompt)))
+        found.append(Written(text_behind(ids, answer, tokenizer), nfe, len(ids) < len(prompt)))
     return found
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from unmask.checkpoint import Model
+from unmask.data import Tokenizer
 from unmask.evaluate.scoring import grouped, guided, number_of
 from unmask.network import Network
 from unmask.sampling import AdaptivePolicy, Confidence, Draw, LeftToRight, Planned, sample
@@ -84,13 +85,16 @@ def _fill(
     return sample(network, canvases, policy, draw=draw, seed=seed, sequences=numbers, batch=rows).tokens
 
 
+def text_behind(given: Sequence[int], written: Sequence[int], tokenizer: Tokenizer) -> str:
+    """What was written behind a prompt: both are decoded, for a decoder may drop a blank that begins a text."""
+    return tokenizer.decode([*given, *written])[len(tokenizer.decode(list(given))) :]
+
+
 def _upto(model: Model, prompt: Prompt, written: Sequence[int]) -> tuple[str, bool]:
     """(text written so far up to where it stops, whether it stops)."""
     end = model.tokenizer.end
     ended = end in written
     kept = list(written[: written.index(end)] if ended else written)
-    # a decoder may drop a blank at the very beginning of a text: decode what was written behind its prompt
-    before = model.tokenizer.decode(prompt.tokens)
-    text = model.tokenizer.decode([*prompt.tokens, *kept])[len(before) :]
+    text = text_behind(prompt.tokens, kept, model.tokenizer)
     places = [place for stop in prompt.stops if stop and (place := text.find(stop)) >= 0]
     return (text[: min(places)], True) if places else (text, ended)

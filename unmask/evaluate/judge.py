@@ -18,6 +18,7 @@ from unmask import ranks
 from unmask.checkpoint import CONFIG, MODEL, Model, device_of, load
 from unmask.checkpoint.loading import SUFFIXES
 from unmask.evaluate.protocols import spans
+from unmask.evaluate.scoring import shared
 from unmask.files import read_json
 from unmask.hub import fetched
 from unmask.likelihood import log_likelihood
@@ -85,7 +86,7 @@ def judge_texts(
     ids, given = [], []
     for prompt, text in zip(prompts, texts, strict=True):
         ids.append(judge.encode(prompt + text))
-        given.append(_shared(judge.encode(prompt), ids[-1]) if text else len(ids[-1]))
+        given.append(shared(judge.encode(prompt), ids[-1][:-1]) if text else len(ids[-1]))
     cuts = [
         (i, start, max(first, given[i]))
         for i, row in enumerate(ids)
@@ -114,12 +115,6 @@ def entropy(tokens: Sequence[int]) -> float:
     """Unigram entropy of one text in nats, at most log(its length); 0 for an empty one."""
     shares = [count / len(tokens) for count in Counter(tokens).values()]
     return -sum(share * math.log(share) for share in shares)
-
-
-def _shared(prompt: Sequence[int], row: Sequence[int]) -> int:
-    """How many tokens both begin with, at most all but the last of the row."""
-    pairs = zip(prompt, row[:-1], strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(prompt), len(row) - 1))
 
 
 def _windows(count: int, length: int) -> list[tuple[int, int]]:

@@ -188,7 +188,7 @@ def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list
     contexts = list(dict.fromkeys(context for context, _ in pairs))
     alone = dict(zip(contexts, tokenizer.encode_batch(contexts), strict=True))
     wholes = tokenizer.encode_batch([context + answer for context, answer in pairs])
-    cuts = [_shared(whole, alone[context]) for whole, (context, _) in zip(wholes, pairs, strict=True)]
+    cuts = [shared(whole, alone[context]) for whole, (context, _) in zip(wholes, pairs, strict=True)]
     return [(whole[:cut], whole[cut:]) for whole, cut in zip(wholes, cuts, strict=True)]
 
 
@@ -205,7 +205,7 @@ def windows(context: list[int], answer: list[int], length: int) -> list[tuple[li
     return [(whole[max(0, at + half - length) : at], whole[at : at + half]) for at in places]
 
 
-def _shared(a: Sequence[int], b: Sequence[int]) -> int:
+def shared(a: Sequence[int], b: Sequence[int]) -> int:
     """Tokens that both begin with."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 

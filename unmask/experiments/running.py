@@ -134,9 +134,9 @@ def experiment(
     return _conclude(which, scale, cells, rows, out, source)
 
 
-def _claim(out: Path, name: str) -> AbstractContextManager[None]:
+def _hold(out: Path, name: str) -> AbstractContextManager[None]:
     """Hold a part of the work. Raises HeldError where another process does."""
-    return alone(out / "claims" / name / ".lock", f"{name}: being worked on")
+    return alone(out / "locks" / name / ".lock", f"{name}: being worked on")
 
 
 @contextmanager
@@ -145,7 +145,7 @@ def _when_free(out: Path, name: str) -> Iterator[None]:
     with ExitStack() as held:
         while True:
             try:
-                held.enter_context(_claim(out, name))
+                held.enter_context(_hold(out, name))
                 break
             except HeldError:
                 time.sleep(0.2)
@@ -177,7 +177,7 @@ def _advance(which: Experiment, scale: Scale, cell: Cell, out: Path, source: str
     folder = out / cell.name
     with ExitStack() as held:
         try:
-            held.enter_context(_claim(out, cell.name))
+            held.enter_context(_hold(out, cell.name))
         except HeldError:
             return False
         if not (folder / RESULT).exists():
