@@ -1,14 +1,15 @@
 """Guidance by its weight and quality by its cost, on a network whose answers are known."""
 
-import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from unmask.checkpoint import Model
 from unmask.data import byte_tokenizer
-from unmask.evaluate.ablation import guided_rows, paired, tradeoff_rows
+from unmask.evaluate.ablation import by_weight, measured, tradeoff_rows
 from unmask.evaluate.answers import Asking, Question
+from unmask.experiments.guidance import refuse_shared
 from unmask.sampling import Confidence, Draw, LeftToRight, Tweedie
 
 BYTES = byte_tokenizer()
@@ -40,22 +41,23 @@ def questions(digits: str) -> list[Question]:
     return [Question(i, (digit,), False, (f"#### {digit}",)) for i, digit in enumerate(digits)]
 
 
-def test_the_weight_is_chosen_on_the_development_part_and_differences_are_paired():
-    rows = guided_rows(MODEL, questions("0123"), questions("4567"), ASKING, [0.0, 0.5, 1.0, 3.0], "echo")
+def test_the_weight_is_chosen_on_the_first_part():
+    parts = {"development": questions("0123"), "test": questions("4567")}
+
+    def measure(some: list[Question], weight: float) -> dict:
+        return measured(MODEL, some, replace(ASKING, guidance=weight), "echo")
+
+    rows = by_weight(parts, [0.0, 0.5, 1.0, 3.0], measure)
     found = {(row["part"], row["guidance"]): row for row in rows}
     assert [found["development", w]["exact_match"] for w in (0.0, 0.5, 1.0, 3.0)] == [0, 1, 1, 1]
     assert {weight for part, weight in found if part == "test"} == {0.0, 0.5}
-    assert found["test", 0.5]["difference"] == 1.0
-    assert found["test", 0.5]["difference_stderr"] == 0.0
+    assert (found["test", 0.0]["exact_match"], found["test", 0.5]["exact_match"]) == (0, 1)
     assert found["test", 0.5]["nfe"] == 2 * found["test", 0.0]["nfe"]
+
+
+def test_a_question_of_both_parts_is_refused():
     with pytest.raises(ValueError, match="'3' is a question of the development and of the test part"):
-        guided_rows(MODEL, questions("0123"), questions("34"), ASKING, [1.0], "echo")
-
-
-def test_a_paired_difference():
-    gap = paired({"values": {"right": [True, True, False, True]}}, {"values": {"right": [True, False, False, False]}})
-    assert gap["difference"] == 0.5
-    assert gap["difference_stderr"] == pytest.approx(math.sqrt(1 / 3) / 2)
+        refuse_shared(questions("0123"), questions("34"))
 
 
 def test_a_tradeoff_has_a_row_a_way_with_its_cost():

@@ -3,8 +3,9 @@
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 from unmask.checkpoint import Model, load
 from unmask.data.pairs import Chat, Plain, Template, load_template, prompt_ids
 from unmask.draws import KIND, keyed_uniforms
-from unmask.evaluate.ablation import guided_rows, refuse_shared
+from unmask.evaluate.ablation import by_weight, measured
 from unmask.evaluate.answers import Asking, Question
 from unmask.evaluate.scoring import Answer, Scorer
 from unmask.experiments.asked import SIZES, USEFUL, asked_of, bits, packed, prepared, sized, together
@@ -32,7 +33,6 @@ from unmask.sampling import Confidence, Draw
 DROPPED = {"unsupervised": 0.0, "standard": 0.1}
 """Share of training examples without their prompt (SMDM: 0.1)."""
 CHOICES = 4
-PARTS = ("development", "test")
 LIKELIHOOD = "multiple choice by likelihood"
 
 
@@ -62,13 +62,14 @@ class Guidance:
     def corpus(self, scale: Scale, source: str, out: Path) -> Path:
         if self.beginning.steps == 0:
             raise ValueError("steps 0: standard guidance is learnt in training: give at least 1")
-        refuse_shared(*self._parts(asked_of(source, self.questions), SIZES[scale].sequences))
+        refuse_shared(**self._parts(asked_of(source, self.questions), SIZES[scale].sequences))
         return prepared(source, scale, out / "pairs", self.beginning.tokenizer(out))
 
-    def _parts(self, source: str, most: int) -> tuple[list[Question], list[Question]]:
+    def _parts(self, source: str, most: int) -> dict[str, list[Question]]:
         """The half that chooses the weight, and the half that is tested."""
         questions = together(source, 1)[:most]
-        return questions[: len(questions) // 2], questions[len(questions) // 2 :]
+        half = len(questions) // 2
+        return {"development": questions[:half], "test": questions[half:]}
 
     def plan(self, scale: Scale, data: str, rows: Sequence[Row]) -> list[Cell]:
         setting = sized(scale, data)
@@ -87,9 +88,10 @@ class Guidance:
             asking = Asking(
                 Confidence(tokens), Draw(temperature), block=setting.length, seed=cell.config.seed, template=template
             )
-            for row in guided_rows(model, *parts, asking, self.weights, cell.name, told):
-                rows.append({"measure": f"{tokens} a step, temperature {temperature:g}", **kept(row)})
-        return [*rows, *scored_rows(model, *parts, self.weights, setting, template, told)]
+            found = by_weight(parts, self.weights, partial(answered, model, asking, cell.name, told))
+            rows += [{"measure": f"{tokens} a step, temperature {temperature:g}", **row} for row in found]
+        found = by_weight(parts, self.weights, partial(scored, model, setting, template, told))
+        return [*rows, *({"measure": LIKELIHOOD, **row} for row in found)]
 
     def find(self, rows: Sequence[Row]) -> Finding:
         measures = list(dict.fromkeys(row["measure"] for row in rows))
@@ -143,31 +145,30 @@ class Guidance:
         return figure
 
 
-def scored_rows(
-    model: Model,
-    development: Sequence[Question],
-    test: Sequence[Question],
-    weights: Sequence[float],
-    setting: Setting,
-    template: Template,
-    told: Report,
-) -> list[Row]:
+def refuse_shared(development: Sequence[Question], test: Sequence[Question]) -> None:
+    """Raises ValueError where a question is in both parts."""
+    if both := {question.turns for question in development} & {question.turns for question in test}:
+        raise ValueError(f"{next(iter(both))[0]!r} is a question of the development and of the test part: split anew")
+
+
+def answered(
+    model: Model, asking: Asking, name: str, told: Report, questions: Sequence[Question], weight: float
+) -> Row:
+    """Which answers are right at a weight, as a text of digits, and their cost."""
+    row = measured(model, questions, replace(asking, guidance=weight), name, told)
+    keep = ("exact_match", "questions", "nfe", "seconds_per_answer")
+    return {**{name: row[name] for name in keep}, "right": packed(row["values"]["right"])}
+
+
+def scored(
+    model: Model, setting: Setting, template: Template, told: Report, questions: Sequence[Question], weight: float
+) -> Row:
     """Multiple choice by guided likelihood: the true answer among those of other questions of its part.
 
-    The four share their maskings, so that their differences are surer than each of them. The weight is chosen on the
-    development part alone, the smallest of equals.
+    The four share their maskings, so that their differences are surer than each of them.
     """
-    rows: list[Row] = []
-    tried = {0.0, *weights}
-    for part, questions in zip(PARTS, (development, test), strict=True):
-        for weight in sorted(tried):
-            hits = preferred(model, questions, weight, setting, template, told)
-            rows.append({
-                "measure": LIKELIHOOD, "part": part, "guidance": weight,
-                "exact_match": sum(hits) / len(hits), "questions": len(hits), "right": packed(hits),
-            })  # fmt: skip
-        tried = {0.0, max(rows, key=lambda row: (row["exact_match"], -row["guidance"]))["guidance"]}
-    return rows
+    hits = preferred(model, questions, weight, setting, template, told)
+    return {"exact_match": sum(hits) / len(hits), "questions": len(hits), "right": packed(hits)}
 
 
 def preferred(
@@ -202,12 +203,6 @@ def preferred(
 def alike(one: str, other: str) -> float:
     """The share of two texts that matches, 0 to 1."""
     return SequenceMatcher(None, one, other, autojunk=False).ratio()
-
-
-def kept(row: Row) -> Row:
-    """What an experiment keeps of answers; which of them were right as a text of digits."""
-    keep = ("part", "guidance", "exact_match", "questions", "nfe", "seconds_per_answer")
-    return {**{name: row[name] for name in keep}, "right": packed(row["values"]["right"])}
 
 
 def part_of(rows: Sequence[Row], measure: str, kind: str, part: str) -> list[Row]:
