@@ -1,4 +1,4 @@
-"""`unmask evaluate` and `unmask compare`: their options, and rows printed and written."""
+"""`unmask evaluate`: its options, and rows printed and written."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace

@@ -1,4 +1,4 @@
-"""RADD: the four losses are one loss. They train to the same bound; they differ in the variance of their gradients."""
+"""RADD: the four losses have one expectation, so they should train to one bound; their gradients differ in variance."""
 
 import itertools
 from collections.abc import Callable, Sequence

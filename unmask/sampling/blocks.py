@@ -1,4 +1,4 @@
-"""Semi-autoregressive sampling: blocks from the left, each finished before the next begins, by any policy."""
+"""Semi-autoregressive sampling: blocks from the left, each finished before the next begins."""
 
 from dataclasses import dataclass, field
 

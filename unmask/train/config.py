@@ -66,7 +66,7 @@ class TrainConfig:
     """Optimiser steps, 0 for the weights of `init` as they are; --tokens, --flops, --true-flops and --minutes are other
     ways to say how long a run is."""
     minutes: float | None = None
-    """Stop after so many minutes of the run, saved; the learning rate still follows `steps`."""
+    """Stop after so many minutes of this call, saved; the learning rate still follows `steps`."""
     optimiser: Optimiser = field(default_factory=Optimiser)
     ema: float = 0.0
     """Decay of the average of the weights that is kept and used; 0 keeps none. Warmed up as min(decay, (1+n)/(10+n)).
