@@ -296,6 +296,29 @@ def test_impossible_options(capsys, checkpoint, words, message):
     assert message in fails(capsys, "sample", "--checkpoint", checkpoint, *words)
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--held-out", "b.jsonl"], "--held-out does nothing without --pairs"),
+        (["--passes", "2"], "--passes does nothing without --pairs"),
+        (["--pairs", "--field", "body"], "--field does nothing with --pairs"),
+        (["--pairs", "--held-out", "b.jsonl", "--validation", "0.1"], "--validation does nothing beside --held-out"),
+    ],
+)
+def test_options_that_would_do_nothing(capsys, tmp_path, words, message):
+    out = tmp_path / "out"
+    assert message in fails(capsys, "prepare", "--source", "a.jsonl", "--out", str(out), *words)
+    assert not out.exists()
+
+
+def test_every_template_is_looked_at(capsys, checkpoint, tmp_path):
+    path = tmp_path / "forms.jsonl"
+    path.write_text('{"template": "a{{2}}"}\n{"template": "{{2}}"}\n', encoding="utf-8")
+    words = ["sample", "--checkpoint", checkpoint, "--templates", str(path)]
+    assert "forms.jsonl, text 2: --guidance is by the text that is given" in fails(capsys, *words, "--guidance", "1")
+    assert "--attempts does nothing without --matching" in fails(capsys, *words, "--attempts", "5")
+
+
 def test_unknown_names_are_answered_by_what_there_is(capsys, checkpoint):
     assert "tweedie" in fails(capsys, "sample", "--checkpoint", checkpoint, "--policy", "twedie")
 

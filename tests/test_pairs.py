@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from unmask.checkpoint import load
+from unmask.checkpoint import convert, load
 from unmask.data import Tokenizer, byte_tokenizer, prepare_pairs, sequences
 from unmask.data.pairs import (
+    CHAT_TEMPLATE,
     Blanks,
     Chat,
     Malformed,
@@ -24,6 +25,7 @@ from unmask.data.pairs import (
     load_template,
     prompt_ids,
     rows_of,
+    template_of,
 )
 from unmask.data.pairs.encoding import UNIFORMS, blanked
 from unmask.files import read_json, write_json
@@ -496,6 +498,27 @@ def test_a_run_belongs_to_its_pairs(sums, tmp_path):
     del told["requested"]["corpus"]["splits"]
     write_json(run / "config.json", told)
     train(config(two, steps=1, length=32), run)
+
+
+def test_a_chat_template_goes_where_the_weights_go(tmp_path):
+    """Into the run, its checkpoints, a mirror and what that fills, and a conversion; and anew where it lacks."""
+    chats = [
+        {"messages": [{"role": "user", "content": f"{i}"}, {"role": "assistant", "content": "so"}]} for i in range(9)
+    ]
+    (tmp_path / "chat.jinja").write_text("{% for m in messages %}[{{ m.content }}]{% endfor %}")
+    options = {"tokenizer": "bytes", "template": str(tmp_path / "chat.jinja"), "validation": 0.3}
+    data = prepare_pairs(jsonl(tmp_path / "chats.jsonl", chats), tmp_path / "data", **options).folder
+    settings = replace(config(data, steps=1, length=16), mirror=f"file://{tmp_path / 'mirror'}")
+    run = train(settings, tmp_path / "run")
+    filled = train(settings, tmp_path / "filled")
+    told = template_of(run).source
+    assert told == (tmp_path / "chat.jinja").read_text()
+    for folder in (*run.glob("checkpoints/*"), tmp_path / "mirror", filled, *filled.glob("checkpoints/*")):
+        assert (folder / CHAT_TEMPLATE).read_text() == told
+    assert template_of(convert(run, tmp_path / "out", "unmask")).source == told
+    (run / CHAT_TEMPLATE).unlink()
+    train(settings, run)
+    assert template_of(run).source == told
 
 
 def test_a_pretrained_run_is_fine_tuned(sums, tmp_path):

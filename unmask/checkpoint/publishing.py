@@ -8,13 +8,15 @@ from typing import cast
 
 import jinja2
 
-from unmask.checkpoint.loading import load
+from unmask.checkpoint.loading import find, load
 from unmask.checkpoint.model import Later, Model
 from unmask.checkpoint.runs import CONFIG, MODEL, TOKENIZER, describe
 from unmask.checkpoint.tensors import write_published
 from unmask.conditioned import ConditionedConfig
+from unmask.data.pairs import CHAT_TEMPLATE, DEFAULT, template_of
 from unmask.families import FAMILIES, LLAMA, Family, published_config, to_published
 from unmask.files import Row, atomic, read_json, write_json
+from unmask.hub import fetched
 from unmask.log import read_metrics
 
 CARD, OURS, HUB = "README.md", "unmask", "hf"
@@ -92,7 +94,7 @@ def convert(source: str | Path, out: str | Path, to: str, **options) -> Path:
     except OSError as error:
         shutil.rmtree(out, ignore_errors=True)
         raise ValueError(f"cannot write {out / MODEL} ({error}): make room there, or choose another folder") from None
-    tokenizer = _save_tokenizer(model, out)
+    tokenizer = _save_tokenizer(model, find(fetched(source)).folder, out)
     card = model_card(model, family, metrics_of(source), tokenizer=tokenizer, address=str(out))
     with atomic(out / CARD) as file:
         file.write(card)
@@ -211,14 +213,17 @@ def _layout(model: Model, to: str) -> Family | None:
     return family
 
 
-def _save_tokenizer(model: Model, out: Path) -> bool:
-    """The tokenizer beside the weights, where there is one to be had."""
+def _save_tokenizer(model: Model, folder: Path, out: Path) -> bool:
+    """The tokenizer beside the weights, where there is one to be had, with the chat template that came with it."""
     try:
         model.tokenizer.save(out / TOKENIZER)
     except ValueError:
         if not isinstance(model.tokenizer, Later):
             raise
         return False
+    if (chat := template_of(folder).source) != DEFAULT:
+        with atomic(out / CHAT_TEMPLATE) as file:
+            file.write(chat)
     return True
 
 

@@ -42,7 +42,9 @@ COMMANDS = {
     "watch": Entry("cli.watch:Watch", "Follow runs: loss, speed, time left, last validation and samples."),
     "sample": Entry("cli.sample:Sample", "Write text: free, after a prompt, or into the blanks of a template.", POLICY),
     "evaluate": Entry(
-        "evaluate.commands:Evaluate", "Measure a model: perplexity, generated texts, tasks.", (*POLICY, "--order")
+        "evaluate.commands:Evaluate",
+        "Measure a model: perplexity, generated texts, tasks, answers.",
+        (*POLICY, "--order"),
     ),
     "experiment": Entry(
         "cli.experiment:Experiment",

@@ -66,6 +66,7 @@ class Prepare:
     of_pairs: Annotated[OfPairs, tyro.conf.OmitArgPrefixes] = dataclasses.field(default_factory=OfPairs)
 
     def run(self) -> None:
+        self._refuse_idle()
         if self.pairs and self.dry_run:
             raise ValueError("--dry-run: of --pairs nothing is told beforehand: rows are read in seconds; leave it out")
         if self.pairs:
@@ -94,6 +95,20 @@ class Prepare:
             split = load_split(folder, name)
             console.print(f"{folder}: {len(split.tokens):,} {name} tokens in {len(split.names):,} documents")
         self._tell(folder)
+
+    def _refuse_idle(self) -> None:
+        """Raises ValueError for options that would do nothing."""
+        usual, here = Prepare(self.source, self.out), "with --pairs" if self.pairs else "without --pairs"
+        if self.pairs:
+            names = ["weights", "field", "detokenise", "licence", *(["validation"] if self.of_pairs.held_out else [])]
+            mine, theirs = vars(self), vars(usual)
+        else:
+            mine, theirs = ({**vars(each.of_pairs), **vars(each.of_pairs.reading)} for each in (self, usual))
+            names = [name for name in mine if name != "reading"]
+        for name in names:
+            if mine[name] != theirs[name]:
+                where = "beside --held-out" if name == "validation" else here
+                raise ValueError(f"--{name.replace('_', '-')} does nothing {where}: leave it out")
 
     def _tell(self, folder: Path) -> None:
         if self.json:

@@ -91,8 +91,7 @@ class Sample:
         if self.likely_lengths:
             asked = [likely_lengths(model, text, seed=self.seed)[0] for text in asked]
         canvases = [model.canvas(text, seed=self.seed) for text in asked]
-        first = canvases[0]
-        self._caution(model, first)
+        self._caution(model, canvases)
         constraint = self._constraint(model, canvases)
         texts = [text for text in asked for _ in range(self.count)]
         how: Row = {
@@ -116,23 +115,27 @@ class Sample:
             with progress("writing", "tokens") as bar:
                 records = write(model, texts, self.policy, progress=bar, **how)
         else:
-            with unmasking(console, first, model.mask_id, model.tokenizer.pieces) as show:
+            with unmasking(console, canvases[0], model.mask_id, model.tokenizer.pieces) as show:
                 records = write(model, texts, self.policy, on_step=show, **how)
         if self.out is not None and ranks.rank() == 0:
             write_json(self.out, {"samples": records})
         for record in records:
             say(record if self.json else f"{record['text']}\n[NFE {record['nfe']}; law: {record['exact_for']}]")
 
-    def _caution(self, model: Model, canvas: Tensor) -> None:
+    def _caution(self, model: Model, canvases: Sequence[Tensor]) -> None:
         """Raises ValueError for what would do nothing."""
-        open_ = canvas == model.mask_id
-        if not open_.any():
-            raise ValueError("nothing to write: a blank is {{8}}, or {{2..12}} for a length between")
-        if self.guidance and not (~open_ & (canvas != model.tokenizer.begin)).any():
-            raise ValueError("--guidance is by the text that is given: give a --prompt, --suffix or --template")
-        trained = (model.config.get("requested") or {}).get("length")
-        if trained and len(canvas) - 1 > trained:
-            console.print(f"{len(canvas) - 1:,} tokens: the model was trained on {trained:,}, and is worse beyond")
+        for number, canvas in enumerate(canvases, 1):
+            where, open_ = f"{self.templates}, text {number}: " if self.templates else "", canvas == model.mask_id
+            if not open_.any():
+                raise ValueError(where + "nothing to write: a blank is {{8}}, or {{2..12}} for a length between")
+            if self.guidance and not (~open_ & (canvas != model.tokenizer.begin)).any():
+                given = "give a --prompt, --suffix or --template" if not where else "give some around its blank"
+                raise ValueError(f"{where}--guidance is by the text that is given: {given}")
+        if self.attempts != Sample.attempts and not self.matching:
+            raise ValueError("--attempts does nothing without --matching: leave it out")
+        trained, longest = (model.config.get("requested") or {}).get("length"), max(map(len, canvases)) - 1
+        if trained and longest > trained:
+            console.print(f"{longest:,} tokens: the model was trained on {trained:,}, and is worse beyond")
 
     def _constraint(self, model: Model, canvases: Sequence[Tensor]) -> Constraint | None:
         given = [self.regex, self.schema, self.choices]

@@ -300,6 +300,8 @@ def _digest(question: Question) -> str:
 def _begun(out: Path, law: Row, questions: Sequence[Question]) -> dict[str, Row]:
     """The answers that are there, by question_id; what was cut off is removed from the file."""
     done = _read(out, law)
+    if done and done.keys().isdisjoint(str(question.id) for question in questions):
+        raise ValueError(f"{out} holds answers to other questions: choose another file or remove it")
     for question in questions:
         if done.get(str(question.id), {}).get("question", _digest(question)) != _digest(question):
             raise ValueError(f"{out}: question_id {question.id} is another question: choose another file or remove it")

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from unmask.checkpoint import Model, load, network_from
-from unmask.data.pairs import template_of
+from unmask.data.pairs import CHAT_TEMPLATE, template_of
 from unmask.experiments.running import Cell, Scale
 from unmask.files import atomic
 from unmask.hub import fetched
@@ -43,7 +43,7 @@ class Beginning:
             raise ValueError(f"init {' '.join(self.init)}: two chat templates: name checkpoints of one")
         folder.mkdir(parents=True, exist_ok=True)
         models[0].tokenizer.save(folder)
-        with atomic(folder / "chat_template.jinja") as file:
+        with atomic(folder / CHAT_TEMPLATE) as file:
             file.write(chat.source)
         return folder
 

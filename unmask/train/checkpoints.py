@@ -28,6 +28,7 @@ from unmask import ranks
 from unmask.checkpoint import CONFIG, MODEL, STATE, TOKENIZER
 from unmask.checkpoint.runs import CHECKPOINTS, MANIFEST
 from unmask.checkpoint.tensors import write_published
+from unmask.data.pairs import CHAT_TEMPLATE
 from unmask.files import Row, read_json, write_json
 from unmask.log import console
 
@@ -190,8 +191,9 @@ def _whole(value: Tensor) -> Tensor:
 def _begin(run: Path, part: Path) -> None:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    for name in (CONFIG, TOKENIZER):
-        link(run / name, part / name)
+    for name in (CONFIG, TOKENIZER, CHAT_TEMPLATE):
+        if (run / name).exists():  # the last is of a run on pairs
+            link(run / name, part / name)
 
 
 def _finish(part: Path, final: Path, manifest: Row) -> None:

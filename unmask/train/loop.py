@@ -22,7 +22,7 @@ from unmask import ranks
 from unmask.checkpoint import CONFIG, TOKENIZER, described
 from unmask.corruption import stratified
 from unmask.data import Pairs, Tokenizer, batch_indices, batch_length
-from unmask.data.pairs import is_pairs, load_template
+from unmask.data.pairs import CHAT_TEMPLATE, is_pairs, load_template
 from unmask.draws import keyed_generator
 from unmask.files import Row, alone, atomic, read_json
 from unmask.likelihood import Estimate, log_likelihood
@@ -300,6 +300,6 @@ def _prepare(config: TrainConfig, out: Path, tokenizer: Tokenizer, adapters: Row
     settle(config, out, adapters)
     if not (out / TOKENIZER).exists():
         tokenizer.save(out / TOKENIZER)
-        if is_pairs(config.data):
-            with atomic(out / "chat_template.jinja") as file:
-                file.write(load_template(config.data, tokenizer).source)
+    if is_pairs(config.data) and not (out / CHAT_TEMPLATE).exists():
+        with atomic(out / CHAT_TEMPLATE) as file:
+            file.write(load_template(config.data, tokenizer).source)

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from unmask.checkpoint import CONFIG, TOKENIZER
+from unmask.data.pairs import CHAT_TEMPLATE
 from unmask.files import atomic, read_json
 from unmask.train.checkpoints import CHECKPOINTS, MANIFEST, checkpoints, verify
 from unmask.train.config import refuse_other
@@ -52,8 +53,9 @@ class Mirror:
         """
         ours = {folder.name: folder for folder in checkpoints(run)}
         theirs = self.there()
-        for name in (CONFIG, TOKENIZER, METRICS):
-            self._put(run / name, self.home / name)
+        for name in (CONFIG, TOKENIZER, CHAT_TEMPLATE, METRICS):
+            if (run / name).exists():
+                self._put(run / name, self.home / name)
         for name in ours.keys() - theirs:
             place = self.home / CHECKPOINTS / name
             for path in sorted(ours[name].iterdir(), key=lambda path: path.name == MANIFEST):
@@ -76,19 +78,23 @@ class Mirror:
         names = sorted(self.there(), key=int)
         if not names or checkpoints(run):
             return False
-        for name in (CONFIG, TOKENIZER, METRICS):
+        for name in (CONFIG, TOKENIZER, METRICS, *self._template(self.home)):
             self._get(self.home / name, run / name)
         part, place = run / CHECKPOINTS / f".{names[-1]}", self.home / CHECKPOINTS / names[-1]
         shutil.rmtree(part, ignore_errors=True)
         self._get(place / MANIFEST, part / MANIFEST)
         files = read_json(part / MANIFEST).get("files")
-        for name in (*files, CONFIG, TOKENIZER) if isinstance(files, dict) else ():
+        for name in (*files, CONFIG, TOKENIZER, *self._template(place)) if isinstance(files, dict) else ():
             if Path(name).name != name:
                 raise ValueError(f"mirror {self.home}: its {MANIFEST} names {name!r}, outside its folder")
             self._get(place / name, part / name)
         verify(part)
         part.rename(run / CHECKPOINTS / names[-1])
         return True
+
+    def _template(self, place: PurePosixPath) -> list[str]:
+        """That of a run on pairs."""
+        return [CHAT_TEMPLATE] if self.system.exists(str(place / CHAT_TEMPLATE)) else []
 
     def _put(self, source: Path, target: PurePosixPath) -> None:
         self.system.makedirs(str(target.parent), exist_ok=True)

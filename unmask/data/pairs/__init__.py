@@ -9,9 +9,19 @@ from unmask.data.pairs.encoding import Encoded, encode, prompt_ids
 from unmask.data.pairs.layouts import Blanks, Chat, Plain, Reading
 from unmask.data.pairs.preparing import PairSet, Prepared, is_pairs, load_pairs, load_template, prepare_pairs
 from unmask.data.pairs.rows import Malformed, rows_of
-from unmask.data.pairs.templates import Piece, Template, named_template, read_template, template_of
+from unmask.data.pairs.templates import (
+    CHAT_TEMPLATE,
+    DEFAULT,
+    Piece,
+    Template,
+    named_template,
+    read_template,
+    template_of,
+)
 
 __all__ = [
+    "CHAT_TEMPLATE",
+    "DEFAULT",
     "Blanks",
     "Chat",
     "Encoded",

@@ -27,7 +27,7 @@ DEFAULT = (
 """What is used where the tokenizer has none. The space before an answer is the answer's."""
 STAND_IN = "\ue000{}\ue001"
 FOUND = re.compile("(\ue000[0-9]+\ue001)")
-CONFIG, JINJA = "tokenizer_config.json", "chat_template.jinja"
+CONFIG, CHAT_TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,8 @@ def template_of(tokenizer: Path | str) -> Template:
     """The template that a tokenizer came with (chat_template.jinja or tokenizer_config.json beside it), or ours."""
     folder = Path(tokenizer)
     folder = folder if folder.is_dir() else folder.parent
-    if (folder / JINJA).is_file():
-        return Template(read_template(folder / JINJA))
+    if (folder / CHAT_TEMPLATE).is_file():
+        return Template(read_template(folder / CHAT_TEMPLATE))
     if (folder / CONFIG).is_file():
         source = read_json(folder / CONFIG).get("chat_template")
         if isinstance(source, list):  # several, by name
