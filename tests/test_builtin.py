@@ -1,5 +1,6 @@
-"""The checkpoint that comes with the package: small, whole, described, and better at English than at anything else."""
+"""The checkpoints that come with the package: small, whole, described, and better at English than at anything else."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from unmask.cli import main
 from unmask.data import Tokenizer, prepare
 from unmask.files import read_json
 from unmask.hub import BUILTIN, PRETRAINED, fetched
+from unmask.train.config import spent
 
 TEXT = (
     "It was late in the evening when the captain came down to the beach, and the men who had waited there since the "
@@ -46,6 +48,23 @@ def test_it_knows_english(name: str):
     assert costs[1].nats - costs[0].nats > max(4 * error, 0.1 * costs[0].nats)
 
 
+@pytest.mark.parametrize("name", BUILTIN)
+def test_what_its_card_says_in_python_runs(name: str, capsys: pytest.CaptureFixture):
+    card = (fetched(name) / "README.md").read_text(encoding="utf-8")
+    exec(card.split("```python")[1].split("```")[0], {})
+    assert len(capsys.readouterr().out) > 20
+
+
+def test_they_are_twins():
+    """One tokenizer, one size, equal FLOPs of training: what a comparison of the two rests on."""
+    mdm, arm = (unmask.load(name) for name in BUILTIN)
+    assert mdm.tokenizer.inner.to_str() == arm.tokenizer.inner.to_str()
+    assert (mdm.network.config.causal, arm.network.config.causal) == (False, True)
+    assert dataclasses.replace(mdm.network.config, causal=True) == arm.network.config
+    first, second = (spent(name)["flops_true"] for name in BUILTIN)
+    assert abs(first / second - 1) < 0.01
+
+
 def test_sample_needs_no_more(capsys: pytest.CaptureFixture):
     main(["sample", "--prompt", "It was", "--length", "6"])
     assert capsys.readouterr().out.startswith("It was")
@@ -62,8 +81,7 @@ def test_a_run_begins_from_it(tmp_path: Path):
     begun, given = unmask.load(tmp_path / "run").network, unmask.load("builtin", dtype=torch.float32).network
     for one, other in zip(begun.parameters(), given.parameters(), strict=True):
         assert torch.equal(one, other)
-    config, theirs = (read_json(folder / CONFIG) for folder in (tmp_path / "run", fetched("builtin")))
-    whole = {key: value + theirs.get("before", {}).get(key, 0) for key, value in theirs["budget"].items()}
+    config, whole = read_json(tmp_path / "run" / CONFIG), spent("builtin")
     assert (config["budget"]["tokens"], config["before"]) == (0, whole)
     card = (convert(tmp_path / "run", tmp_path / "out", "unmask") / "README.md").read_text()
     assert f"| tokens before | {whole['tokens']:,} |" in card

@@ -4,7 +4,7 @@ import re
 from pathlib import Path, PurePosixPath
 
 PRETRAINED = Path(__file__).parent / "pretrained"
-BUILTIN = ("builtin",)  # checkpoints that come with the package
+BUILTIN = ("builtin", "builtin-ar")  # checkpoints that come with the package: an MDM, and its ARM twin
 PREFIX = re.compile(r"^hf:/{1,2}")  # a Path takes one of the two slashes away
 TOKENIZER = ["tokenizer*", "chat_template.jinja", "vocab.json", "merges.txt", "added_tokens.json"]
 WANTED = ["config.json", "model*.safetensors", "model.safetensors.index.json", *TOKENIZER]
@@ -12,7 +12,7 @@ OLDER = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
 
 def fetched(path: str | Path) -> Path:
-    """A local path as it is; of "builtin" the folder in this package; of an hf:// address the folder
+    """A local path as it is; of one of BUILTIN the folder in this package; of an hf:// address the folder
     or file in the hub's cache, downloaded if need be.
 
     Raises ValueError for a repository or file that is not there, or cannot be reached.

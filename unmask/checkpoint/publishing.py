@@ -64,7 +64,8 @@ unmask sample --checkpoint {{ address }}{% if not tokenizer %} # with a tokenize
 import unmask
 
 model = unmask.load("{{ address }}")
-samples = unmask.sample(model, [model.canvas("{% raw %}{{32}}{% endraw %}")])
+samples = unmask.sample(model, [model.canvas("{% raw %}{{32}}{% endraw %}")]\
+{{ ", unmask.LeftToRight()" if causal else "" }})
 print(model.decode(samples.tokens[0]))
 ```
 """

@@ -19,7 +19,7 @@ class Convert:
     """
 
     checkpoint: tyro.conf.Positional[str]
-    """A run folder, a published file or folder, hf://owner/repository[/file], or "builtin": the package's own."""
+    """A run folder, a published file or folder, hf://owner/repository[/file], "builtin" or "builtin-ar"."""
     to: str
     """"unmask", "hf" (Hugging Face's own layout of a causal model; others have none, and get ours), radd, sedd, mdlm,
     smdm, llada, llama or dream."""

@@ -43,7 +43,7 @@ class Prepare:
     tokenizer: str = "bpe:4096"
     """"bytes", "characters", "bpe:N" (N tokens, trained on the train split), a tokenizer.json, a sentencepiece .model,
     a folder with one of them or GPT-2's vocab.json and merges.txt, hf://owner/repository, or
-    "builtin": the tokenizer of the package's own checkpoint."""
+    "builtin": the tokenizer of the package's own checkpoints."""
     validation: float = 0.05
     """Share of the documents held out: by a hash of each, so that a document keeps its side when others are added."""
     weights: tuple[float, ...] | None = None

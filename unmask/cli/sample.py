@@ -31,7 +31,7 @@ class Sample:
     """
 
     checkpoint: Path = Path("builtin")
-    """A run folder, a published file or folder, hf://owner/repository[/file], or "builtin": the package's own."""
+    """A run folder, a published file or folder, hf://owner/repository[/file], "builtin" or "builtin-ar"."""
     policy: Annotated[Chosen | None, tyro.conf.OmitSubcommandPrefixes] = None
     """Where to write next; by default exact: a random order, one token at a time (left to right for a causal model)."""
     draw: Annotated[Draw, tyro.conf.OmitArgPrefixes] = field(default_factory=Draw)

@@ -20,7 +20,7 @@ from unmask.hub import fetched_tokenizer
 CHOICES = (
     '"bytes", "characters", "bpe:N" (N tokens, trained on the training documents), or a tokenizer.json, a '
     "sentencepiece .model, a folder with one of them or vocab.json and merges.txt, hf://owner/repository, or "
-    '"builtin" (of the checkpoint that comes with the package)'
+    '"builtin" (of the checkpoints that come with the package)'
 )
 LEARNT = 1 << 28  # bytes of training text that a vocabulary is learnt from, drawn from all where there is more
 SAMPLE = 1 << 22  # characters that an estimate looks at

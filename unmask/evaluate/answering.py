@@ -27,7 +27,7 @@ class EvaluateAnswers:
     """
 
     checkpoint: Path
-    """A run folder, a published file or folder, hf://owner/repository[/file], or "builtin": the package's own."""
+    """A run folder, a published file or folder, hf://owner/repository[/file], "builtin" or "builtin-ar"."""
     questions: str
     """MT-Bench's question.jsonl, GSM8K's test.jsonl, or any file with prompts and answers (docs/finetuning.md)."""
     out: Path

@@ -39,7 +39,7 @@ class Perplexity:
     """
 
     checkpoint: Path
-    """A run folder, a published file or folder, hf://owner/repository[/file], or "builtin": the package's own."""
+    """A run folder, a published file or folder, hf://owner/repository[/file], "builtin" or "builtin-ar"."""
     order: Annotated[Order | None, tyro.conf.OmitSubcommandPrefixes] = None
     """Exact likelihood of the decoder that writes in this order; by default the random-order bound (an ARM: exact)."""
     data: Path | None = None

@@ -186,7 +186,7 @@ class EvaluateTasks:
     """
 
     checkpoint: Path
-    """A run folder, a published file or folder, hf://owner/repository[/file], or "builtin": the package's own."""
+    """A run folder, a published file or folder, hf://owner/repository[/file], "builtin" or "builtin-ar"."""
     tasks: tuple[str, ...] | None = None
     """Names known to lm-evaluation-harness; by default SMDM's eight, of which local files need not have all."""
     local: Path | None = None
