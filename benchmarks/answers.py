@@ -20,7 +20,7 @@ from unmask.data import Tokenizer, prepare_pairs
 from unmask.data.pairs import Plain, Template, prompt_ids
 from unmask.evaluate.answers import Asking, Question, fill, questions_of
 from unmask.evaluate.exact import same
-from unmask.log import read_metrics
+from unmask.files import read_lines
 from unmask.sampling import Confidence, Draw
 from unmask.train import Optimiser, TrainConfig, train
 from unmask.transformer import TransformerConfig
@@ -76,7 +76,7 @@ def main() -> None:
         for packed in (False, True):
             config = settings(data, packed, options.steps, seed)
             run = train(config, options.out / f"{config.name}-{options.steps}-{seed}")
-            seconds = read_metrics(run / "metrics.jsonl")[-1]["seconds"]
+            seconds = read_lines(run / "metrics.jsonl")[-1]["seconds"]
             for told in (False, True):
                 share = sum(right(unmask.load(run), questions, told)) / len(questions)
                 error = math.sqrt(share * (1 - share) / len(questions))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from unmask.data import prepare
 from unmask.experiments.setting import KINDS, SETTINGS
-from unmask.log import read_metrics
+from unmask.files import read_lines
 from unmask.train import train
 
 
@@ -32,7 +32,7 @@ def main() -> None:
                 config = replace(setting, rate=rate).config(str(data), objective, seed=seed)
                 config = replace(config, validation_sequences=setting.sequences, validate_every=config.steps)
                 run = train(config, options.out / f"{kind.lower()}-{rate:g}-{seed}")
-                row = next(row for row in read_metrics(run / "metrics.jsonl")[::-1] if row["kind"] == "validation")
+                row = next(row for row in read_lines(run / "metrics.jsonl")[::-1] if row["kind"] == "validation")
                 print(
                     f"{kind}, rate {rate:g}, seed {seed}, {row['step']} steps: {row['nats_per_token']:.4f} "
                     f"± {row['stderr_texts']:.4f} nats a token (maskings ± {row['stderr']:.4f})",

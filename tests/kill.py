@@ -21,7 +21,8 @@ import torch._dynamo  # which the first step of an optimiser imports: once here,
 from safetensors.torch import load_file
 from settings import prepared_words, small
 
-from unmask.log import console, read_metrics
+from unmask.files import read_lines
+from unmask.log import console
 from unmask.train import checkpoints, train
 
 
@@ -50,7 +51,7 @@ def tensors(run: Path) -> dict[str, torch.Tensor]:
 
 
 def losses(run: Path) -> list[dict]:
-    rows = read_metrics(run / "metrics.jsonl")
+    rows = read_lines(run / "metrics.jsonl")
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 

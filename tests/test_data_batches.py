@@ -21,7 +21,7 @@ from unmask.data import (
     mixture_indices,
     prepare,
 )
-from unmask.log import read_metrics
+from unmask.files import read_lines
 from unmask.objectives import AnyOrder, NextToken
 from unmask.train import TrainConfig, train
 from unmask.transformer import TransformerConfig
@@ -264,9 +264,7 @@ def test_short_batches_and_documents_apart_train_and_an_older_run_goes_on(tmp_pa
     losses = {}
     for name, config in runs.items():
         train(config, tmp_path / name)
-        losses[name] = [
-            row["loss"] for row in read_metrics(tmp_path / name / "metrics.jsonl") if row["kind"] == "train"
-        ]
+        losses[name] = [row["loss"] for row in read_lines(tmp_path / name / "metrics.jsonl") if row["kind"] == "train"]
     assert len({tuple(each) for each in losses.values()}) == 3
     assert runs["short"].cost()["tokens"] == round(3 * 4 * 32 * (1 + 1 / 32) / 2)
     path = tmp_path / "plain" / "config.json"

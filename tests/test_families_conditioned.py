@@ -173,13 +173,13 @@ def test_bound_likelihoods_and_sampler_tell_one_level():
     told = [read(network, x, open_).nats for read in kinds]
     told.append(ordered_log_likelihood(network, x, draw_plan(RandomOrder(), open_)).nats)
     assert max(told) - min(told) < 1e-9
-    open_ = torch.tensor([[False, True, True, True, False, True]])
+    open_ = torch.tensor([[False, True, True, False, False, True]])  # thirds, which float32 would round
     canvas = x.masked_fill(open_, network.mask_id)
     for policy in (RandomOrder(), RandomOrder(2), Speculative(RandomOrder())):
         samples = sample(network, canvas, policy, seed=3)
         plan = draw_plan(policy, open_, seed=3)
         exact = ordered_log_likelihood(network, samples.tokens[0][None], plan)
-        assert float(-samples.confidence[0].log().sum()) == pytest.approx(exact.nats, abs=1e-9)
+        assert float(-samples.confidence[0].log().sum()) == pytest.approx(exact.nats, abs=1e-11)
 
 
 def test_chunks_rows_and_indices_change_nothing(monkeypatch: pytest.MonkeyPatch):

@@ -11,8 +11,8 @@ import time
 import pytest
 from rich.console import Console
 
-from unmask.files import alone, atomic, finite, read_json, write_json
-from unmask.log import Metrics, progress, read_metrics
+from unmask.files import alone, atomic, finite, read_json, read_lines, write_json
+from unmask.log import Metrics, progress
 
 
 def test_a_crash_while_writing_leaves_the_old_file(tmp_path):
@@ -54,18 +54,18 @@ def test_metrics_go_on_after_a_crash(tmp_path):
     path = tmp_path / "metrics.jsonl"
     rows = [{"kind": "train", "step": i, "loss": 1.0} for i in range(1, 6)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"kind": "tra', encoding="utf-8")
-    assert read_metrics(path) == rows
+    assert read_lines(path) == rows
     metrics = Metrics(path, 3)
     metrics.write({"kind": "train", "step": 4, "loss": math.nan})
     metrics.close()
-    assert [(row["step"], row["loss"]) for row in read_metrics(path)] == [(1, 1.0), (2, 1.0), (3, 1.0), (4, None)]
+    assert [(row["step"], row["loss"]) for row in read_lines(path)] == [(1, 1.0), (2, 1.0), (3, 1.0), (4, None)]
 
 
 def test_a_bad_line_is_named(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\nnonsense\n{"step": 3}\n', encoding="utf-8")
     with pytest.raises(ValueError, match="line 2"):
-        read_metrics(path)
+        read_lines(path)
 
 
 def test_progress_off_a_terminal(capsys, monkeypatch):

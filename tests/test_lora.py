@@ -14,7 +14,7 @@ from unmask import load
 from unmask.checkpoint import convert
 from unmask.cli import main
 from unmask.data import prepare
-from unmask.log import read_metrics
+from unmask.files import read_lines
 from unmask.lora import ALL, ALPHA, attach, count, merged
 from unmask.objectives import AnyOrder
 from unmask.train import Optimiser, train
@@ -156,7 +156,7 @@ def test_the_first_loss_is_the_bases_and_another_text_is_learnt(base, others, tm
     run = train(adapting((others, base[1]), steps=60), tmp_path / "run")
     plain = train(small(others, init=str(base[1]), seed=1, steps=1), tmp_path / "plain")
     rows, first = (
-        [row["loss"] for row in read_metrics(at / "metrics.jsonl") if row["kind"] == "train"] for at in (run, plain)
+        [row["loss"] for row in read_lines(at / "metrics.jsonl") if row["kind"] == "train"] for at in (run, plain)
     )
     assert rows[0] == first[0]
     assert sum(rows[-10:]) / 10 < rows[0] / 2
@@ -232,7 +232,7 @@ def test_a_base_in_bfloat16_stays_in_it(base, others, tmp_path):
     tensors = {name: value.bfloat16() for name, value in load(source).network.state_dict().items()}
     write_published(half / "model.safetensors", tensors)
     run = train(adapting((others, half), precision="bfloat16", steps=60), tmp_path / "run")
-    rows = [row["loss"] for row in read_metrics(run / "metrics.jsonl") if row["kind"] == "train"]
+    rows = [row["loss"] for row in read_lines(run / "metrics.jsonl") if row["kind"] == "train"]
     assert sum(rows[-10:]) / 10 < rows[0] / 2
     assert {value.dtype for value in load_file(run / "model.safetensors").values()} == {torch.float32}
     assert {value.dtype for value in load(run).network.state_dict().values()} == {torch.bfloat16}

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from settings import prepared_words, small
 from torch.utils.flop_counter import FlopCounterMode
 
-from unmask.log import read_metrics
+from unmask.files import read_lines
 from unmask.train import Optimiser, parallel, train
 from unmask.train.budget import memory
 from unmask.train.optimiser import hidden_matrices, muon_flops, optimisers
@@ -141,7 +141,7 @@ def test_resume_is_bitwise(data, tmp_path, monkeypatch, precision):
 def test_it_learns_and_is_another_run_than_adamws(data, tmp_path):
     for settings in (MUON, replace(MUON, muon=False)):
         train(small(data, optimiser=settings, steps=60, dropout=0.0), tmp_path / str(settings.muon))
-    muon, adamw = ([row["loss"] for row in read_metrics(tmp_path / name / "metrics.jsonl") if row["kind"] == "train"]
+    muon, adamw = ([row["loss"] for row in read_lines(tmp_path / name / "metrics.jsonl") if row["kind"] == "train"]
                    for name in ("True", "False"))  # fmt: skip
     assert muon[0] == adamw[0]
     assert muon[-1] != adamw[-1]

@@ -10,7 +10,7 @@ import torch
 
 from unmask.cli import main
 from unmask.data import prepare
-from unmask.log import read_metrics
+from unmask.files import read_lines
 from unmask.objectives import AnyOrder, LambdaDCE, NextToken
 from unmask.recipes import FAMILY, RECIPES, SOURCES, ar, on_its_data, smdm
 from unmask.train import Optimiser, TrainConfig, train
@@ -190,7 +190,7 @@ def test_the_minutes_of_a_run(data, tmp_path, capsys):
     for step in (1, 2):
         train(config, tmp_path / "run")
         assert f"minutes are over after step {step}" in " ".join(capsys.readouterr().err.split())
-    assert [row["step"] for row in read_metrics(tmp_path / "run/metrics.jsonl") if row["kind"] == "train"] == [1, 2]
+    assert [row["step"] for row in read_lines(tmp_path / "run/metrics.jsonl") if row["kind"] == "train"] == [1, 2]
 
 
 def test_the_list_of_recipes(capsys, monkeypatch):
@@ -225,7 +225,7 @@ def trajectory(data: Path, out: Path, **changes) -> list[float]:
         device="cpu",
     )
     train(replace(config, **changes), out)
-    return [row["loss"] for row in read_metrics(out / "metrics.jsonl") if row["kind"] == "train"]
+    return [row["loss"] for row in read_lines(out / "metrics.jsonl") if row["kind"] == "train"]
 
 
 def test_the_losses_of_a_small_run_are_those_that_were_stored(data, tmp_path):

@@ -21,8 +21,7 @@ from unmask.checkpoint import convert, load
 from unmask.corruption import stratified
 from unmask.data import Packed, Tokenizer, batch_indices, load_split, prepare
 from unmask.draws import keyed_generator
-from unmask.files import read_json, write_json
-from unmask.log import read_metrics
+from unmask.files import read_json, read_lines, write_json
 from unmask.objectives import AnyOrder, LambdaDCE, NextToken, TimeDSE
 from unmask.train import Optimiser, checkpoints, expected_level, precision, train
 from unmask.train.config import spent
@@ -76,7 +75,7 @@ def test_resume_is_bitwise(data, tmp_path, monkeypatch, causal, precision):
     train(config, tmp_path / "cut")
     assert same(tmp_path / "whole", tmp_path / "cut")
     rows = [
-        [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(tmp_path / name / "metrics.jsonl")]
+        [{k: v for k, v in row.items() if k != "seconds"} for row in read_lines(tmp_path / name / "metrics.jsonl")]
         for name in ("whole", "cut")
     ]
     assert rows[0] == rows[1]
@@ -110,7 +109,7 @@ def test_rows_lost_in_a_crash_are_dropped(data, tmp_path):
     config["requested"]["steps"] = 20
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     train(small(data, steps=20), tmp_path / "run")
-    steps = [row["step"] for row in read_metrics(path) if row["kind"] == "train"]
+    steps = [row["step"] for row in read_lines(path) if row["kind"] == "train"]
     assert steps == list(range(1, 21))
 
 
@@ -174,7 +173,7 @@ def test_every_denoising_loss_learns(data, tmp_path, objective):
     config = small(data, network=network, objective=objective, steps=steps, validate_every=steps, save_every=steps)
     config = replace(config, batch=16, optimiser=Optimiser(rate=1e-2, warmup=10))
     train(config, tmp_path / "run")
-    last = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "validation"][-1]
+    last = [row for row in read_lines(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "validation"][-1]
     tokens = load_split(data, "train").tokens
     p = torch.bincount(torch.from_numpy(tokens.astype("int64"))).double() / len(tokens)
     unigram = float(-(p[p > 0] * p[p > 0].log()).sum())
@@ -206,7 +205,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path, monkeypatch):
         train(small(data, steps=20, save_every=1), tmp_path / "run")
     monkeypatch.undo()
     assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
-    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    rows = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2]
     donor = str(tmp_path / "run" / "checkpoints" / "00000002")
     train(small(data, steps=1, init=donor), tmp_path / "gentler")
@@ -269,7 +268,7 @@ def test_a_run_that_goes_on_counts_as_it_began(data, tmp_path):
     told["budget"]["flops_true"] *= 3
     write_json(tmp_path / "run" / "config.json", told)
     train(small(data, steps=4, save_every=2), tmp_path / "run")
-    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    rows = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert rows[-1]["flops"] == pytest.approx(told["budget"]["flops_true"])
 
 
@@ -314,7 +313,7 @@ def test_a_run_begins_from_anothers_weights_at_another_length(data, tmp_path):
     longer = small(data, init=str(first), length=48, steps=1, ema=0.5)
     train(longer, tmp_path / "longer")
     train(replace(longer, init=None), tmp_path / "drawn")
-    learnt, drawn = (read_metrics(tmp_path / name / "metrics.jsonl")[0]["loss"] for name in ("longer", "drawn"))
+    learnt, drawn = (read_lines(tmp_path / name / "metrics.jsonl")[0]["loss"] for name in ("longer", "drawn"))
     assert learnt < drawn - 1
     wide = TransformerConfig(vocab=258, layers=1, heads=2, width=64)
     with pytest.raises(ValueError, match="another network than this run's"):
@@ -331,7 +330,7 @@ def test_a_masked_model_begins_from_a_causal_one(data, tmp_path):
     opened = small(data, init=str(first), network=replace(causal, causal=False, shifted=True), steps=1)
     train(opened, tmp_path / "opened")
     train(replace(opened, init=None), tmp_path / "drawn")
-    learnt, drawn = (read_metrics(tmp_path / name / "metrics.jsonl")[0]["loss"] for name in ("opened", "drawn"))
+    learnt, drawn = (read_lines(tmp_path / name / "metrics.jsonl")[0]["loss"] for name in ("opened", "drawn"))
     assert learnt < drawn - 0.5
 
 
@@ -347,7 +346,7 @@ def test_compiled_blocks_change_only_rounding(data, tmp_path):
     """torch.compile on every block, and a run that goes on without it."""
     for compiled in (False, True):
         train(small(data, steps=6, layers=2, dropout=0.0, compile=compiled), tmp_path / str(compiled))
-    plain, compiled = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("False", "True"))
+    plain, compiled = (read_lines(tmp_path / name / "metrics.jsonl") for name in ("False", "True"))
     assert [row["loss"] for row in compiled[:6]] == pytest.approx([row["loss"] for row in plain[:6]], rel=1e-4)
 
 
@@ -405,7 +404,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(data, tmp_path):
     assert 5 < stopped < 400
     again = subprocess.run([*command, "--steps", "400"], capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
-    steps = [row["step"] for row in read_metrics(metrics) if row["kind"] == "train"]
+    steps = [row["step"] for row in read_lines(metrics) if row["kind"] == "train"]
     assert steps == list(range(1, 401))
 
 

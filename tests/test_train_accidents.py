@@ -18,7 +18,8 @@ from settings import prepared_words, small
 
 from unmask.checkpoint import load
 from unmask.cli import main
-from unmask.log import Metrics, read_metrics
+from unmask.files import read_lines
+from unmask.log import Metrics
 from unmask.train import checkpoints, train
 from unmask.train.loop import _Run
 
@@ -188,7 +189,7 @@ def test_metrics_on_a_full_disk(tmp_path):
     with pytest.raises(OSError, match=r"metrics\.jsonl: No space left on device: make room"):
         metrics.write({"kind": "train", "step": 2})
     whole.close()
-    assert read_metrics(tmp_path / "metrics.jsonl") == [{"kind": "train", "step": 1}]
+    assert read_lines(tmp_path / "metrics.jsonl") == [{"kind": "train", "step": 1}]
 
 
 def test_a_clock_that_jumps(data, tmp_path, monkeypatch):
@@ -197,7 +198,7 @@ def test_a_clock_that_jumps(data, tmp_path, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: float(next(jumps)))
     processes.stopped_training(str(tmp_path / "run"), 10, {"data": str(data)})
     train(small(data), tmp_path / "run")
-    seconds = [row["seconds"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    seconds = [row["seconds"] for row in read_lines(tmp_path / "run" / "metrics.jsonl")]
     assert seconds == sorted(seconds)
     assert 0 < seconds[0] < seconds[-1] < 1000
 
@@ -234,7 +235,7 @@ def test_a_killed_process_ends_the_job_which_goes_on(data, tmp_path):
     assert err.count("non-embedding parameters") == 1  # the first process alone speaks
     assert int(checkpoints.checkpoints(run)[0].name) < 40
     main(command)  # alone
-    steps = [row["step"] for row in read_metrics(run / "metrics.jsonl") if row["kind"] == "train"]
+    steps = [row["step"] for row in read_lines(run / "metrics.jsonl") if row["kind"] == "train"]
     assert steps == list(range(1, 41))
 
 
@@ -256,7 +257,7 @@ def test_a_mirror_follows_and_fills_an_empty_folder(data, tmp_path):
     processes.stopped_training(str(tmp_path / "lost"), 4, options)
     train(small(data, steps=8, mirror=other, **settings), tmp_path / "new")
     assert same(tmp_path / "whole", tmp_path / "new")
-    steps = [row["step"] for row in read_metrics(tmp_path / "new" / "metrics.jsonl") if row["kind"] == "train"]
+    steps = [row["step"] for row in read_lines(tmp_path / "new" / "metrics.jsonl") if row["kind"] == "train"]
     assert steps == list(range(1, 9))
 
 

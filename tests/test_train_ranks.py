@@ -12,7 +12,7 @@ import torch.distributed.checkpoint
 from settings import prepared_words, small
 
 from unmask.checkpoint import load
-from unmask.log import read_metrics
+from unmask.files import read_lines
 from unmask.train import Optimiser, checkpoints, train
 
 STEPS = 12
@@ -27,7 +27,7 @@ MUON = Optimiser(rate=1e-2, warmup=5, muon=hasattr(torch.optim, "Muon"))
 
 
 def rows(folder: Path, kind: str) -> list[dict]:
-    return [row for row in read_metrics(folder / "metrics.jsonl") if row["kind"] == kind]
+    return [row for row in read_lines(folder / "metrics.jsonl") if row["kind"] == kind]
 
 
 @pytest.fixture(scope="module")

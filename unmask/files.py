@@ -108,6 +108,23 @@ def read_json(path: Path) -> Row:
     return value
 
 
+def read_lines(path: Path) -> list[Row]:
+    """Rows of a .jsonl that is appended to; a last line cut off by a crash is left out.
+
+    Raises ValueError for any other line that is not JSON.
+    """
+    lines = path.read_bytes().splitlines(keepends=True)
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            if number == len(lines) and not line.endswith(b"\n"):
+                break
+            raise ValueError(f"{path}, line {number}: not JSON; remove the line to go on") from None
+    return rows
+
+
 def is_number(value: object) -> bool:
     """Whether JSON data are a finite number that can be computed with, squared as well."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e100

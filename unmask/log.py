@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from unmask.files import Row, atomic, finite
+from unmask.files import Row, atomic, finite, read_lines
 from unmask.units import count, duration
 
 console = Console(stderr=True, highlight=False)
@@ -25,7 +25,7 @@ class Metrics:
     """metrics.jsonl of a run, opened to go on after `step`: later rows, of work that was lost, are dropped."""
 
     def __init__(self, path: Path, step: int) -> None:
-        rows = [row for row in read_metrics(path) if row["step"] <= step] if path.exists() else []
+        rows = [row for row in read_lines(path) if row["step"] <= step] if path.exists() else []
         with atomic(path) as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
         self.last = rows[-1] if rows else None
@@ -64,20 +64,6 @@ class Tracker:
 
     def close(self) -> None:
         self.module.finish()
-
-
-def read_metrics(path: Path) -> list[Row]:
-    """Rows of a metrics.jsonl; a last line cut off by a crash is left out. Raises ValueError for any other bad line."""
-    lines = path.read_bytes().splitlines(keepends=True)
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            if number == len(lines) and not line.endswith(b"\n"):
-                break
-            raise ValueError(f"{path}, line {number}: not JSON; remove the line to go on") from None
-    return rows
 
 
 class Report(Protocol):

@@ -15,9 +15,8 @@ from unmask.checkpoint.tensors import write_published
 from unmask.conditioned import ConditionedConfig
 from unmask.data.pairs import CHAT_TEMPLATE, DEFAULT, template_of
 from unmask.families import FAMILIES, LLAMA, Family, published_config, to_published
-from unmask.files import Row, atomic, read_json, write_json
+from unmask.files import Row, atomic, read_json, read_lines, write_json
 from unmask.hub import fetched
-from unmask.log import read_metrics
 
 CARD, OURS, HUB = "README.md", "unmask", "hf"
 RESULTS = "*.json"
@@ -196,7 +195,7 @@ def _results(folder: Path) -> Iterator[tuple[str, str, str]]:
 
 def _validation(folder: Path) -> Iterator[tuple[str, str, str]]:
     path = folder / "metrics.jsonl"
-    rows = [row for row in read_metrics(path) if row.get("kind") == "validation"] if path.is_file() else []
+    rows = [row for row in read_lines(path) if row.get("kind") == "validation"] if path.is_file() else []
     for row in rows[-1:]:
         value, error = row["nats_per_token"], row["stderr"]
         yield f"validation nats/token after {row['step']} steps", f"{value:.4f} ± {error:.4f} (maskings)", row["bound"]

@@ -23,7 +23,7 @@ from unmask.data.pairs.layouts import second_pass
 from unmask.evaluate.continuing import text_behind
 from unmask.evaluate.exact import same
 from unmask.evaluate.writing import counting
-from unmask.files import Row, atomic, is_number
+from unmask.files import Row, atomic, is_number, read_lines
 from unmask.network import Network
 from unmask.rehearsal import Cost, rehearsed
 from unmask.sampling import Draw, LeftToRight, Policy, RandomOrder, Remasking, inside_of, sample
@@ -311,17 +311,8 @@ def _begun(out: Path, law: Row, questions: Sequence[Question]) -> dict[str, Row]
 
 
 def _read(out: Path, law: Row) -> dict[str, Row]:
-    if not out.exists():
-        return {}
     rows: dict[str, Row] = {}
-    lines = out.read_bytes().splitlines(keepends=True)
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            if number == len(lines):
-                break  # cut off while it was written
-            raise ValueError(f"{out}, line {number}: not JSON; remove the line to go on") from None
+    for number, row in enumerate(read_lines(out) if out.exists() else [], 1):
         if not isinstance(row, dict) or "question_id" not in row:
             raise ValueError(f"{out}, line {number}: no answer; choose another file")
         other = [key for key in law if row.get(key) != law[key]]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unmask.evaluate.answers import Question
-from unmask.files import Row, atomic
+from unmask.files import Row, atomic, read_lines
 
 RATING = re.compile(r"\[\[\s*(\d+(?:\.\d+)?)\s*\]\]")
 RULES = (
@@ -103,9 +103,11 @@ def grade_file(
         for question, record in zip(questions, records, strict=True)
         for turn in range(len(record["choices"][0]["turns"]))
     ]
-    lines = out.read_bytes().splitlines() if out.exists() else []
-    rows = [row for i, line in enumerate(lines, 1) if (row := _whole(line, f"{out}, line {i}", i == len(lines)))]
-    done = {_key(row): row for row in rows}
+    done = {}
+    for number, row in enumerate(read_lines(out) if out.exists() else [], 1):
+        if not isinstance(row, dict) or not {"question_id", "turn", "judge", "score"} <= row.keys():
+            raise ValueError(f"{out}, line {number}: no judgment; choose another name for the answers")
+        done[_key(row)] = row
     with atomic(out) as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in done.values())
     found = []
@@ -157,16 +159,3 @@ def _judged(question: Question, record: Row, turn: int, endpoint: Endpoint) -> R
 
 def _key(row: Row) -> tuple[str, int, str, str]:
     return str(row["question_id"]), row["turn"], row.get("answer_id", ""), row["judge"][0]
-
-
-def _whole(line: bytes, where: str, last: bool) -> Row | None:
-    """A judgment, unless it was cut off while it was written. Raises ValueError for any other line that is none."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        if last:
-            return None
-        raise ValueError(f"{where}: not JSON; remove the line to go on") from None
-    if not isinstance(row, dict) or not {"question_id", "turn", "judge", "score"} <= row.keys():
-        raise ValueError(f"{where}: no judgment; choose another name for the answers")
-    return row

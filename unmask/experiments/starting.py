@@ -12,8 +12,8 @@ from unmask.evaluate import perplexity, prepared
 from unmask.experiments.averages import bounded, over_seeds
 from unmask.experiments.running import Cell, Finding, Scale, Table, at_least_one
 from unmask.experiments.setting import SETTINGS
-from unmask.files import Row
-from unmask.log import Report, read_metrics
+from unmask.files import Row, read_lines
+from unmask.log import Report
 from unmask.objectives import AnyOrder, NextToken
 from unmask.report.drawing import COLOURS, MARKERS
 from unmask.train.budget import steps_for
@@ -79,7 +79,7 @@ class Starting:
         held_out = prepared(Path(cell.config.data), model.tokenizer, length=setting.length, sequences=setting.sequences)
         curve = [
             (row["flops"], round(row["nats_per_token"], 4))
-            for row in read_metrics(folder / "metrics.jsonl")
+            for row in read_lines(folder / "metrics.jsonl")
             if row["kind"] == "validation"
         ]
         row = {**bounded(perplexity(model, held_out, draws=32, progress=told)), **cell.config.cost()}

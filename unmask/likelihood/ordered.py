@@ -194,7 +194,8 @@ def _token_nats(
     def score(which: slice) -> None:
         step, rows = turn[which, None], owner[plan[which]]
         now = steps[plan[which]]
-        canvas, level = x_0[rows].masked_fill(now >= step, network.mask_id), (now >= step).sum(-1) / (now >= 0).sum(-1)
+        canvas = x_0[rows].masked_fill(now >= step, network.mask_id)
+        level = (now >= step).sum(-1).double() / (now >= 0).sum(-1)
         at, value = token_nats(network, x_0[rows], now == step, canvas=canvas, level=level, rows=rows)
         nats.view(-1)[plan[which][at // steps.shape[1]] * steps.shape[1] + at % steps.shape[1]] = value.cpu().double()
 

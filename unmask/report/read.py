@@ -7,8 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from unmask.files import Row, read_json
-from unmask.log import read_metrics
+from unmask.files import Row, read_json, read_lines
 from unmask.units import finite, number
 
 RESULT = "result.json"
@@ -195,7 +194,7 @@ def _metrics(file: Path) -> tuple[list[Row], list[Row]]:
     """
     train: dict[float, Row] = {}
     validation: dict[float, Row] = {}
-    for i, row in enumerate(_read(read_metrics, file)):
+    for i, row in enumerate(_read(read_lines, file)):
         where = f"{file}, line {i + 1}"
         if not isinstance(row, dict):
             raise ValueError(f"{where}: must be a JSON object, not {_short(row)}")

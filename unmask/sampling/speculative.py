@@ -146,7 +146,9 @@ def speculate(
 
     at = torch.cat([judging.flatten().nonzero(), guessing.flatten().nonzero()]).squeeze(-1)
     with torch.inference_mode():
-        *columns, law = network(canvas, at, then=read, rows=rows[slot], level=(ahead >= 0).sum(-1) / total[slot])
+        *columns, law = network(
+            canvas, at, then=read, rows=rows[slot], level=(ahead >= 0).sum(-1).double() / total[slot]
+        )
     stops, token, log_p, next_guess = (column.cpu() for column in columns)
     wrote, last = _writers(stops, runs)
     following = torch.full_like(tokens, -1).masked_scatter(guessing[last], next_guess)
