@@ -255,6 +255,13 @@ def test_texts_of_a_file(tmp_path, arm):
             read_texts(path)
 
 
+def test_texts_that_are_there_are_not_written_otherwise(capsys):
+    for option in (["--temperature", "0.5"], ["--count", "8"], ["--length", "9"], ["--policy", "tweedie"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(["evaluate", "generation", "--judge", "j", "--samples", "x.json", *option])
+        assert f"{option[0]} does nothing beside --samples" in capsys.readouterr().err
+
+
 def test_too_little_to_judge(arm):
     judge = load_judge(str(arm))
     with pytest.raises(ValueError, match="1 text tells no error"):

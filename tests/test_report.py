@@ -17,6 +17,7 @@ from unmask.report.drawing import style, svg
 from unmask.report.figures import loss_figure, smooth
 from unmask.report.page import replay_html, replay_page, report
 from unmask.report.read import Run, find
+from unmask.report.tables import runs_table
 from unmask.units import count, duration, plain, power, with_error
 
 HOSTILE = (
@@ -252,7 +253,7 @@ def test_numbers_are_those_of_the_files(html: str) -> None:
     assert "any order, stratified, draws 16, seed 0" in Page(html).text
     assert cells[cells.index("42.43") + 1] == "0"  # exact: no sign of a bound
     assert "12345" in cells  # a seed is a name, not an amount
-    for cell in ("43.5 M", "18.9 M", "3,991 of 4,000", "2.97 × 10¹⁶", "4.88 × 10¹⁶", "27 min 16 s"):
+    for cell in ("43.5 M", "18.9 M", "3,991 of 4,000", "2.97 × 10¹⁶", "4.86 × 10¹⁶", "27 min 16 s"):
         assert cell in cells
     assert sum(cell.startswith("≤ 3.") and "± 0.030" in cell for cell in cells) == 1
 
@@ -427,6 +428,17 @@ def test_cut_off_last_line_is_ignored_and_any_other_fault_named(tmp_path: Path) 
             report([folder], tmp_path / "c.html")
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_an_unfinished_run_is_told_by_what_it_has_spent(tmp_path):
+    folder = write_run(tmp_path / "run", "half", steps=400)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    whole = config["budget"]
+    config["training"]["steps"], config["budget"] = 800, {name: 2 * value for name, value in whole.items()}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    ((_, (row,)),) = runs_table(find([folder]).runs).groups
+    assert row[4] == "400 of 800"
+    assert row[5:8] == [count(whole["tokens"]), power(whole["flops_6nd"]), power(whole["flops_true"])]
 
 
 def test_malformed_files_and_empty_folders_are_named(tmp_path: Path) -> None:

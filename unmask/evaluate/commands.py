@@ -157,6 +157,12 @@ class Generation:
     def run(self) -> None:
         if (self.checkpoint is None) == (self.samples is None):
             raise ValueError("say whose texts: --checkpoint RUN or --samples FILE, one of them")
+        if self.samples is not None:
+            mine, theirs = ({**vars(each), **vars(each.draw)} for each in (self, Generation(self.judge)))
+            for name in ("policy", "count", "length", *vars(self.draw)):
+                if mine[name] != theirs[name]:
+                    option = name.replace("_", "-")
+                    raise ValueError(f"--{option} does nothing beside --samples, whose texts are written: leave it out")
         if self.mauve is not None and self.reference is None:
             raise ValueError("--mauve compares with people's texts: give --reference PATH")
         judge = load_judge(self.judge, device=self.device)

@@ -136,18 +136,23 @@ def runs_table(runs: Sequence[Run]) -> Table:
         ("non-embedding", True),
         ("steps", True),
     ]
-    columns += [("tokens", True), ("budget 6ND, FLOPs", True), ("true FLOPs", True), ("time", True)]
+    columns += [("tokens", True), ("6ND, FLOPs", True), ("true FLOPs", True), ("time", True)]
     columns += [("validation, nats per token", True)]
     return Table(columns, [("", [_run_row(run) for run in runs])])
 
 
 def _run_row(run: Run) -> list[str]:
-    """Tokens are those trained on so far where metrics tell, else the budget's."""
+    """Tokens and FLOPs are those spent so far where metrics tell, else the budget's."""
     last = run.train[-1] if run.train else {}
     planned = _get(run.config, "training", "steps")
     steps = [plain(last.get("step"))] if last else []
     steps += [plain(planned)] if number(planned) is not None else []
-    tokens = last.get("tokens") if finite(last.get("tokens")) is not None else _get(run.config, "budget", "tokens")
+    done, of = finite(last.get("step")), finite(planned)
+    share = done / of if done is not None and of else 1
+    tokens, flops_6nd, flops_true = (
+        None if (value := finite(_get(run.config, "budget", name))) is None else value * share
+        for name in ("tokens", "flops_6nd", "flops_true")
+    )
     return [
         run.name,
         say(_get(run.config, "training", "objective")),
@@ -155,8 +160,8 @@ def _run_row(run: Run) -> list[str]:
         count(_get(run.config, "parameters", "non_embedding")),
         " of ".join(steps) or MISSING,
         count(tokens),
-        power(_get(run.config, "budget", "flops_6nd")),
-        power(_get(run.config, "budget", "flops_true")),
+        power(flops_6nd),
+        power(flops_true),
         duration(last.get("seconds")),
         _arrived(run),
     ]

@@ -109,7 +109,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
         if cpu.by_hand(x):
             return cpu.RMSNorm.apply(x, self.weight, self.eps)
-        if x.device.type == "cpu" and not torch.is_grad_enabled():
+        if x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return cpu.rms_norm(upcast(x), upcast(self.weight), self.eps).to(x.dtype)
         return F.rms_norm(upcast(x), self.weight.shape, upcast(self.weight), self.eps).to(x.dtype)
 
