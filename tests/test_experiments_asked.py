@@ -157,7 +157,7 @@ def test_a_model_that_has_not_learnt_shows_nothing():
 
 def answered(model: str, policy: str, seed: int, turn: int, right: float, seconds: float) -> dict:
     """The same questions are right first, in either half."""
-    half = "1" * round(100 * right) + "0" * round(100 * (1 - right))
+    half = "1" * round(200 * right) + "0" * round(200 * (1 - right))
     return {
         "together": 1, "seed": seed, "model": model, "policy": policy, "turn": turn, "right": 2 * half, "nfe": 4.0,
         "seconds": [seconds, seconds],
@@ -198,9 +198,8 @@ def test_times_are_compared_within_a_turn():
 def test_the_fastest_is_chosen_and_timed_on_different_questions():
     rows = [*both(0, 0, (0.9, 0.1), "a", (0.9, 0.05)), *both(0, 1, (0.9, 0.1), "b", (0.9, 0.05))]
     rows[1]["seconds"], rows[3]["seconds"] = [0.05, 0.02], [0.02, 0.05]
-    assert "MDM (b, the fastest of those as often right as the ARM on the first half of the questions) is" in (
-        told := exact_compared(exact_ways(rows), 1, 1)[0]
-    )
+    told, _ = exact_compared(exact_ways(rows), 1, 1)
+    assert "MDM (b, the fastest of those surely as often right as the ARM (to 2 points) on the first half" in told
     assert "2.000 times as fast" in told
 
 
@@ -209,7 +208,7 @@ def test_a_policy_chosen_by_luck_is_measured_on_other_questions():
     rows = both(0, 0, (0.9, 0.1), "lucky", (0.9, 0.01)) + both(1, 0, (0.9, 0.1), "lucky", (0.9, 0.01))
     for row in rows:
         if row["model"] == "MDM":
-            row["right"] = row["right"][:100] + "1" * 80 + "0" * 20
+            row["right"] = row["right"][:200] + "1" * 160 + "0" * 40
     sentence, verdict = exact_compared(exact_ways(rows), 1, 1)
     assert "not surely equal: it is right in 80.0% of the second, −10.0" in sentence
     assert verdict == "not shown at this scale"
@@ -223,25 +222,37 @@ def test_a_seed_that_has_not_learnt_is_no_evidence():
 
 
 def test_several_measures_and_lengths():
-    """One that has nothing to say does not count; one that does not know does."""
+    """A measure that has nothing to say does not count, one that does not know does; one length is enough for a yes."""
     held = [("yes", "no"), (UNKNOWN, "no"), (UNKNOWN, "yes"), (None, "yes"), (None, None), ("yes", "yes")]
-    assert [together_held(each) for each in held] == ["no", "no", UNKNOWN, "yes", UNKNOWN, "yes"]
+    assert [together_held([each]) for each in held] == ["no", "no", UNKNOWN, "yes", UNKNOWN, "yes"]
+    assert [together_held([("no",), each]) for each in held] == ["no", "no", UNKNOWN, "yes", "no", "yes"]
 
 
 def test_no_policy_may_be_as_good():
+    """Which says nothing of one that is trained longer."""
     rows = both(0, 0, (0.9, 1.0), "b", (0.6, 0.1))
     sentence, verdict = exact_compared(exact_ways(rows), 1, 1)
+    assert "no policy is surely as often right" in sentence
     assert "the best, b, is right in 60.0% of the second, −30.0" in sentence
-    assert verdict == "no"
-
-
-def test_no_policy_may_be_as_good_by_chance():
-    """Two points behind where it was to be chosen, and 20 ahead where it is measured, is no evidence against it."""
-    rows = both(0, 0, (0.7, 1.0), "b", (0.68, 0.1))
-    rows[1]["right"] = rows[1]["right"][:100] + "1" * 90 + "0" * 10
-    sentence, verdict = exact_compared(exact_ways(rows), 1, 1)
-    assert "no policy is as often right" in sentence
     assert verdict == UNKNOWN
+
+
+def test_as_good_by_chance_is_not_chosen():
+    """Right as often where it was to be chosen, but in eight answers."""
+    rows = [row | {"right": "1" * 16} for row in both(0, 0, (1.0, 0.1), "b", (1.0, 0.05))]
+    assert "no policy is surely as often right" in exact_compared(exact_ways(rows), 1, 1)[0]
+
+
+def test_what_is_timed_again_is_timed_there():
+    """The fastest is the one of the turn in which all were asked, how fast it is that of those after it."""
+    rows = both(0, 0, (0.9, 0.1), "a", (0.9, 0.01)) + both(0, 1, (0.9, 0.1), "b", (0.9, 0.05))
+    for turn, seconds in ((2, 0.06), (3, 0.05), (4, 0.04)):
+        rows += [
+            {name: row[name] for name in row if name != "right"} for row in both(0, turn, (1, 0.1), "a", (1, seconds))
+        ]
+    sentence, _ = exact_compared(exact_ways(rows), 1, 1)
+    assert "MDM (a, the fastest" in sentence
+    assert ", 2.000 times as fast" in sentence
 
 
 def test_a_few_answers_of_which_none_is_worse_are_not_surely_as_good():

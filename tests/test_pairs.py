@@ -203,7 +203,7 @@ def test_additions_are_right_and_on_one_side_only():
     learnt, asked = (
         {row["prompt"]: row["response"] for _, row in rows_of(name)} for name in ("addition", "addition:test")
     )
-    assert (len(learnt), len(asked)) == (60_000, 1_000)
+    assert (len(learnt), len(asked)) == (60_000, 4_000)
     assert not learnt.keys() & asked.keys()
     assert all(sum(map(int, p[:-1].split("+"))) == int(r.strip()[::-1]) for p, r in (*learnt.items(), *asked.items()))
     assert [sum(len(r) == n for r in learnt.values()) for n in (4, 5, 6)] == [20_000] * 3

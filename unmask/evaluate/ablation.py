@@ -41,11 +41,13 @@ def tradeoff_rows(
     questions: Sequence[Question],
     ways: Mapping[str, Sequence[Asking]],
     progress: Callable[[int, int], None] | None = None,
+    first: int = 0,
 ) -> list[Row]:
     """Exact match against NFE and seconds, of each model in each of its ways: one machine, one run, the same questions.
 
-    Models take turns, one that has fewer ways with them anew, so that the rows of a `turn` are of one time whatever
-    else the machine does. Each is asked a few questions first, so that none of them pays for a start.
+    Models take turns, one that has fewer ways with them anew, so that the rows of a `turn` (counted from `first` on)
+    are of one time whatever else the machine does. Each is asked a few questions first, so that none of them pays for a
+    start.
     """
     rows = []
     for turn in range(max(map(len, ways.values()))):
@@ -53,5 +55,5 @@ def tradeoff_rows(
             asking = ways[name][turn % len(ways[name])]
             for _ in answers(model, questions[: asking.batch], asking):
                 pass
-            rows.append({**measured(model, questions, asking, name, progress), "turn": turn})
+            rows.append({**measured(model, questions, asking, name, progress), "turn": first + turn})
     return rows

@@ -20,7 +20,17 @@ LAPTOP = SETTINGS["laptop"]
 SIZES: dict[Scale, Setting] = {
     "tiny": replace(SETTINGS["tiny"], length=64, batch=16, steps=8),
     "laptop": replace(
-        LAPTOP, layers=4, width=64, head_width=16, neighbours=0, length=256, batch=128, steps=5000, rate=5e-3, muon=True
+        LAPTOP,
+        layers=4,
+        width=64,
+        head_width=16,
+        neighbours=0,
+        length=256,
+        batch=128,
+        steps=5000,
+        rate=5e-3,
+        muon=True,
+        sequences=1000,
     ),
     "gpu": replace(SETTINGS["gpu"], layers=6, width=384, length=512, sequences=1000),
 }

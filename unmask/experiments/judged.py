@@ -20,7 +20,7 @@ from unmask.files import Row
 from unmask.log import Report
 
 PROBABLE = Measure(
-    "within 0.05 nats a judge's token of the ARM", 0.05, 0.1,
+    "within 0.1 nats a judge's token of the ARM", 0.1,
     lambda way: f"has {way.gained * -1} nats a judge's token more than the ARM on the second",
 )  # fmt: skip
 

@@ -11,7 +11,7 @@ from unmask.data.reading import opened_parquet
 from unmask.data.sources import HUB, loaded
 from unmask.files import Row
 
-ADDITION, PROBLEMS, ASKED = "addition", 60_000, 1_000  # of a million problems, so many to learn and to be asked
+ADDITION, PROBLEMS, ASKED = "addition", 60_000, 4_000  # of a million problems, so many to learn and to be asked
 KINDS = (".jsonl", ".json", ".parquet", ".txt", ".tsv")
 
 
@@ -62,8 +62,8 @@ def additions(test: bool = False) -> Iterator[Row]:
     blanks, equally often, none in a test's reference: each is right, so that where a digit stands depends on where the
     others do, which a sampler that reveals all at once cannot know. Zeros count: 0850 is not 850.
     """
-    start, count = (10**6 - ASKED, ASKED) if test else (0, PROBLEMS)
-    for i, problem in enumerate(batch_indices(10**6, 10**6, seed=0, step=0)[start : start + count].tolist()):
+    order = batch_indices(10**6, 10**6, seed=0, step=0).tolist()
+    for i, problem in enumerate(order[: -ASKED - 1 : -1] if test else order[:PROBLEMS]):
         a, b = divmod(problem, 1000)
         response = " " * (0 if test else i % 3) + f"{a + b:04}"[::-1]
         yield {"prompt": f"{a:03}+{b:03}=", "response": response, "match": "text"}
