@@ -125,7 +125,7 @@ def test_what_guidance_gains_is_paired_by_question():
     finding = Guidance().find(rows)
     assert finding.held == "yes"
     assert [row[1:3] for row in finding.tables[0].rows][:2] == [("none", "0"), ("unsupervised", "1, 1")]
-    assert finding.tables[0].rows[1][4].startswith("0.167")
+    assert finding.tables[0].rows[1][5].startswith("0.167")
     assert Guidance().find([row for row in rows if row["guidance"] == 0]).held == "not shown at this scale"
 
 

@@ -197,7 +197,8 @@ def test_guesses_tell_no_models_apart():
     held = lambda *values: Understanding().find(task_rows(*values)).held  # noqa: E731
     assert held(0.40, 0.30) == "yes"
     assert held(0.30, 0.40) == "no"
-    assert held(0.35, 0.35) == "not shown at this scale"
+    assert held(0.35, 0.35) == held(0.35, 0.36) == "yes"  # surely less than two points behind
+    assert held(0.35, 0.37) == "not shown at this scale"
     assert held(0.26, 0.24) == "not shown at this scale"
     (table,) = Understanding().find(task_rows(0.40, 0.30)).tables
     assert table.rows[0][:5] == ("arc_easy", "25.0", "40.0 ± 1.5", "30.0 ± 1.4", "10.00 ± 0.95")
@@ -240,7 +241,7 @@ def test_understanding_runs_at_its_tiny_scale(tmp_path: Path):
     # three of the five questions, one accuracy a task and model, and weight of guidance
     assert [(row["model"], row["guidance"], row["task"], row["documents"]) for row in found] == [
         (kind, weight, task, count)
-        for kind, weight in (("MDM", 0.0), ("MDM", 0.5), ("MDM", 1.0), ("ARM", 0.0))
+        for kind, weight in (("MDM", 0.0), ("MDM", 0.5), ("ARM", 0.0))
         for task, count in (("piqa", 3), ("lambada_openai", 2))
     ]
     assert which.find(found).tables

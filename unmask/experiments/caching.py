@@ -61,8 +61,8 @@ class Caching:
             nfe = sample(model, canvas, Tweedie(steps), seed=0).nfe.double()
             seconds = time.perf_counter() - start
             start = time.perf_counter()
-            plain(model, min(count, 8), length, steps, torch.float64)
-            every = (time.perf_counter() - start) / min(count, 8)
+            plain(model, count, length, steps, torch.float32)
+            every = (time.perf_counter() - start) / count
             rows.append({
                 "kind": "calls",
                 "length": length,
@@ -102,12 +102,14 @@ class Caching:
         calls = [row for row in rows if row["kind"] == "calls"]
         off = max(abs(row["nfe"] - row["closed_form"]) / max(row["nfe_stderr"], 1e-9) for row in calls)
         worst = max(calls, key=lambda row: row["steps"])
-        speed = worst["seconds_every_step"] / worst["seconds"]
+        speed, saved = worst["seconds_every_step"] / worst["seconds"], worst["steps"] / worst["nfe"]
+        cached = all(row["seconds_every_step"] / row["seconds"] > 0.8 * row["steps"] / row["nfe"] for row in calls)
         return Finding(
             "With T steps a text of L tokens costs T(1 − (1 − 1/T)^L) evaluations: 1.8 to 3.6 times less time.",
             f"Evaluations equal the closed form within {off:.1f} standard errors; at T = {worst['steps']}, "
-            f"L = {worst['length']} a text takes {speed:.1f} times less time than with a call at every step.",
-            "yes" if off < 4 and speed > 1 else "no",
+            f"L = {worst['length']} a text takes {speed:.1f} times less time than by the published loop with its "
+            f"call at every step: {saved:.1f} times from calls saved, {speed / saved:.1f} from what a call costs.",
+            "yes" if off < 4 and cached else "no",
             (
                 Table(
                     "Tau-leaping: evaluations a text, and seconds",

@@ -41,7 +41,8 @@ class Grid(NamedTuple):
     batch: int
     """Of the largest budget; others have less, see `batch_at`."""
     budgets: dict[str, tuple[float, ...]]
-    """6ND in FLOPs."""
+    """6ND in FLOPs; the ARM's are a sixteenth of the MDM's, so that both are read at about the same losses: further
+    down, towards the text's entropy, curves of one rate fall more slowly."""
     center: tuple[int, int]
     """Widths tried first around: an index of WIDTHS at the least and at the largest budget."""
     sizes: int
@@ -58,12 +59,12 @@ GRIDS: dict[Scale, Grid] = {
     "tiny": Grid(300, 16, 4, {"MDM": (1e8, 2e8), "ARM": (1e8, 2e8)}, (3, 3), 3, ((0, 3),), (3e-3,), 8, 4),
     "laptop": Grid(
         512, 128, 32,
-        {"MDM": (3e12, 1e13, 3e13, 1e14), "ARM": (1e12, 3e12, 1e13, 3e13)},
+        {"MDM": (3e12, 1e13, 3e13, 1e14), "ARM": (2e11, 6e11, 2e12, 6e12)},
         (4, 6), 5, ((0, 3), (0, 6), (-1, 6)), (2e-3, 4e-3, 8e-3), 512, 16,
     ),
     "gpu": Grid(
         1024, 256, 128,
-        {"MDM": (1e16, 3e16, 1e17, 3e17, 1e18, 3e18), "ARM": (3e15, 1e16, 3e16, 1e17, 3e17)},
+        {"MDM": (1e16, 3e16, 1e17, 3e17, 1e18, 3e18), "ARM": (6e14, 2e15, 6e15, 2e16, 6e16, 2e17)},
         (6, 10), 5, ((0, 5), (0, 9), (-1, 10)), (1e-3, 2e-3, 4e-3), 1024, 16,
     ),
 }  # fmt: skip
