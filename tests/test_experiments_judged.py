@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_ablation import ASKING, MODEL, questions
@@ -12,7 +13,7 @@ from test_generation import make_run
 
 from unmask.evaluate import judge_texts, load_judge, quality
 from unmask.evaluate.judge import entropy
-from unmask.evaluate.matched import WITHIN, at_entropy, judged, varied
+from unmask.evaluate.matched import APART, around_entropy, between, judged, varied
 from unmask.experiments import Tradeoff, experiment
 from unmask.experiments.judged import judged_compared, judged_rows, judged_table, judged_ways
 from unmask.experiments.ways import UNKNOWN
@@ -58,23 +59,41 @@ def test_a_quality_of_answers_is_that_of_what_they_add(judge):
     assert row["entropy"] == pytest.approx(entropy([1, 2, 3]))
 
 
-def test_the_temperature_of_an_entropy_is_found():
+def test_the_temperatures_around_an_entropy_are_found():
     asked = []
 
     def measure(temperature: float) -> dict:
         asked.append(temperature)
         return {"entropy": 3 * temperature**2}
 
-    row, matched = at_entropy(measure, 1.5, within=0.02)
-    assert matched
-    assert row["temperature"] == pytest.approx(math.sqrt(0.5), abs=0.01)
-    assert abs(row["entropy"] - 1.5) <= 0.02
+    low, high = around_entropy(measure, 1.5, apart=0.1)
+    assert low["temperature"] < math.sqrt(0.5) < high["temperature"]
+    assert low["entropy"] < 1.5 < high["entropy"] <= low["entropy"] + 0.1
     assert (asked[:3], len(asked) <= 8) == ([1.0, 0.5, 0.75], True)
-    row, matched = at_entropy(lambda temperature: {"entropy": min(temperature, 1.0)}, 1.5)
-    assert not matched
-    assert row["entropy"] == 1.0
-    row, matched = at_entropy(measure, 3.0)
-    assert (row["temperature"], matched) == (1.0, True)
+    low, high = around_entropy(lambda temperature: {"entropy": min(temperature, 1.0)}, 1.5)
+    assert low["entropy"] == high["entropy"] == 1.0
+    low, high = around_entropy(measure, 3.0)
+    assert low["temperature"] == high["temperature"] == 1.0
+
+
+def test_what_is_read_between_two_temperatures_depends_on_neither():
+    """Two ways whose nats follow one line in the entropy differ by nothing, wherever their temperatures fell."""
+    rng, found = np.random.default_rng(0), []
+    for offsets in ((-0.02, 0.07), (-0.06, 0.01)):
+        rows = []
+        for offset in offsets:
+            entropy = 2.0 + offset + 0.1 * rng.standard_normal(40)
+            entropy += 2.0 + offset - entropy.mean()
+            values = {"nats": 10 * (3 + 5 * (entropy - 2.0)), "tokens": np.full(40, 10.0), "entropy": entropy}
+            rows.append({
+                "experiment": "generation", "judge": "j", "texts": 40, "temperature": 1.0, "nfe": 2.0,
+                "entropy": float(entropy.mean()), "values": {name: value.tolist() for name, value in values.items()},
+            })  # fmt: skip
+        found.append(between(*rows, 2.0))
+    assert [row["entropy"] for row in found] == pytest.approx([2.0, 2.0])
+    for row in found:
+        assert row["values"]["nats"] == pytest.approx([30.0] * 40)
+        assert row["generative_perplexity"] == pytest.approx(math.exp(3))
 
 
 def test_answers_are_matched_with_the_references(judge):
@@ -132,7 +151,7 @@ def test_the_plain_statement_of_a_judge(nats, seconds, matched, told, held):
     assert verdict == held
     assert "bare" not in {way.policy for way in ways}
     table = judged_table(rows, ways)
-    assert f"within {WITHIN} nats" in table.title
+    assert f"at most {APART} nats apart" in table.title
     assert f"{3 - len(ways)} of 3 ways" in table.title
     rows = [answered("ARM", "left", 0, 0, 2.0, 0.1, matched=False), answered("MDM", "fast", 0, 0, 2.0, 0.1)]
     assert "the ARM's answers do not come to the references' entropy" in judged_compared(judged_ways(rows), 1, 1)[0]

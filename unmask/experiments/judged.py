@@ -12,7 +12,7 @@ from unmask.checkpoint import Model
 from unmask.evaluate import load_judge
 from unmask.evaluate.ablation import measured
 from unmask.evaluate.answers import Asking, Question
-from unmask.evaluate.matched import WITHIN, judged, varied
+from unmask.evaluate.matched import APART, judged, varied
 from unmask.experiments.averages import rates, said
 from unmask.experiments.running import Held, Table
 from unmask.experiments.ways import UNKNOWN, Measure, Way, by_half, compared, ways_of
@@ -59,7 +59,7 @@ def _kept(row: Row) -> Row:
     if not row["matched"]:
         return kept
     values = row["values"]
-    numbers = {name: [round(x, 2) for x in values[name]] for name in ("nats", "tokens")}
+    numbers = {name: [round(x, 3) for x in values[name]] for name in ("nats", "tokens")}
     return {**kept, **numbers, "seconds": by_half(values["seconds"])}
 
 
@@ -109,8 +109,8 @@ def judged_table(rows: Sequence[Row], ways: Sequence[Way]) -> Table:
 
     return Table(
         f"Perplexity of the answers to the second half of the questions, given these, to the judge {here[0]['judge']}, "
-        f"at temperatures at which their unigram entropies are within {WITHIN} nats of each other, ± over seeds and "
-        f"answers; {asked - len(ways)} of {asked} ways came to no such entropy",
+        f"at the references' unigram entropy, read between two temperatures at most {APART} nats apart, ± over seeds "
+        f"and answers; {asked - len(ways)} of {asked} ways came to no such entropy",
         ("at once", "model", "policy", "perplexity", "nats a token less the ARM's", "entropy", "temperature", "NFE",
          "seconds", "times faster"),
         tuple(map(row, ways)),
