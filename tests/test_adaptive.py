@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import dataclass
 from functools import cache
 
 import pytest
@@ -163,9 +164,19 @@ def test_a_plans_likelihood_is_that_of_its_order():
         assert int(nfe.sum()) == exact.evaluations
 
 
+@dataclass(frozen=True)
+class EvenFirst:
+    """A policy of a user's, whose plan is random."""
+
+    exact_for = "even positions in a random order, then the odd ones"
+
+    def plan(self, open_, u):
+        return (u + torch.arange(open_.shape[-1]) % 2).argsort(-1).argsort(-1)
+
+
 def test_a_decoder_without_one_law_for_a_text_is_refused():
     maskable = torch.ones(1, L, dtype=torch.bool)
-    for policy in (RandomOrder(), Tweedie(3), Blocks(2, RandomOrder())):
+    for policy in (RandomOrder(), Tweedie(3), Blocks(2, RandomOrder()), EvenFirst(), Blocks(3, EvenFirst())):
         with pytest.raises(ValueError, match="draws its plan, so its likelihood is a mean over all plans"):
             decoder_log_likelihood(WORLDS["joint"], SEQUENCES[:1], maskable, policy)
     estimate = decoder_log_likelihood(WORLDS["joint"], SEQUENCES, maskable.expand(81, -1), LeftToRight())

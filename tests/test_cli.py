@@ -174,7 +174,13 @@ def test_an_order_on_the_command_line(capsys, checkpoint, tmp_path):
         main(["evaluate", "perplexity", *words, *spelling])
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert {(row["bound"], row["evaluations"], row["nats"]) for row in rows} == {("exact", 10, rows[0]["nats"])}
-    assert "draws its plan" in fails(capsys, "evaluate", "perplexity", *words, "--order", "tweedie")
+    assert "tweedie" in fails(capsys, "evaluate", "perplexity", *words, "--order", "tweedie")
+    said = fails(capsys, "evaluate", "perplexity", *words, "--order", "blocks")
+    assert "RandomOrder draws its plan" in said
+    assert "take an order that is not random" in said
+    with pytest.raises(SystemExit):
+        main(["evaluate", "perplexity", "--help"])
+    assert "tweedie" not in capsys.readouterr().out
 
 
 def test_generation_on_the_command_line(capsys, checkpoint, tmp_path):
@@ -250,6 +256,8 @@ def test_a_run_folder_is_all_that_is_needed(checkpoint, tmp_path):
 
 def test_causal_models_write_left_to_right_only(capsys, tmp_path):
     folder = make_run(tmp_path / "causal", causal=True)
+    words = ["sample", "--checkpoint", str(folder), "--prompt", "a"]
+    assert "a causal model cannot read: leave it out" in fails(capsys, *words, "--guidance", "1")
     main(["sample", "--checkpoint", str(folder), "--length", "3", "--prompt", "x"])
     assert "left-to-right" in capsys.readouterr().out
     assert "LeftToRight()" in fails(capsys, "sample", "--checkpoint", folder, "--policy", "random-order")

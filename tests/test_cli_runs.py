@@ -135,6 +135,14 @@ def test_two_runs_compared(capsys, tmp_path):
     assert "runs: loss" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
+def test_young_runs_compare_with_an_error(capsys, tmp_path):
+    runs = [write_run(tmp_path / name, done=20, loss=lambda step: 4.0 - step / 400) for name in "ab"]
+    main(["compare", *map(str, runs)])
+    said = capsys.readouterr().out
+    assert "loss at step 20" in said
+    assert "not a number" not in said
+
+
 def test_results_of_two_runs_are_paired(capsys, tmp_path):
     values = {"nats": [10.0, 20.0, 30.0], "tokens": [5, 5, 5], "documents": [0, 1, 2]}
     for name, more in (("a", 0.0), ("b", 1.0)):

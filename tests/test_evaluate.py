@@ -8,7 +8,7 @@ import pytest
 from unmask.checkpoint import Model
 from unmask.data import Tokenizer, load_split, prepare
 from unmask.evaluate import baselines, perplexity, prepared, write
-from unmask.sampling import Draw, LeftToRight, RandomOrder, Tweedie
+from unmask.sampling import Blocks, Confidence, Draw, LeftToRight, RandomOrder, Speculative, Tweedie
 from unmask.transformer import Transformer, TransformerConfig
 
 
@@ -76,6 +76,20 @@ def test_watching_costs_no_sampling_time(model):
 def test_a_changed_draw_states_no_law(model):
     record = write(model, ["{{4}}"], LeftToRight(), draw=Draw(temperature=0.5))[0]
     assert record["exact_for"].startswith("no stated law")
+
+
+@pytest.mark.parametrize("draw", [Draw(top_p=1.0), Draw(top_k=258), Draw(top_k=1000, top_p=1.0)], ids=repr)
+def test_a_filter_that_keeps_all_changes_no_law(model, draw):
+    assert write(model, ["{{2}}"], draw=draw)[0]["exact_for"] == "the random-order law"
+    assert write(model, ["{{2}}"], draw=Draw(top_k=model.vocab - 1))[0]["exact_for"].startswith("no stated law")
+
+
+def test_ends_change_the_law_but_from_the_left(model):
+    for policy in (RandomOrder(), Blocks(2), Confidence(), Speculative()):
+        law = write(model, ["{{4}}"], policy, until_end=True)[0]["exact_for"]
+        assert law == f"no stated law: filling up behind an end token changes the one of {policy.exact_for}"
+    for policy in (LeftToRight(2), Blocks(1), Blocks(2, LeftToRight()), Speculative(LeftToRight())):
+        assert write(model, ["{{4}}"], policy, until_end=True)[0]["exact_for"] == policy.exact_for
 
 
 def test_nfe_is_what_the_plan_says(model):

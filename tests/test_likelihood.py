@@ -40,7 +40,18 @@ from unmask.likelihood import (
 )
 from unmask.likelihood.design import deal
 from unmask.objectives import AnyOrder, Corruption, LambdaDCE, NextToken, TimeDCE, TimeDSE
-from unmask.sampling import Confidence, FixedOrder, LeftToRight, RandomOrder, Tweedie, draw_plan
+from unmask.sampling import (
+    Blocks,
+    Confidence,
+    FixedOrder,
+    LeftToRight,
+    RandomOrder,
+    Rated,
+    Remasking,
+    Tweedie,
+    draw_plan,
+    inside_of,
+)
 from unmask.transformer import Transformer, TransformerConfig
 from unmask.world import InconsistentTable, JointTable
 from unmask.wrappers import Biased, Guided
@@ -129,6 +140,20 @@ def test_the_check_of_bias_sees_planted_faults(monkeypatch):
     monkeypatch.setattr("unmask.likelihood.design.controlled", self_controlled)
     with pytest.raises(AssertionError, match="standard errors"):  # a guess from the replicate's own costs
         check_unbiased("joint", None)  # where costs depend on how much is visible, as its weights do
+
+
+@dataclass(frozen=True)
+class Doubled:
+    """A loss of a user's, of another weighting."""
+
+    def corrupt(self, maskable, u, noise) -> Corruption:
+        masked, weight, level = AnyOrder().corrupt(maskable, u, noise)
+        return Corruption(masked, 2 * weight, level)
+
+
+def test_an_estimator_of_ones_own_is_averaged_as_it_is():
+    estimate = log_likelihood(LONG["joint"], LONG_X.repeat(50, 1), estimator=Doubled(), draws=8, batch=20_000)
+    check_mean((estimate.per_sequence.view(50, 32) - 2 * long_bound("joint")).mean(-1), 0.0)
 
 
 # --- the design -------------------------------------------------------------------------------------------------------
@@ -641,6 +666,31 @@ def test_the_importance_bound_of_another_sampler_bounds_its_own_law():
     assert estimate.evaluations == 3 * 1200 * 2
     steps = importance_log_likelihood(world, x, policy=Tweedie(2), orders=600, batch=20_000)
     assert steps.evaluations < 3 * 1200 * 2
+
+
+@dataclass(frozen=True)
+class MiddleLast:
+    """A policy of a user's: either end first."""
+
+    exact_for = "the ends in a random order, then the middle"
+
+    def plan(self, open_, u):
+        return (u + torch.tensor([0, 1, 0])).argsort(-1).argsort(-1)
+
+
+@pytest.mark.parametrize("policy", [MiddleLast(), Blocks(3, MiddleLast())], ids=repr)
+def test_the_importance_bound_of_any_drawn_plan(policy):
+    world, x = WORLDS[1], X[[2, 11, 24]]
+    plans = [(0.5, steps) for steps in ([[0], [2], [1]], [[2], [0], [1]])]
+    truth = -sum(p * (-in_order(costs(world, 3), x, steps)).exp() for p, steps in plans).log()
+    estimate = importance_log_likelihood(world, x, policy=policy, orders=600, batch=20_000)
+    assert torch.allclose(estimate.per_sequence, truth, atol=0.03)
+
+
+@pytest.mark.parametrize("policy", [Confidence(), Blocks(2, Confidence()), Remasking(), Rated()], ids=repr)
+def test_no_importance_bound_where_the_plan_does_not_say_all(policy):
+    with pytest.raises(ValueError, match=f"{type(inside_of(policy)).__name__} plans no steps"):
+        importance_log_likelihood(WORLDS[1], X, policy=policy)
 
 
 def test_surprisal_is_each_tokens_share():

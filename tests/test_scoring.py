@@ -11,11 +11,11 @@ from unmask.checkpoint import Model
 from unmask.data import byte_tokenizer, train_bpe
 from unmask.evaluate.continuing import Prompt, continuations
 from unmask.evaluate.scoring import Answer, Scorer, encode_pairs, greedily_written, number_of, windows
-from unmask.likelihood import log_likelihood, ordered_log_likelihood
+from unmask.likelihood import importance_log_likelihood, log_likelihood, ordered_log_likelihood, surprisal
 from unmask.sampling import Confidence, Draw, LeftToRight, draw_plan, sample
 from unmask.transformer import Transformer, TransformerConfig
 from unmask.world import InconsistentTable, JointTable, all_sequences
-from unmask.wrappers import Guided
+from unmask.wrappers import Counted, Guided
 
 BYTES = byte_tokenizer()
 
@@ -156,6 +156,20 @@ def test_options_of_one_question_share_their_maskings():
         shared.append(first.log_p - second.log_p)
         own.append(first.log_p - other.log_p)
     assert torch.tensor(shared).var() < 0.7 * torch.tensor(own).var()
+
+
+@pytest.mark.parametrize("kind", ["mdm", "arm"])
+def test_a_begin_token_in_front_is_given(kind, request):
+    """Also of a model that is wrapped; elsewhere it is a token as others are, and so it is to a bare network."""
+    model = request.getfixturevalue(kind)
+    x_0 = torch.cat([model.canvas("a b"), torch.tensor([BYTES.begin])])[None]
+    scored = torch.arange(5)[None] > 0
+    for network in (model, Counted(model)):
+        assert log_likelihood(network, x_0).nats == log_likelihood(network, x_0, scored).nats
+        assert torch.equal(surprisal(network, x_0).nats, surprisal(network, x_0, scored).nats)
+    if not model.causal:
+        assert importance_log_likelihood(model, x_0, orders=1).tokens == 4
+        assert log_likelihood(model.network, x_0).tokens == 5
 
 
 def test_an_answer_without_tokens_is_certain(mdm):

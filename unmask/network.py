@@ -104,6 +104,13 @@ def evaluations(network: Network) -> int:
     return getattr(network, "evaluations", 1)
 
 
+def begin_of(network: Network | None) -> int | None:
+    """The token that stands, given, before each text of a `Model`, also of a wrapped one; None for a bare network."""
+    while network is not None and not hasattr(network, "begin"):
+        network = getattr(network, "network", None)
+    return getattr(network, "begin", None)
+
+
 def read_out(logits_of: Callable[[slice], Tensor], count: int, vocab: int, then: Then | None) -> Reading:
     """Apply `then` to the logits of `count` positions, CHUNK elements at a time, and join the parts."""
     if then is None:

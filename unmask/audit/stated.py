@@ -127,7 +127,7 @@ def in_words(policy: Policy | None, law: Law | None, stated: Law | None, draw: D
     elif policy is None:
         return "no law stated: only what every law asks"
     elif stated is None:
-        words = "no law stated: its own plans and choices, row by row"
+        words = f"its own plans and choices, row by row; not checked without `law`: {policy.exact_for}"
     elif getattr(inside_of(policy), "looks_at_draws", False):
         words = "its published rule, summed over all that may be drawn"
     else:

@@ -26,6 +26,11 @@ class Model:
     """config.json of the run it came from; of a published checkpoint, what is known of it in the same words."""
     vocab, mask_id, causal, normalised = SAME
 
+    @property
+    def begin(self) -> int:
+        """The token that `canvas` puts before each text: given, so that by default no likelihood counts it."""
+        return self.tokenizer.begin
+
     def parameters(self):
         return self.network.parameters()
 
@@ -47,8 +52,8 @@ class Model:
 
     def canvas(self, text: str, *, seed: int = 0, sequence: int = 0) -> Int[Tensor, " L"]:
         """The canvas of a text with blanks such as `{{8}}` or `{{2..12}}`, preceded by the begin token."""
-        begin = [self.tokenizer.begin]
-        return template(text, self.tokenizer.encode, self.mask_id, begin=begin, seed=seed, sequence=sequence)
+        encode, begin = self.tokenizer.encode, [self.begin]
+        return template(text, encode, self.mask_id, begin=begin, seed=seed, sequence=sequence)
 
     def decode(self, tokens: Int[Tensor, " L"]) -> str:
         """Text of a finished sequence, special tokens left out."""

@@ -123,7 +123,9 @@ class Sample:
             say(record if self.json else f"{record['text']}\n[NFE {record['nfe']}; law: {record['exact_for']}]")
 
     def _caution(self, model: Model, canvases: Sequence[Tensor]) -> None:
-        """Raises ValueError for what would do nothing."""
+        """Raises ValueError for what would do nothing, or what the model cannot do."""
+        if self.guidance and model.causal:
+            raise ValueError("--guidance masks the text that is given, which a causal model cannot read: leave it out")
         for number, canvas in enumerate(canvases, 1):
             where, open_ = f"{self.templates}, text {number}: " if self.templates else "", canvas == model.mask_id
             if not open_.any():

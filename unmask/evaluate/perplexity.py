@@ -14,9 +14,21 @@ from unmask.evaluate.heldout import HeldOut
 from unmask.evaluate.ngram import MOST, laws
 from unmask.files import Row, finite
 from unmask.likelihood import Estimate, decoder_log_likelihood, log_likelihood, ordered_log_likelihood
-from unmask.sampling import AdaptivePolicy, Blocks, LeftToRight, Planned, draw_plan
+from unmask.sampling import (
+    Blocks,
+    Confidence,
+    Entropy,
+    EntropyBound,
+    FixedOrder,
+    LeftToRight,
+    Margin,
+    Policy,
+    Threshold,
+    draw_plan,
+)
 
-Order = Planned | AdaptivePolicy | Blocks
+Order = LeftToRight | FixedOrder | Confidence | Margin | Entropy | Threshold | EntropyBound | Blocks
+"""What may have an exact likelihood, as a decoder."""
 
 
 def perplexity(
@@ -24,7 +36,7 @@ def perplexity(
     held_out: HeldOut,
     *,
     name: str = "model",
-    order: Order | None = None,
+    order: Policy | None = None,
     draws: int = 16,
     seed: int = 0,
     batch: int = 64,

@@ -10,13 +10,16 @@ from unmask.checkpoint import Model
 from unmask.files import Row
 from unmask.network import Network
 from unmask.sampling import (
+    Blocks,
     Constraint,
     Draw,
     LeftToRight,
     Policy,
     RandomOrder,
+    Speculative,
     Step,
     behind_end,
+    inside_of,
     sample,
     sample_matching,
 )
@@ -51,7 +54,7 @@ def write(
     model cannot write.
     """
     policy = policy or (LeftToRight() if model.causal else RandomOrder())
-    draw = draw or Draw()
+    draw = (draw or Draw()).among(model.vocab)
     mine = ranks.share(len(texts))
     canvases = [model.canvas(texts[i], seed=seed, sequence=i) for i in mine]
     network: Network = Biased(model, bias) if bias else model
@@ -82,7 +85,9 @@ def write(
     else:
         samples = sample_matching(network, canvases, constraint, policy, **options, attempts=attempts).samples
     seconds = time.perf_counter() - start - watched
-    law = policy.exact_for if draw == Draw() else f"no stated law: {draw} changes the one of {policy.exact_for}"
+    changed = [] if draw == Draw() else [str(draw)]
+    changed += ["filling up behind an end token"] if until_end and not _from_the_left(policy) else []
+    law = (f"no stated law: {' with '.join(changed)} changes the one of " if changed else "") + policy.exact_for
     law += f", of the network guided with weight {guidance:g}" if guidance else ""
     law += ", of the network with a bias on tokens" if bias else ""
     if constraint is not None:
@@ -113,6 +118,12 @@ def write(
         for i, number in enumerate(mine)
     ]
     return ranks.gathered(records, len(texts))
+
+
+def _from_the_left(policy: Policy) -> bool:
+    """Whether a token is written only after all before it, so that none has seen what an end token makes void."""
+    policy = policy.inside if isinstance(policy, Speculative) else policy
+    return isinstance(inside_of(policy), LeftToRight) or (isinstance(policy, Blocks) and policy.size == 1)
 
 
 def counting(

@@ -5,7 +5,8 @@ order (that of a causal network, or any order in which an MDM decodes) the chain
 that draws its order lies between the two, and the mean over several orders bounds it more tightly. Two errors are
 kept apart: `stderr_mc` is that of the maskings with the texts held fixed, `stderr_data` that of the texts.
 
-A position of x_0 that holds the mask is hidden: neither seen nor scored (`conditional`).
+A position of x_0 that holds the mask is hidden: neither seen nor scored (`conditional`). Where no `maskable` says what
+is scored, all else is, but for a begin token in front (`Model.canvas` puts it there), which is given.
 """
 
 from unmask.likelihood.bound import Surprisal, log_likelihood, surprisal

@@ -46,7 +46,8 @@ def log_likelihood(
     """-log p(maskable tokens | the others) of each sequence: the random-order bound, or exact for a causal network.
 
     A causal network sees what is left of a token only: what is given to the right of a maskable one is not
-    conditioned on. A position of x_0 that holds the mask is neither seen nor scored (see `conditional`).
+    conditioned on. A position of x_0 that holds the mask is neither seen nor scored (see `conditional`). By default all
+    others are maskable, but for a `Model`'s begin token in front, which is given.
 
     The default estimator of a bidirectional network is k-DCE with k drawn in proportion to k^-0.5. The `draws`
     maskings of a sequence are `replicates` independent designs (two suffice for many sequences; the interval of a
@@ -56,6 +57,9 @@ def log_likelihood(
     sequences, but not on `batch`. `documents` are the clusters of stderr_data (default: one a sequence).
     `progress(done, total)` counts rows. A `keep` file holds what is done, so that an interrupted call goes on when it
     is repeated.
+
+    An `estimator` of your own gives the plain mean of its draws. That is a bound where each set of k of n maskable
+    positions has the mean weight E[w, this set is masked] = 1 / (k C(n, k)), as in the four losses, or a larger one.
 
     Raises ValueError where draws are fewer than two replicates, nothing is maskable, or estimator and network do not
     fit.

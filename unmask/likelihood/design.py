@@ -9,7 +9,7 @@ positions  dealt like cards: a draw masks the least masked positions so far, tie
            treats all positions alike, so the hand of each draw is still uniform among the sets of its size.
 control    each position's cost as the other replicates saw it, linear in how much is masked and in how many of its
            neighbours are, times how much too often this one masked it, at which levels and beside what
-           (`controlled`): two independent factors, one of mean 0.
+           (`controlled`): two independent factors, one of mean 0. For the four losses, whose mean weights it knows.
 all masks  where a text has no more than `draws` of them, they are enumerated, and nothing is random.
 """
 
@@ -25,7 +25,16 @@ from unmask.corruption import antithetic
 from unmask.draws import LEVEL, MASK, keyed_uniforms
 from unmask.likelihood.work import Tally, in_batches
 from unmask.network import Network
-from unmask.objectives import AnyOrder, Corruption, Denoising, reading_of, token_nats
+from unmask.objectives import (
+    AnyOrder,
+    Corruption,
+    Denoising,
+    LambdaDCE,
+    TimeDCE,
+    TimeDSE,
+    reading_of,
+    token_nats,
+)
 
 MAIN, PILOT = range(2)  # turns of the random numbers
 
@@ -66,6 +75,8 @@ class Design:
         if not strata:
             return cells[0][:, None].expand(-1, self.replicates, -1)
         cells, products = cells.unflatten(1, (-1, replicates)), products.unflatten(0, (-1, replicates))
+        if not isinstance(self.estimator, AnyOrder | LambdaDCE | TimeDCE | TimeDSE):  # its mean weights are not known
+            return cells[0]
         return controlled(cells, products, self.maskable[unit])
 
     def dealt(self, unit: Int[Tensor, " s"], strata: int) -> tuple[Int[Tensor, " n"], Corruption]:

@@ -15,16 +15,19 @@ from unmask.likelihood.work import Progress, Tally, in_batches, units_of
 from unmask.network import Network, evaluations
 from unmask.objectives import require_bidirectional, token_nats
 from unmask.sampling import (
-    Euler,
     LeftToRight,
     Policy,
     RandomOrder,
+    Rated,
     Speculative,
-    Tweedie,
+    chooser_of,
     decode_nats,
     draw_plan,
     inside_of,
+    is_drawn,
     nfe_of,
+    plan_of,
+    revising_of,
     without_gaps,
 )
 
@@ -75,7 +78,7 @@ def importance_log_likelihood(
     x_0: Int[Tensor, "S L"],
     maskable: Bool[Tensor, "S L"] | None = None,
     *,
-    policy: RandomOrder | Tweedie | Euler | None = None,
+    policy: Policy | None = None,
     orders: int = 8,
     replicates: int = 2,
     seed: int = 0,
@@ -90,15 +93,17 @@ def importance_log_likelihood(
     Each p(x | plan) is exact, and their mean over plans is p(x), so by Jensen's inequality the bound falls with K, from
     the random-order bound at K = 1 to -log p(x) (Burda et al., arXiv 1509.00519). The law is the policy's own: by
     default RandomOrder(), one token at a time, at one evaluation a token and order; Tweedie(T) or RandomOrder(k) cost
-    at most T or n/k of them, and bound another law. Replicates are independent sets of K.
+    at most T or n/k of them, and bound another law. Replicates are independent sets of K. Of a plan that is not random
+    all orders are one, and `ordered_log_likelihood` is the same number at once.
 
-    Raises ValueError for a policy that does not draw its plan: it has one exact likelihood, `ordered_log_likelihood`.
+    Raises ValueError for a policy whose plan does not say all, since it looks at what the network says.
     """
     x_0, maskable, numbers = checked(network, x_0, maskable, sequences, documents)
     require_bidirectional(network)
     policy = policy or RandomOrder()
-    if not isinstance(policy, RandomOrder | Tweedie | Euler):
-        raise ValueError(f"{type(policy).__name__} draws no plan: it has one exact likelihood, ordered_log_likelihood")
+    if chooser_of(policy) is not None or revising_of(policy) is not None or isinstance(policy, Rated):
+        name = type(inside_of(policy)).__name__
+        raise ValueError(f"{name} plans no steps: if it has a likelihood, decoder_log_likelihood gives it")
     if orders < 1 or replicates < 2:
         raise ValueError(f"orders {orders} must be at least 1, and replicates {replicates} at least 2")
     plans, spent, tally = orders * replicates, 0, Tally(progress)
@@ -107,7 +112,7 @@ def importance_log_likelihood(
     for unit in units_of(plans * size, size, batch):
         open_ = maskable[unit]
         u = [keyed_uniforms(seed, [numbers[i] for i in unit.tolist()], open_.shape[1:], PLAN, j) for j in range(plans)]
-        steps = torch.stack([without_gaps(policy.plan(open_, each).masked_fill(~open_, -1)) for each in u], 1)
+        steps = torch.stack([plan_of(policy, open_, each) for each in u], 1)
         owner = unit.repeat_interleave(plans)
         each = _token_nats(network, x_0, steps.flatten(0, 1), owner, batch, tally).sum(-1)
         nats[unit] = math.log(orders) - (-each.view(len(unit), replicates, orders)).logsumexp(-1)
@@ -138,20 +143,19 @@ def decoder_log_likelihood(
     """Exact -log p of each text under the decoder that would write it, at temperature 1.
 
     Defined for a policy whose order is a function of the visible tokens: Confidence, Margin, Entropy, Threshold,
-    EntropyBound, LeftToRight, FixedOrder, and blocks of these. Raises ValueError, saying why, for one that looks at the
-    tokens drawn (LowConfidence, Greedy) and for one that draws its plan (RandomOrder, Tweedie, Euler), whose likelihood
-    is a mean over plans: `log_likelihood` and `importance_log_likelihood` bound it and `ordered_log_likelihood` gives
-    that of one plan.
+    EntropyBound, LeftToRight, FixedOrder, blocks of these, and Speculative around such an order. Raises ValueError,
+    saying why, for one that looks at the tokens drawn (LowConfidence, Greedy) and for one whose plan is random
+    (RandomOrder, Tweedie, Euler, any other whose plans differ from draw to draw), whose likelihood is a mean over
+    plans: `importance_log_likelihood` bounds it and `ordered_log_likelihood` gives that of one plan.
     """
     x_0, maskable, _ = checked(network, x_0, maskable, None, documents)
     if bool((x_0 == network.mask_id).any()):
         raise ValueError("a decoder writes every open position: hidden ones (masks in x_0) have no place here")
     policy = policy.inside if isinstance(policy, Speculative) else policy
-    inside = inside_of(policy)
-    if isinstance(inside, RandomOrder | Tweedie | Euler):
+    if is_drawn(policy, maskable):
         raise ValueError(
-            f"{type(inside).__name__} draws its plan, so its likelihood is a mean over all plans: bound it with "
-            "log_likelihood or importance_log_likelihood, or score one plan with ordered_log_likelihood"
+            f"{type(inside_of(policy)).__name__} draws its plan, so its likelihood is a mean over all plans: take an "
+            "order that is not random, or from Python importance_log_likelihood, which bounds it"
         )
     nats, cost = decode_nats(network, x_0, maskable, policy, batch=batch, progress=progress)
     return Estimate.of(

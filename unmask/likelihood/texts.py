@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from unmask.network import Network
+from unmask.network import Network, begin_of
 
 
 def conditional(
@@ -29,9 +29,15 @@ def checked(
     sequences: Sequence[int] | None,
     documents: Int[Tensor, " S"] | None = None,
 ) -> tuple[Int[Tensor, "S L"], Bool[Tensor, "S L"], list[int]]:
-    """(x_0, maskable, numbers) on the host. Raises ValueError where they do not fit, or nothing is to be scored."""
+    """(x_0, maskable, numbers) on the host; by default all is maskable but what is hidden and a `Model`'s begin token
+    in front. Raises ValueError where they do not fit, or nothing is to be scored.
+    """
     x_0 = x_0.cpu()
-    maskable = x_0 != network.mask_id if maskable is None else maskable.cpu()
+    if maskable is None:
+        maskable, begin = x_0 != network.mask_id, begin_of(network)
+        if begin is not None:
+            maskable[:, :1] &= x_0[:, :1] != begin
+    maskable = maskable.cpu()
     numbers = list(range(len(x_0))) if sequences is None else list(sequences)
     if maskable.shape != x_0.shape or len(numbers) != len(x_0):
         raise ValueError(f"x_0 {tuple(x_0.shape)}, maskable {tuple(maskable.shape)}, {len(numbers)} numbers do not fit")

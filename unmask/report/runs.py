@@ -81,7 +81,7 @@ def _requested(config: Row) -> Row:
 def losses(first: Run, second: Run) -> list[Row]:
     """Training loss of both where both have been: at the last step, number of tokens and FLOPs that they share.
 
-    A loss is the mean of the last twentieth of the rows up to there (100 at most); its error is that mean's, of the
+    A loss is the mean of the last twentieth of the rows up to there (2 to 100); its error is that mean's, of the
     batches' luck, not of the texts.
     """
     found = []
@@ -100,7 +100,7 @@ def losses(first: Run, second: Run) -> list[Row]:
 def _loss(run: Run, key: str, end: float) -> tuple[float, float]:
     rows = [row for row in run.train if (at := finite(row.get(key))) is not None and at <= end * (1 + 1e-9)]
     values = [loss for row in rows if (loss := finite(row.get("loss"))) is not None]
-    values = values[-max(1, min(RECENT, len(values) // 20)) :]
+    values = values[-max(2, min(RECENT, len(values) // 20)) :]
     if not values:
         return math.nan, math.nan
     mean, count = sum(values) / len(values), len(values)

@@ -37,13 +37,16 @@ from unmask.sampling.planned import (
     Tweedie,
     draw_plan,
     expected_nfe,
+    is_drawn,
     nfe_of,
+    plan_of,
     without_gaps,
 )
 from unmask.sampling.rated import Rated
 from unmask.sampling.remasking import Remasking
 from unmask.sampling.runner import Samples, decode_nats, sample, stream
 from unmask.sampling.speculative import Speculative
+from unmask.sampling.turns import chooser_of, revising_of
 from unmask.sampling.work import Step
 
 __all__ = [
@@ -74,11 +77,15 @@ __all__ = [
     "Threshold",
     "Tweedie",
     "behind_end",
+    "chooser_of",
     "decode_nats",
     "draw_plan",
     "expected_nfe",
     "inside_of",
+    "is_drawn",
     "nfe_of",
+    "plan_of",
+    "revising_of",
     "sample",
     "sample_matching",
     "stream",

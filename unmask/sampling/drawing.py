@@ -1,6 +1,6 @@
 """How a token is drawn from a prediction."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -21,7 +21,7 @@ class Draw:
     top_k: int | None = None
     """Keep so many of the most probable tokens, and what equals the last of them."""
     top_p: float | None = None
-    """Keep the fewest of the most probable tokens whose mass reaches this."""
+    """Keep the fewest of the most probable tokens whose mass reaches this; 1 keeps all, as None."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
@@ -30,6 +30,12 @@ class Draw:
             raise ValueError(f"top_k {self.top_k} must be at least 1")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p {self.top_p} must be in (0, 1]")
+        if self.top_p == 1:
+            object.__setattr__(self, "top_p", None)
+
+    def among(self, vocab: int) -> "Draw":
+        """The same draw from `vocab` tokens, without a top_k that keeps them all."""
+        return replace(self, top_k=None) if self.top_k is not None and self.top_k >= vocab else self
 
     def __call__(self, logits: Float[Tensor, "N V"], u: Float[Tensor, " N"]) -> Int[Tensor, " N"]:
         """One token a row from one uniform a row, exactly, by inverse CDF in float64."""
@@ -49,7 +55,7 @@ class Draw:
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             least = logits.topk(self.top_k, -1).values[:, -1:]
             logits = logits.masked_fill(logits < least, -torch.inf)
-        if self.top_p is not None and self.top_p < 1:
+        if self.top_p is not None:
             ordered, index = logits.sort(-1, descending=True)
             before = ordered.softmax(-1).cumsum(-1).roll(1, -1)
             before[:, 0] = 0  # the most probable token stays, whatever p

@@ -159,10 +159,21 @@ def draw_plan(
     Steps at which a row reveals nothing are left out, so a row's evaluations are counted without gaps.
     """
     numbers = range(len(open_)) if sequences is None else sequences
-    steps = policy.plan(open_, keyed_uniforms(seed, numbers, open_.shape[1:], PLAN))
+    return plan_of(policy, open_, keyed_uniforms(seed, numbers, open_.shape[1:], PLAN))
+
+
+def plan_of(policy: Policy, open_: Bool[Tensor, "B L"], u: Float[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+    """The plan of these uniforms, as `draw_plan` gives it. Raises ValueError for a policy whose steps are none."""
+    steps = policy.plan(open_, u)
     if steps.shape != open_.shape or steps.dtype.is_floating_point or bool((steps[open_] < 0).any()):
         raise ValueError(f"{type(policy).__name__}.plan must give an integer step, 0 or more, for every open position")
     return without_gaps(steps.masked_fill(~open_, -1))
+
+
+def is_drawn(policy: Policy, open_: Bool[Tensor, "B L"]) -> bool:
+    """Whether the plan is random, judged by 32 draws."""
+    first = draw_plan(policy, open_)
+    return any(not torch.equal(first, draw_plan(policy, open_, seed=seed)) for seed in range(1, 32))
 
 
 def without_gaps(plan: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
