@@ -94,6 +94,25 @@ def test_guidance_that_cannot_be_is_refused():
             Guided(network, CONDITION[None], weight)
 
 
+def test_a_condition_that_is_not_one_row_a_canvas_is_refused():
+    """Planted faults: one row alone would be read as a flag a canvas, and broadcast."""
+    for condition, match in (
+        (CONDITION, r"condition 0 is bool \[\]: give each row of the canvases one, bool \[3\]"),
+        (CONDITION[None], "1 conditions and none for row 1"),
+        (torch.zeros(2, 5, dtype=torch.bool), r"condition 0 is bool \[5\]"),
+        (CONDITION.long().expand(2, 3), r"condition 0 is int64 \[3\]"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            sample(Guided(JointTable(3, 3), condition, 1.0), CANVAS.expand(2, 3))
+
+
+def test_guidance_of_canvases_is_by_what_they_give_behind_the_begin_token():
+    canvases = [torch.tensor([0, 1, 3, 2, 3]), torch.tensor([0, 3])]
+    for made in (Guided.of(JointTable(3, 3), canvases, 1.0), Guided.of(JointTable(3, 3), canvases[0][None], 1.0)):
+        assert made.condition[0].tolist() == [False, True, False, True, False]
+    assert Guided.of(CausalTable(), canvases, 1.0, absent=0).condition[1].tolist() == [False, False]
+
+
 @pytest.mark.parametrize(
     ("bias", "factor"),
     [({0: 1.3, 2: -0.4}, [math.exp(1.3), 1, math.exp(-0.4)]), ({1: -math.inf}, [1, 0, 1]), ({0: math.inf}, [1, 0, 0])],
