@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from unmask.draws import require_rows
 from unmask.network import Network
 
 
@@ -30,6 +31,9 @@ def checked(
     documents: Int[Tensor, " S"] | None = None,
 ) -> tuple[Int[Tensor, "S L"], Bool[Tensor, "S L"], list[int]]:
     """(x_0, maskable, numbers) on the host. Raises ValueError where they do not fit, or nothing is to be scored."""
+    require_rows("x_0", x_0)
+    if maskable is not None:
+        require_rows("maskable", maskable, of_bool=True)
     x_0 = x_0.cpu()
     maskable = x_0 != network.mask_id if maskable is None else maskable.cpu()
     numbers = list(range(len(x_0))) if sequences is None else list(sequences)
