@@ -7,6 +7,8 @@ import torch
 from enumeration import CausalTable, Score, Spy, check_law, costs, every, in_order, law, number, random_orders
 
 import unmask.network
+from unmask.checkpoint import Model
+from unmask.data import byte_tokenizer
 from unmask.likelihood import ordered_log_likelihood
 from unmask.sampling import Confidence, LeftToRight, RandomOrder, draw_plan, sample
 from unmask.transformer import Transformer, TransformerConfig
@@ -201,3 +203,15 @@ def test_one_segment_is_the_plain_network_and_rows_find_theirs(causal):
     straight, swapped = both(tokens, at), both(tokens, at, rows=torch.tensor([1, 0]))
     assert torch.allclose(swapped, torch.cat([straight[11:], straight[:11]]), atol=1e-12)
     assert not torch.allclose(straight[11:], straight[:11])
+
+
+def test_a_model_is_kept_apart_as_its_network_is_and_other_wrappers_go_around():
+    network, tokens = small(False), some_tokens(0, False)
+    model, expected = Model(network, byte_tokenizer(), {}), Apart(network, SEGMENTS)(tokens, EVERY_AT)
+    apart = Apart(model, SEGMENTS)
+    assert torch.equal(apart(tokens, EVERY_AT), expected)
+    condition = torch.arange(12)[None] < 3
+    for wrap in (lambda inner: Biased(inner, {2: -1.0}), lambda inner: Guided(inner, condition, 1.5)):
+        assert torch.equal(wrap(apart)(tokens, EVERY_AT), wrap(Apart(network, SEGMENTS))(tokens, EVERY_AT))
+        with pytest.raises(ValueError, match=r"others around it: (Biased|Guided)\(Apart\(model, …\), …\)"):
+            Apart(wrap(model), SEGMENTS)

@@ -167,14 +167,21 @@ class Apart:
     """A Transformer that predicts each position from the tokens of its own document alone, though several share a row.
 
     End tokens may be masked, so the network cannot find the edges by itself: they are handed over beside the tokens.
+    Raises ValueError around another wrapper, which does not know them.
     """
 
     network: Network
+    """A Transformer, or a model of one."""
     segments: Int[Tensor, "S L"]
     """The document of each position of each sequence (`unmask.data.Packed.segments`); a call's `rows` are indices into
     it.
     """
     vocab, mask_id, causal, normalised = SAME
+
+    def __post_init__(self) -> None:
+        if isinstance(self.network, Guided | Biased | Apart | Counted):
+            name = type(self.network).__name__
+            raise ValueError(f"Apart goes around the model itself, others around it: {name}(Apart(model, …), …)")
 
     def __call__(
         self,
@@ -187,7 +194,7 @@ class Apart:
     ) -> Reading:
         """See `unmask.network.Network`."""
         segments = self.segments if rows is None else self.segments[rows.cpu()]
-        network: Callable[..., Reading] = self.network
+        network: Callable[..., Reading] = getattr(self.network, "network", self.network)  # a model's own
         return network(tokens, at, then=then, rows=rows, level=level, segments=segments)
 
 
