@@ -26,6 +26,11 @@ class Model:
     """config.json of the run it came from; of a published checkpoint, what is known of it in the same words."""
     vocab, mask_id, causal, normalised = SAME
 
+    @property
+    def length(self) -> int | None:
+        """Tokens of the sequences it was trained on, where its config says."""
+        return (self.config.get("requested") or {}).get("length")
+
     def parameters(self):
         return self.network.parameters()
 
