@@ -776,6 +776,33 @@ def test_what_does_not_fit_is_refused():
             read(WORLDS[0], X, X < 3, documents=torch.tensor([0, 1]))
 
 
+def test_what_is_no_batch_of_rows_is_refused_in_a_line():
+    world, open_ = WORLDS[0], torch.ones_like(X).bool()
+    decoded = partial(decoder_log_likelihood, maskable=open_, policy=Confidence())
+    for read in (log_likelihood, surprisal, importance_log_likelihood, decoded):
+        for x, match in (
+            (X[0], r"x_0 must be \[rows, L\], not of shape \[3\]: give x_0\[None\]"),
+            (list(X), "x_0 must be a tensor .* one by one"),
+            (X.double(), "x_0 must be integers, not torch.float64"),
+        ):
+            with pytest.raises(ValueError, match=match):
+                read(world, x)
+        with pytest.raises(ValueError, match="maskable must be bool"):
+            read(world, X, maskable=open_.long())
+    for read in (ordered_log_likelihood, ordered_surprisal):
+        for x, plan, match in (
+            (X, X.double(), "plan must be integers"),
+            (X, open_, "plan must be integers"),
+            (X[0], X, r"x_0\[None\]"),
+            (X, X[0], r"plan\[None\]"),
+        ):
+            with pytest.raises(ValueError, match=match):
+                read(world, x, plan)
+    for bad, match in ((open_[0], r"open_\[None\]"), (open_.long(), "open_ must be bool")):
+        with pytest.raises(ValueError, match=match):
+            draw_plan(RandomOrder(), bad)
+
+
 @pytest.mark.parametrize(("draws", "replicates"), [(32, 1), (10, 4), (2, 4), (0, 4), (-4, 4)])
 def test_draws_must_be_replicated(draws: int, replicates: int):
     with pytest.raises(ValueError, match=f"draws {draws} must"):

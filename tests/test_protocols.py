@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -290,6 +291,17 @@ def test_any_text_file_or_folder(tmp_path):
     assert shown(both.windows) == [("^abc$", ".xxxx"), ("^$de$", "..xxx")]
     assert (one.corpus, one.split, one.train) == ("a.txt", "all", None)
     assert one.digest == digest(["abc"])
+
+
+def test_a_length_is_by_default_the_models(tmp_path, toy):
+    (tmp_path / "a.txt").write_text("abc" * 700, encoding="utf-8")
+    for trained, of_text, of_benchmark in ((None, 64, 1024), (16, 16, 16), (2048, 2048, 1024)):
+        model = replace(make(False), config={"requested": {"length": trained}})
+        assert running_text(model, str(tmp_path / "a.txt")).windows.x_0.shape[1] == 1 + of_text
+        held_out = benchmark(model, "ptb", "radd", local=str(toy))
+        assert f"blocks of {of_benchmark} tokens" in held_out.windows.protocol
+    with pytest.raises(ValueError, match="a length of 0 holds no text"):
+        running_text(model, tmp_path / "a.txt", length=0)
 
 
 # --- where texts come from --------------------------------------------------------------------------------------------

@@ -206,6 +206,11 @@ def test_guidance_is_by_the_context_of_each_answer():
         assert -score.log_p == pytest.approx(float(truth), abs=1e-9)
     plain = in_place(Scorer(world, "chain"), answers)
     assert [a == b for a, b in zip(scores, plain, strict=True)] == [False, True, False]
+    many = [Answer([0, *x], scored, 0) for x in itertools.product(range(3), repeat=3) for scored in (1, 2)]
+    scorer = Scorer(world, "chain", guidance=2.0)  # who is left of a call keeps a condition of its own
+    alone = [in_place(scorer, [answer])[0] for answer in many]
+    assert [score.greedy for score in in_place(scorer, many)] == [score.greedy for score in alone]
+    assert len({score.greedy for score in alone}) == 2
 
 
 def test_guidance_of_a_causal_model_is_refused(arm):

@@ -7,6 +7,8 @@ import torch
 from enumeration import CausalTable, Score, Spy, check_law, costs, every, in_order, law, number, random_orders
 
 import unmask.network
+from unmask.checkpoint import Model
+from unmask.data import byte_tokenizer
 from unmask.likelihood import ordered_log_likelihood
 from unmask.sampling import Confidence, LeftToRight, RandomOrder, draw_plan, sample
 from unmask.transformer import Transformer, TransformerConfig
@@ -92,6 +94,25 @@ def test_guidance_that_cannot_be_is_refused():
     ):
         with pytest.raises(ValueError, match=match):
             Guided(network, CONDITION[None], weight)
+
+
+def test_a_condition_that_is_not_one_row_a_canvas_is_refused():
+    """Planted faults: one row alone would be read as a flag a canvas, and broadcast."""
+    for condition, match in (
+        (CONDITION, r"condition 0 is bool \[\]: give each row of the canvases one, bool \[3\]"),
+        (CONDITION[None], "1 conditions and none for row 1"),
+        (torch.zeros(2, 5, dtype=torch.bool), r"condition 0 is bool \[5\]"),
+        (CONDITION.long().expand(2, 3), r"condition 0 is int64 \[3\]"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            sample(Guided(JointTable(3, 3), condition, 1.0), CANVAS.expand(2, 3))
+
+
+def test_guidance_of_canvases_is_by_what_they_give_behind_the_begin_token():
+    canvases = [torch.tensor([0, 1, 3, 2, 3]), torch.tensor([0, 3])]
+    for made in (Guided.of(JointTable(3, 3), canvases, 1.0), Guided.of(JointTable(3, 3), canvases[0][None], 1.0)):
+        assert made.condition[0].tolist() == [False, True, False, True, False]
+    assert Guided.of(CausalTable(), canvases, 1.0, absent=0).condition[1].tolist() == [False, False]
 
 
 @pytest.mark.parametrize(
@@ -182,3 +203,15 @@ def test_one_segment_is_the_plain_network_and_rows_find_theirs(causal):
     straight, swapped = both(tokens, at), both(tokens, at, rows=torch.tensor([1, 0]))
     assert torch.allclose(swapped, torch.cat([straight[11:], straight[:11]]), atol=1e-12)
     assert not torch.allclose(straight[11:], straight[:11])
+
+
+def test_a_model_is_kept_apart_as_its_network_is_and_other_wrappers_go_around():
+    network, tokens = small(False), some_tokens(0, False)
+    model, expected = Model(network, byte_tokenizer(), {}), Apart(network, SEGMENTS)(tokens, EVERY_AT)
+    apart = Apart(model, SEGMENTS)
+    assert torch.equal(apart(tokens, EVERY_AT), expected)
+    condition = torch.arange(12)[None] < 3
+    for wrap in (lambda inner: Biased(inner, {2: -1.0}), lambda inner: Guided(inner, condition, 1.5)):
+        assert torch.equal(wrap(apart)(tokens, EVERY_AT), wrap(Apart(network, SEGMENTS))(tokens, EVERY_AT))
+        with pytest.raises(ValueError, match=r"others around it: (Biased|Guided)\(Apart\(model, …\), …\)"):
+            Apart(wrap(model), SEGMENTS)

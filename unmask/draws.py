@@ -40,6 +40,18 @@ def keyed_generator(seed: int, *counters: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, *counters]).generate_state(1)[0]))
 
 
+def require_rows(name: str, rows: object, *, of_bool: bool = False) -> None:
+    """Raises ValueError, naming it, for what is no tensor [rows, L] of integers, or of truth values."""
+    if not isinstance(rows, Tensor):
+        remedy = "give rows of different lengths one by one" if isinstance(rows, list | tuple) else "give one"
+        raise ValueError(f"{name} must be a tensor [rows, L], not a {type(rows).__name__}: {remedy}")
+    if (rows.dtype == torch.bool) != of_bool or rows.is_floating_point() or rows.is_complex():
+        raise ValueError(f"{name} must be {'bool' if of_bool else 'integers'}, not {rows.dtype}: convert it")
+    if rows.dim() != 2:
+        remedy = f"give {name}[None]" if rows.dim() == 1 else "give it two dimensions"
+        raise ValueError(f"{name} must be [rows, L], not of shape {list(rows.shape)}: {remedy}")
+
+
 def widest(device: torch.device) -> torch.dtype:
     """The widest float the device has: float64, but float32 on Apple's GPUs."""
     return torch.float32 if device.type == "mps" else torch.float64

@@ -25,9 +25,12 @@ class Guided:
     for another token. Each row runs twice, in one call. Weight 0 is no guidance, -1 leaves the condition out
     of what is possible under it.
 
+    The commands guide by what a canvas gives behind its begin token, which is `Guided.of(network, canvases, weight)`.
+    A condition that holds the begin token too is another law: the prediction without it loses that token as well.
+
     A token that is impossible with the condition or without it keeps its conditional probability. Raises ValueError
-    for a causal network without `absent`, which cannot read a mask, and for a score network, which has no law to
-    combine.
+    for a causal network without `absent`, which cannot read a mask, for a score network, which has no law to
+    combine, and for sequences that have no condition of their own, of their length.
     """
 
     network: Network
@@ -44,6 +47,18 @@ class Guided:
             raise ValueError("guidance needs a network with normalised predictions")
         if self.network.causal and self.absent is None:
             raise ValueError("guidance masks the condition, which a causal network cannot read: name an `absent` token")
+
+    @classmethod
+    def of(
+        cls,
+        network: Network,
+        canvases: Sequence[Int[Tensor, " L"]] | Int[Tensor, "S L"],
+        weight: float,
+        absent: int | None = None,
+    ) -> "Guided":
+        """Guided by what each canvas gives behind its begin token."""
+        given = [canvas != network.mask_id for canvas in canvases]
+        return cls(network, [each & (torch.arange(each.numel()) > 0).to(each.device) for each in given], weight, absent)
 
     @property
     def evaluations(self) -> int:
@@ -65,7 +80,7 @@ class Guided:
     ) -> Reading:
         """See `unmask.network.Network`; the two predictions of a position are read side by side."""
         rows = torch.arange(len(tokens)) if rows is None else rows
-        condition = torch.stack([self.condition[i] for i in rows.tolist()]).to(tokens.device)
+        condition = torch.stack([self._of_row(i, tokens.shape[1]) for i in rows.tolist()]).to(tokens.device)
         dropped = torch.where(condition, self.mask_id if self.absent is None else self.absent, tokens)
         pairs = torch.stack([at, at + tokens.numel()], -1).flatten()
 
@@ -82,6 +97,15 @@ class Guided:
             rows=torch.cat([rows, rows]),
             level=None if level is None else torch.cat([level, level]),
         )
+
+    def _of_row(self, row: int, length: int) -> Bool[Tensor, " L"]:
+        if row >= len(self.condition):
+            raise ValueError(f"guidance has {len(self.condition)} conditions and none for row {row}: give each row one")
+        condition = self.condition[row]
+        if condition.shape != (length,) or condition.dtype != torch.bool:
+            found = f"{str(condition.dtype).removeprefix('torch.')} {list(condition.shape)}"
+            raise ValueError(f"guidance condition {row} is {found}: give each row of the canvases one, bool [{length}]")
+        return condition
 
 
 @dataclass(frozen=True)
@@ -143,14 +167,21 @@ class Apart:
     """A Transformer that predicts each position from the tokens of its own document alone, though several share a row.
 
     End tokens may be masked, so the network cannot find the edges by itself: they are handed over beside the tokens.
+    Raises ValueError around another wrapper, which does not know them.
     """
 
     network: Network
+    """A Transformer, or a model of one."""
     segments: Int[Tensor, "S L"]
     """The document of each position of each sequence (`unmask.data.Packed.segments`); a call's `rows` are indices into
     it.
     """
     vocab, mask_id, causal, normalised = SAME
+
+    def __post_init__(self) -> None:
+        if isinstance(self.network, Guided | Biased | Apart | Counted):
+            name = type(self.network).__name__
+            raise ValueError(f"Apart goes around the model itself, others around it: {name}(Apart(model, …), …)")
 
     def __call__(
         self,
@@ -163,7 +194,7 @@ class Apart:
     ) -> Reading:
         """See `unmask.network.Network`."""
         segments = self.segments if rows is None else self.segments[rows.cpu()]
-        network: Callable[..., Reading] = self.network
+        network: Callable[..., Reading] = getattr(self.network, "network", self.network)  # a model's own
         return network(tokens, at, then=then, rows=rows, level=level, segments=segments)
 
 

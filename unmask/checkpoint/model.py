@@ -31,6 +31,11 @@ class Model:
         """The token that `canvas` puts before each text: given, so that by default no likelihood counts it."""
         return self.tokenizer.begin
 
+    @property
+    def length(self) -> int | None:
+        """Tokens of the sequences it was trained on, where its config says."""
+        return (self.config.get("requested") or {}).get("length")
+
     def parameters(self):
         return self.network.parameters()
 

@@ -99,9 +99,8 @@ def convert(source: str | Path, out: str | Path, to: str, **options) -> Path:
     with atomic(out / CARD) as file:
         file.write(card)
     if family is not None:
-        length = (model.config.get("requested") or {}).get("length")
         dtype = str(next(iter(state.values())).dtype).removeprefix("torch.")
-        row = {**_tokens(model, tokenizer), "torch_dtype": dtype, **published_config(family, sizes, length)}
+        row = {**_tokens(model, tokenizer), "torch_dtype": dtype, **published_config(family, sizes, model.length)}
     write_json(out / CONFIG, row)
     return out
 

@@ -135,7 +135,7 @@ class Sample:
                 raise ValueError(f"{where}--guidance is by the text that is given: {given}")
         if self.attempts != Sample.attempts and not self.matching:
             raise ValueError("--attempts does nothing without --matching: leave it out")
-        trained, longest = (model.config.get("requested") or {}).get("length"), max(map(len, canvases)) - 1
+        trained, longest = model.length, max(map(len, canvases)) - 1
         if trained and longest > trained:
             console.print(f"{longest:,} tokens: the model was trained on {trained:,}, and is worse beyond")
 

@@ -73,7 +73,7 @@ class EvaluateAnswers:
         judge = None if self.judge is None else Endpoint(self.judge, self.judge_model)
         questions = questions_of(self.questions)[: self.first]
         model = self.told.load(self.checkpoint, self.device)
-        block = model.config.get("requested", {}).get("length", 128) if self.block is None else self.block
+        block = (model.length or 128) if self.block is None else self.block
         name = str(model.config.get("name", self.checkpoint.name))
         asking = Asking(
             policy=self.policy,

@@ -202,10 +202,13 @@ def fill(
     canvases = [
         torch.tensor([tokenizer.begin, *ids, *[model.mask_id] * (length or asking.block - len(ids))]) for ids in seen
     ]
+    network: Network = model
+    if asking.guidance:
+        network = Guided.of(model, canvases, asking.guidance, tokenizer.begin if model.causal else None)
     policy = asking.policy or (LeftToRight() if model.causal else RandomOrder())
     revises = isinstance(inside_of(policy), Remasking)
     samples = sample(
-        _guided(model, [len(ids) for ids in seen], canvases, asking.guidance),
+        network,
         canvases,
         policy,
         draw=asking.draw,
@@ -221,17 +224,6 @@ def fill(
         answer = answer[: answer.index(tokenizer.end)] if tokenizer.end in answer else answer
         found.append(Written(text_behind(ids, answer, tokenizer), nfe, len(ids) < len(prompt)))
     return found
-
-
-def _guided(model: Model, sizes: Sequence[int], canvases: Sequence[torch.Tensor], weight: float) -> Network:
-    if not weight:
-        return model
-    conditions = []
-    for size, canvas in zip(sizes, canvases, strict=True):
-        condition = torch.zeros(len(canvas), dtype=torch.bool)
-        condition[1 : 1 + size] = True
-        conditions.append(condition)
-    return Guided(model, conditions, weight, model.tokenizer.begin if model.causal else None)
 
 
 def answered(

@@ -98,12 +98,10 @@ class Perplexity:
                 say(without_values(row) if self.json else _told(row))
 
     def _held_out(self, model: Model, corpus: str | None) -> HeldOut:
-        trained = model.config.get("requested", {}).get("length")
-        options: Row = {"stride": self.stride, "sequences": self.sequences, "seed": self.seed}
+        options: Row = {name: getattr(self, name) for name in ("length", "stride", "sequences", "seed")}
         if corpus is None:
-            return running_text(model, cast(Path, self.data), length=self.length or trained or 64, **options)
-        length = self.length or min(1024, trained or 1024)
-        return benchmark(model, corpus, self.protocol, local=self.local, length=length, **options)
+            return running_text(model, cast(Path, self.data), **options)
+        return benchmark(model, corpus, self.protocol, local=self.local, **options)
 
 
 def _told(row: Row) -> str:
@@ -195,7 +193,7 @@ class Generation:
     def _writer(self) -> tuple[Model, int]:
         """The model, and the length of its texts."""
         model = self.told.load(cast(Path, self.checkpoint), self.device)
-        length = self.length or model.config.get("requested", {}).get("length", 64)
+        length = self.length or model.length or 64
         if self.count < 2 or length < 1:
             raise ValueError(f"count {self.count} must be at least 2 and length {length} at least 1")
         return model, length

@@ -52,13 +52,9 @@ def continuations(
     while open_:
         size = {i: min(block, prompts[i].most - len(written[i])) for i in open_}
         seen = {i: [*prompts[i].tokens, *written[i]][-(length - size[i]) :] for i in open_}
-
-        def kind(i: int) -> tuple[object, ...]:
-            return (prompts[i].draw, *((len(seen[i]), size[i]) if guidance else ()))  # noqa: B023
-
-        for group in grouped(open_, kind).values():
+        for group in grouped(open_, lambda i: prompts[i].draw).values():
             canvases = [torch.tensor([model.tokenizer.begin, *seen[i], *[model.mask_id] * size[i]]) for i in group]
-            network = guided(model, canvases[0] != model.mask_id, guidance)
+            network = guided(model, canvases, guidance)
             numbers = [number_of(prompts[i].number, turn) for i in group]
             filled = _fill(network, canvases, policy, prompts[group[0]].draw, seed, numbers, tokens)
             for i, canvas in zip(group, filled, strict=True):

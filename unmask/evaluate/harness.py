@@ -79,11 +79,11 @@ class Harness(LM):
         super().__init__()
         loaded = isinstance(checkpoint, Model)
         self.model = checkpoint if loaded else load(checkpoint, device=device, dtype=getattr(torch, dtype))
-        trained = self.model.config.get("requested", {}).get("length")
-        if length is None and trained is None:
+        length = self.model.length if length is None else length
+        if length is None:
             name = self.model.config.get("name", "model")
             raise ValueError(f"{name}: its config does not say what length it was trained on: give the length")
-        self.length = int(trained if length is None else length)
+        self.length = int(length)
         if self.length < 1:
             raise ValueError(f"length {self.length} must be at least 1")
         self.scorer = Scorer(self.model, estimator, draws, seed, tokens, guidance)

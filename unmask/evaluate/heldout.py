@@ -24,8 +24,12 @@ class HeldOut:
     """What n-gram yardsticks are fitted to, where there is such a thing."""
 
 
-def benchmark(model: Model, name: str, protocol: str, *, local: Path | None = None, **options) -> HeldOut:
+def benchmark(
+    model: Model, name: str, protocol: str, *, local: Path | str | None = None, length: int | None = None, **options
+) -> HeldOut:
     """A benchmark's corpus, detokenised, under a protocol by name; `options` are those of `cut`.
+
+    The length is by default that of the model's training, and at most 1024.
 
     Raises ValueError where the protocol does not score it or its texts cannot be had.
     """
@@ -33,18 +37,22 @@ def benchmark(model: Model, name: str, protocol: str, *, local: Path | None = No
     if rules is None:
         raise ValueError(f"no protocol {protocol!r}: choose one of {', '.join(rules.name for rules in PROTOCOLS)}")
     corpus, split = corpus_of(name, protocol)
-    rows = rows_of(corpus, split, local)
+    rows = rows_of(corpus, split, None if local is None else Path(local))
+    length = min(1024, model.length or 1024) if length is None else length
     stream = Stream.of([corpus.detokenise(row) for row in rows], model.tokenizer, rows, corpus.documents(rows))
-    windows = cut(stream, rules, model.tokenizer, causal=model.causal, **options)
+    windows = cut(stream, rules, model.tokenizer, length=length, causal=model.causal, **options)
     return HeldOut(windows, name, split, stream.digest, identity(model.tokenizer))
 
 
-def running_text(model: Model, source: Path, **options) -> HeldOut:
+def running_text(model: Model, source: Path | str, *, length: int | None = None, **options) -> HeldOut:
     """A prepared folder's validation split, a text file, or a folder of them; `options` are those of `cut`.
+
+    The length is by default that of the model's training, or 64 where its config does not say.
 
     Raises ValueError where there is none, or the folder was prepared with another tokenizer than the model's.
     """
-    tokenizer = model.tokenizer
+    tokenizer, source = model.tokenizer, Path(source)
+    options["length"] = (model.length or 64) if length is None else length
     if (source / MANIFEST).is_file():
         if Tokenizer.load(source).inner.to_str() != tokenizer.inner.to_str():
             remedy = "prepare it with the model's, by unmask prepare --tokenizer CHECKPOINT, or give the text itself"

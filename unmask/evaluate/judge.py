@@ -137,7 +137,7 @@ def _ours(name: str, model: Model, which: str = "") -> Judge:
     if not model.causal:
         raise ValueError(f"{name}: a judge must be causal, and this is a bidirectional model: give an ARM's run folder")
     title = f"{model.config.get('name', Path(name).name)} {which}" if which else Path(name).name
-    tokenizer, length = model.tokenizer, model.config.get("requested", {}).get("length", 1024)
+    tokenizer, length = model.tokenizer, model.length or 1024
     return Judge(title, model, tokenizer.encode, tokenizer.decode, tokenizer.begin, length)
 
 

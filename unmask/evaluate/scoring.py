@@ -26,7 +26,6 @@ from unmask.wrappers import Guided
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
 EstimatorName = Literal["bound", "chain"]
-ANY = 1 << 30  # more sequences than a condition is ever asked for
 
 
 @dataclass(frozen=True)
@@ -94,22 +93,17 @@ class Scorer:
     def _parts(self, answers: Sequence[Answer]) -> Iterator[tuple[list[int], int]]:
         """(indices, rows of a call) of answers that are scored together."""
         work = [i for i, answer in enumerate(answers) if answer.scored]
-        for kind, group in sorted(grouped(work, lambda i: self._kind(answers[i])).items(), reverse=True):
+        for length, group in sorted(grouped(work, lambda i: len(answers[i].tokens)).items(), reverse=True):
             # as many answers as a call has rows: whatever multiple of them there is to run, the calls are full
-            rows = max(1, self.tokens // (kind[0] * (2 if self.guidance else 1)))
+            rows = max(1, self.tokens // (length * (2 if self.guidance else 1)))
             for start in range(0, len(group), rows):
                 yield group[start : start + rows], rows
-
-    def _kind(self, answer: Answer) -> tuple[int, ...]:
-        """What answers of one call have in common; guidance wants the condition at the same positions as well."""
-        length = len(answer.tokens)
-        return (length, answer.scored) if self.guidance else (length,)
 
     def _score(self, answers: Sequence[Answer], rows: int) -> list[Score]:
         x_0 = torch.tensor([list(answer.tokens) for answer in answers])
         scored = torch.tensor([answer.scored for answer in answers])
         maskable = torch.arange(x_0.shape[1]) >= x_0.shape[1] - scored[:, None]
-        network = guided(self.network, ~maskable[0], self.guidance)
+        network = guided(self.network, x_0.masked_fill(maskable, self.network.mask_id), self.guidance)
         if network.causal:
             nats, greedy = read_causally(network, x_0, maskable)
             return [Score(-value, 0.0, hit) for value, hit in zip(nats.tolist(), greedy.tolist(), strict=True)]
@@ -127,10 +121,14 @@ class Scorer:
         return [Score(-value, error, hit, estimate.estimator, estimate.bound) for value, error, hit in values]
 
 
-def guided(network: Network, given: Bool[Tensor, " L"], weight: float) -> Network:
-    """The network guided by the given positions behind the begin token, which are those of every row of a call."""
-    condition = given & (torch.arange(len(given)) > 0)
-    return Guided(network, condition.expand(ANY, -1), weight) if weight and bool(condition.any()) else network
+def guided(network: Network, canvases: Sequence[Int[Tensor, " L"]] | Int[Tensor, "S L"], weight: float) -> Network:
+    """The network guided by what is given behind the begin token of each canvas; where nothing is, or the weight is 0,
+    it alone.
+    """
+    if not weight:
+        return network
+    found = Guided.of(network, canvases, weight)
+    return found if any(bool(condition.any()) for condition in found.condition) else network
 
 
 @torch.inference_mode()
@@ -170,7 +168,7 @@ def greedily_written(network: Network, x_0: Int[Tensor, "S L"], maskable: Bool[T
             return log_probabilities(logits).max(-1)
 
         canvas = x_0[row].masked_fill(asked, network.mask_id)
-        log_q, token = (part.cpu() for part in network(canvas, at, then=surest))
+        log_q, token = (part.cpu() for part in network(canvas, at, then=surest, rows=row))
         score = torch.full(asked.shape, -torch.inf, dtype=torch.float64).masked_scatter(asked, log_q.double())
         turn = torch.zeros(len(row), dtype=torch.long)
         chosen = first.choose(score, asked, turn, turn)

@@ -59,10 +59,7 @@ def write(
     canvases = [model.canvas(texts[i], seed=seed, sequence=i) for i in mine]
     network: Network = Biased(model, bias) if bias else model
     if guidance:
-        conditions = [canvas != model.mask_id for canvas in canvases]
-        for condition in conditions:
-            condition[0] = False
-        network = Guided(network, conditions, guidance)
+        network = Guided.of(network, canvases, guidance)
     end = model.tokenizer.end if until_end else None
     watched = 0.0
     told: list[list[Event]] = [[] for _ in mine]

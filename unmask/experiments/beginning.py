@@ -91,4 +91,4 @@ def _donor(name: str) -> tuple[TransformerConfig, int | None]:
     """Sizes of a checkpoint, and the length it was trained on where it says so."""
     model = load(name)
     assert isinstance(model.network.config, TransformerConfig)
-    return model.network.config, (model.config.get("requested") or {}).get("length")
+    return model.network.config, model.length

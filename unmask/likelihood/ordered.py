@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from unmask.draws import PLAN, keyed_uniforms
+from unmask.draws import PLAN, keyed_uniforms, require_rows
 from unmask.likelihood.bound import Surprisal, log_likelihood, surprisal
 from unmask.likelihood.estimate import Estimate, precision_of
 from unmask.likelihood.texts import checked
@@ -172,6 +172,7 @@ def _planned(
     network: Network, x_0: Int[Tensor, "S L"], plan: Int[Tensor, "S L"], documents: Int[Tensor, " S"] | None = None
 ) -> tuple[Int[Tensor, "S L"], Bool[Tensor, "S L"], Int[Tensor, "S L"]]:
     """(x_0, what is scored, the plan without gaps), checked."""
+    require_rows("plan", plan)
     if not bool((plan >= 0).any()):
         raise ValueError("nothing to score: the plan reveals no position")
     x_0, scored, _ = checked(network, x_0, plan >= 0, None, documents)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from unmask.draws import require_rows
 from unmask.network import Network, begin_of
 
 
@@ -32,6 +33,9 @@ def checked(
     """(x_0, maskable, numbers) on the host; by default all is maskable but what is hidden and a `Model`'s begin token
     in front. Raises ValueError where they do not fit, or nothing is to be scored.
     """
+    require_rows("x_0", x_0)
+    if maskable is not None:
+        require_rows("maskable", maskable, of_bool=True)
     x_0 = x_0.cpu()
     if maskable is None:
         maskable, begin = x_0 != network.mask_id, begin_of(network)

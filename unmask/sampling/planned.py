@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unmask.corruption import LogLinear, Schedule, order_of
-from unmask.draws import PLAN, keyed_uniforms
+from unmask.draws import PLAN, keyed_uniforms, require_rows
 
 
 class Policy(Protocol):
@@ -158,6 +158,7 @@ def draw_plan(
 
     Steps at which a row reveals nothing are left out, so a row's evaluations are counted without gaps.
     """
+    require_rows("open_", open_, of_bool=True)
     numbers = range(len(open_)) if sequences is None else sequences
     return plan_of(policy, open_, keyed_uniforms(seed, numbers, open_.shape[1:], PLAN))
 
