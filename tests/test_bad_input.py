@@ -141,6 +141,10 @@ NUMBERS = [
     ("train tiny --data data --tokens 0 --out new", "budget"),
     ("train tiny --data data --flops nan --out new", "budget"),
     ("train tiny --data data --device gpu --out new", "device 'gpu'"),
+    ("train tiny --data data --out data", "data exists and holds something else"),
+    ("train tiny --data data --lora-on qkv --out new", "--lora-on: without --lora"),
+    ("train tiny --data data --init run --lora 2 --lora-on qkv up --out new", "--lora-on up: this network has qkv"),
+    ("sample --checkpoint data", "data: prepared data, and no checkpoint"),
     ("sample --checkpoint run --top-k 0", "top_k 0"),
     ("sample --checkpoint run --temperature nan", "temperature nan"),
     ("sample --checkpoint run --guidance nan", "guidance"),
@@ -200,3 +204,13 @@ def test_a_manifest_without_its_sources(capsys, here):
     path.write_text(json.dumps(manifest), encoding="utf-8")
     assert "is no manifest of running text" in fails(capsys, "train", "tiny", "--data", "data", "--out", "new")
     assert not (here / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["vocab", "layers", "heads", "width"])
+def test_a_size_that_is_not_told_is_not_made_up(capsys, here, name):
+    """Planted fault: other heads than it was trained with fit the same weights."""
+    path = here / "run" / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    del config["network"][name]
+    path.write_text(json.dumps(config), encoding="utf-8")
+    assert f'"network" does not say its {name}: restore it' in fails(capsys, "sample", "--checkpoint", "run")

@@ -408,7 +408,7 @@ def test_a_vocabulary_with_merges_beside_the_weights(hub: Path, tmp_path: Path):
     assert (tokenizer.vocab, tokenizer.end, tokenizer.decode([257, ord("e")])) == (259, 258, " the")
     vocab["other"] = vocab.pop("<|endoftext|>")
     (tmp_path / "vocab.json").write_text(json.dumps(vocab))
-    with pytest.raises(ValueError, match="no tokenizer with these weights: give tokenizer="):
+    with pytest.raises(ValueError, match="no tokenizer with these weights: give one by --tokenizer"):
         unmask.load(tmp_path).tokenizer.encode("a")
     (tmp_path / "vocab.json").write_text("{")
     with pytest.raises(ValueError, match=r"vocab\.json: not JSON"):
@@ -547,7 +547,7 @@ def test_two_files_are_one_too_many(tmp_path: Path):
     for name in ("a", "b"):
         save_file({"x": torch.zeros(1)}, tmp_path / f"{name}.safetensors")
     refused(tmp_path, "2 files of weights (a.safetensors, ...): give one of them")
-    refused(tmp_path / "a.safetensors", "tensors of no known family (x, ...): give family= one of RADD")
+    refused(tmp_path / "a.safetensors", "tensors of no known family (x, ...): give --family (family=) one of RADD")
     save_file({"x": torch.zeros(1, dtype=torch.int8)}, tmp_path / "a.safetensors")
     refused(tmp_path / "a.safetensors", "x holds I8: only float weights can be read")
 

@@ -168,7 +168,7 @@ def test_another_request_for_the_same_folder_is_refused(tmp_path: Path) -> None:
 def test_a_users_own_folder_is_left_alone(tmp_path: Path) -> None:
     source = library(tmp_path / "texts", ["a", "b"])
     before = everything(tmp_path / "texts")
-    refused(lambda: prepare(source, tmp_path / "texts", tokenizer="bytes"), "no prepared folder", "choose")
+    refused(lambda: prepare(source, tmp_path / "texts", tokenizer="bytes"), "holds something else", "choose")
     refused(lambda: prepare(source, tmp_path / "texts" / "a.txt", tokenizer="bytes"), "choose")
     refused(lambda: prepare(source, tmp_path / "texts" / "a.txt" / "out", tokenizer="bytes"), "cannot write")
     assert everything(tmp_path / "texts") == before

@@ -534,3 +534,15 @@ def test_running_text_cannot_be_packed_as_pairs_and_blocks_stay(sums, tmp_path):
     assert isinstance(sequences(sums, "train", length=12, begin=0, end=1), Pairs)
     with pytest.raises(ValueError, match="drop_prompt"):
         config(sums, drop_prompt=1.0)
+
+
+def test_the_side_without_an_example_that_fits_is_named(tmp_path):
+    """Planted fault: of a validation side without one it was said that no example fits."""
+    train_on, held_out, folder = (tmp_path / name for name in ("train.jsonl", "validation.jsonl", "pairs"))
+    for path, answer in ((train_on, "b"), (held_out, "b" * 40)):
+        path.write_text(json.dumps({"question": "a", "answer": answer}) + "\n", encoding="utf-8")
+    prepare_pairs(str(train_on), folder, tokenizer="bytes", held_out=str(held_out))
+    options = {"length": 32, "begin": 0, "end": 1}
+    assert len(sequences(folder, "train", **options)) == 1
+    with pytest.raises(ValueError, match=r"pairs, validation: no example fits in 32 tokens, .*: raise --length"):
+        sequences(folder, "validation", **options)

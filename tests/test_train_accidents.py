@@ -272,6 +272,35 @@ def test_the_mirror_of_another_run_is_left_alone(data, tmp_path):
     assert {path: path.read_bytes() for path in mirror.rglob("*") if path.is_file()} == before
 
 
+def test_the_mirror_of_another_run_fills_no_folder(data, tmp_path):
+    """Planted fault: the new folder was filled with the other run first, and the error blamed the folder."""
+    url = f"file://{tmp_path / 'mirror'}"
+    train(small(data, steps=1, mirror=url), tmp_path / "one")
+    with pytest.raises(ValueError, match=r"^mirror .*: holds a run with other settings \(seed 0 there, 5 here\)"):
+        train(small(data, steps=1, seed=5, mirror=url), tmp_path / "two")
+    assert not (tmp_path / "two").exists()
+
+
+def test_a_folder_that_is_no_run_is_left_alone(data, tmp_path):
+    """Planted fault: weights without a config.json were replaced, and runs began among texts and in their data."""
+    url, theirs = f"file://{tmp_path / 'mirror'}", tmp_path / "theirs"
+    train(small(data, steps=1, mirror=url), tmp_path / "one")
+    shutil.copytree(data, tmp_path / "data")
+    theirs.mkdir()
+    (theirs / "model.safetensors").write_bytes(b"theirs")
+    for folder in (theirs, tmp_path / "data"):
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for mirror in (None, url):
+            with pytest.raises(ValueError, match="exists and holds something else: choose another folder or remove it"):
+                train(small(data, steps=1, mirror=mirror), folder)
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    killed = tmp_path / "killed"  # before there was a config.json
+    killed.mkdir()
+    for name in (".lock", ".config.json.x1"):
+        (killed / name).touch()
+    train(small(data, steps=1), killed)
+
+
 def test_a_mirror_keeps_what_is_ahead_of_the_run(data, tmp_path):
     """Another machine went on from here."""
     url = f"file://{tmp_path / 'mirror'}"
@@ -324,3 +353,4 @@ def test_a_tracker_gets_the_rows(data, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match="track wandb: not installed: pip install wandb"):
         train(small(data, steps=2, track="wandb"), tmp_path / "other")
+    assert not (tmp_path / "other").exists()

@@ -30,6 +30,12 @@ def atomic(path: Path, mode: str = "w") -> Iterator[IO]:
         raise
 
 
+def vacant(folder: Path, *, hidden: bool = False) -> None:
+    """Raises ValueError where files of ours would come to lie in a folder among others; `hidden` ones may be there."""
+    if folder.is_file() or any(folder.glob("[!.]*" if hidden else "*")):
+        raise ValueError(f"{folder} exists and holds something else: choose another folder or remove it")
+
+
 def readable(path: Path) -> None:
     """Give a file the rights of any new one: `mkstemp` and safetensors make files that only their owner reads."""
     umask = os.umask(0)

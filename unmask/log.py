@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.markup import escape
@@ -47,14 +47,19 @@ class Metrics:
         self._file.close()
 
 
+def tracking(name: str) -> Any:
+    """The module of a tracker. Raises ValueError where it is not installed."""
+    try:
+        return import_module(name)
+    except ImportError:
+        raise ValueError(f"track {name}: not installed: pip install {name}, or leave it out") from None
+
+
 class Tracker:
     """Rows sent to trackio, or to wandb, which is called alike. Raises ValueError where it is not installed."""
 
     def __init__(self, name: str, run: str, config: Row) -> None:
-        try:
-            self.module = import_module(name)
-        except ImportError:
-            raise ValueError(f"track {name}: not installed: pip install {name}, or leave it out") from None
+        self.module = tracking(name)
         self.module.init(project="unmask", name=run, config=config, resume="allow")
 
     def write(self, row: Row) -> None:

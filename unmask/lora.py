@@ -7,7 +7,7 @@ are W + s B A. With s in proportion to 1 / r the best learning rate hardly depen
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -41,7 +41,7 @@ class Adapter(nn.Module):
 def attach(network: Transformer, rank: int, on: Sequence[Layer], seed: int) -> None:
     """Put adapters on layers of each block; from now on they are all of the network that wants a gradient."""
     network.requires_grad_(False)
-    for i, (_, layer) in enumerate(_chosen(network, on)):
+    for i, layer in enumerate(_chosen(network, on)):
         layer.adapter = Adapter(layer, rank, keyed_generator(seed, i))
 
 
@@ -64,12 +64,16 @@ def merged(weights: Mapping[str, Tensor], adapters: Mapping[str, Tensor], rank: 
 
 
 def count(config: TransformerConfig, rank: int, on: Sequence[Layer]) -> int:
-    """Parameters of the adapters."""
+    """Parameters of the adapters. Raises ValueError where `on` names a layer that the network lacks."""
     layers = _chosen(Transformer(config, seed=None), on)
-    return rank * sum(layer.in_features + layer.out_features for _, layer in layers)
+    return rank * sum(layer.in_features + layer.out_features for layer in layers)
 
 
-def _chosen(network: Transformer, on: Sequence[Layer]) -> Iterator[tuple[str, nn.Linear]]:
-    for name, layer in list(network.blocks.named_modules()):
-        if isinstance(layer, nn.Linear) and name.rpartition(".")[2] in on:
-            yield name, layer
+def _chosen(network: Transformer, on: Sequence[Layer]) -> list[nn.Linear]:
+    modules = [(name.rpartition(".")[2], module) for name, module in network.blocks.named_modules()]
+    layers = [(name, module) for name, module in modules if isinstance(module, nn.Linear)]
+    has = dict.fromkeys(name for name, _ in layers)
+    absent = [name for name in on if name not in has]
+    if absent and set(on) != set(ALL):
+        raise ValueError(f"--lora-on {' '.join(absent)}: this network has {', '.join(has)}: name some of these")
+    return [layer for name, layer in layers if name in on]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unmask.checkpoint.adapting import ADAPTERS, with_adapters
 from unmask.checkpoint.model import Later, Model, device_of
-from unmask.checkpoint.runs import CONFIG, MODEL, TOKENIZER, assign, describe, network_config, so_far
+from unmask.checkpoint.runs import CONFIG, MANIFEST, MODEL, TOKENIZER, assign, describe, network_config, so_far
 from unmask.checkpoint.tensors import INDEX, Tensors, open_tensors
 from unmask.conditioned import ConditionedConfig
 from unmask.data import Tokenizer
@@ -141,6 +141,8 @@ def find(path: Path) -> Found:
 def _only(path: Path) -> Path:
     several = sorted(each for each in path.iterdir() if each.suffix in SUFFIXES)
     if len(several) != 1:
+        if (path / MANIFEST).is_file():
+            raise ValueError(f"{path}: prepared data, and no checkpoint: `unmask train tiny --data {path}` makes one")
         if several:
             raise ValueError(f"{path}: {len(several)} files of weights ({several[0].name}, ...): give one of them")
         raise ValueError(
@@ -177,7 +179,7 @@ def _tokenizer(found: Found, family: Family, vocab: int, given: str | Path | Non
     elif family.tokenizer and family.tokenizer[1] == vocab:
         path = fetched_tokenizer(f"hf://{family.tokenizer[0]}")
     else:
-        raise ValueError(f"{found.folder}: no tokenizer with these weights: give tokenizer=, a tokenizer.json")
+        raise ValueError(f"{found.folder}: no tokenizer with these weights: give one by --tokenizer (tokenizer=)")
     text = Tokenizer.load(path)
     if text.vocab > vocab:  # a network may have rows to spare, but not too few
         raise ValueError(f"{path}: {text.vocab} tokens, but the network has {vocab}: not its tokenizer")

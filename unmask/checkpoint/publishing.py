@@ -15,7 +15,7 @@ from unmask.checkpoint.tensors import write_published
 from unmask.conditioned import ConditionedConfig
 from unmask.data.pairs import CHAT_TEMPLATE, DEFAULT, template_of
 from unmask.families import FAMILIES, LLAMA, Family, published_config, to_published
-from unmask.files import Row, atomic, read_json, read_lines, write_json
+from unmask.files import Row, atomic, read_json, read_lines, vacant, write_json
 from unmask.hub import fetched
 
 CARD, OURS, HUB = "README.md", "unmask", "hf"
@@ -79,8 +79,7 @@ def convert(source: str | Path, out: str | Path, to: str, **options) -> Path:
     """
     model, out = load(source, **options), Path(out)
     family = _layout(model, to)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out}: is there already: choose another folder or remove it")
+    vacant(out)
     state, sizes = model.network.state_dict(), model.network.config
     tensors = state if family is None else to_published(family, state, sizes)
     kept = {"training", "budget", "machine", "precision", "family", "source", "requested", "parameters", "before"}
@@ -122,7 +121,7 @@ def push(folder: str | Path, repository: str, *, private: bool = False) -> str:
         api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload by unmask")
     except errors.HFValidationError:
         raise ValueError(f"{repository}: not a name on the hub: owner/repository") from None
-    except (errors.LocalTokenNotFoundError, errors.HfHubHTTPError, OSError) as error:
+    except (errors.LocalTokenNotFoundError, errors.HTTPError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"hf://{repository}: not uploaded ({reason}): `hf auth login`, or the network") from None
     return f"hf://{repository}"

@@ -20,6 +20,7 @@ from unmask.transformer import TransformerConfig
 
 CONFIG, MODEL, STATE, TOKENIZER = "config.json", "model.safetensors", "state.safetensors", "tokenizer.json"
 CHECKPOINTS, MANIFEST = "checkpoints", "manifest.json"
+SIZES = ("vocab", "layers", "heads", "width")  # what no default stands for in a checkpoint
 
 
 def network_config(config: Row, path: Path) -> Config:
@@ -31,6 +32,8 @@ def network_config(config: Row, path: Path) -> Config:
     if not isinstance(values, dict) or not set(values) <= known:
         surplus = sorted(set(values) - known) if isinstance(values, dict) else "no such entry"
         raise ValueError(f'{path}: "network" does not describe a network of this version ({surplus})')
+    if absent := [name for name in SIZES if name not in values]:
+        raise ValueError(f'{path}: "network" does not say its {", ".join(absent)}: restore it')
     hints = get_type_hints(kind)
     if wrong := [name for name, value in values.items() if not _fits(value, hints[name])]:
         raise ValueError(f'{path}: "network": {wrong[0]} {values[wrong[0]]!r:.60} is of the wrong kind: restore it')

@@ -14,7 +14,7 @@ from unmask.data.sources import Source
 from unmask.data.splits import MANIFEST, SHARD, SPLITS, load_manifest, load_split
 from unmask.data.tokenizer import FILE, Tokenizer
 from unmask.data.writing import STATE, Piece, write
-from unmask.files import alone, read_json, write_json
+from unmask.files import alone, read_json, vacant, write_json
 
 REQUEST = "request.json"
 
@@ -157,10 +157,9 @@ def _digest_of_tokens(folder: Path) -> str:
 
 def _answers(out: Path, request: dict[str, object]) -> bool:
     """Whether `out` is a whole preparation of this request. ValueError if it is neither that nor free."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return False
     if not (out / MANIFEST).is_file():
-        raise ValueError(f"{out} exists and is no prepared folder: choose another folder or remove it")
+        vacant(out)
+        return False
     found = load_manifest(out)["request"]
     other = [key for key in request if found.get(key) != request[key]]
     if other:

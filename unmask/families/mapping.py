@@ -165,7 +165,7 @@ def config_of(family: Family, tensors: Mapping[str, Tensor], published: Row | No
         if size not in family.heads:
             raise ValueError(
                 f"{family.name}: shapes do not tell the heads of {size[0]} layers of width {size[1]}: "
-                'give config={"heads": ...}, or a file of their configuration'
+                'give --config FILE (config=), of their configuration or {"heads": ...}'
             )
         found["heads"] = family.heads[size]
     kind = ConditionedConfig if "reading" in found else TransformerConfig

@@ -27,5 +27,5 @@ def family_of(names: Iterable[str], published: Row | None = None, family: str | 
     found = next((each for each in FAMILIES if each.mark in names), None)
     if found is None:
         some = ", ".join(sorted(names)[:3]) or "none"
-        raise ValueError(f"tensors of no known family ({some}, ...): give family= one of {known}")
+        raise ValueError(f"tensors of no known family ({some}, ...): give --family (family=) one of {known}")
     return found

@@ -16,7 +16,7 @@ from unmask.checkpoint.loading import find
 from unmask.corruption import stratified
 from unmask.data import Packed, Pairs, Tokenizer, load_manifest, sequences
 from unmask.data.pairs import is_pairs, load_pairs
-from unmask.files import Row, read_json, write_json
+from unmask.files import Row, read_json, vacant, write_json
 from unmask.hub import fetched
 from unmask.lora import ALL, Layer
 from unmask.lora import count as adapter_count
@@ -115,6 +115,8 @@ class TrainConfig:
             raise ValueError("muon: its iterations need whole matrices, which fsdp has none of: choose --parallel ddp")
         if self.lora < 0 or not self.lora_on:
             raise ValueError(f"lora {self.lora} on {self.lora_on}: a rank of 0 or more, on one layer at least")
+        if not self.lora and tuple(self.lora_on) != ALL:
+            raise ValueError("--lora-on: without --lora all weights are trained: give the adapters' rank by --lora")
         if self.lora and (self.init is None or self.ema or self.optimiser.muon):
             what = "names the checkpoint to adapt by --init" if self.init is None else "has no average and no muon"
             raise ValueError(f"lora {self.lora}: a run of adapters {what}")
@@ -205,16 +207,10 @@ def settle(config: TrainConfig, out: Path, adapters: Row | None = None) -> Train
 
     Of a run of `adapters` config.json says what they belong to.
     """
-    device = torch.device(device_of(config.device))
-    manifest, path = load_manifest(config.data), out / CONFIG
-    corpus: Row = {"source": manifest["request"]["source"], "tokenizer": manifest["tokenizer"]["blake2b"]}
-    splits = {name: split.get("blake2b") for name, split in manifest["splits"].items()}
-    corpus |= {"splits": splits} if all(splits.values()) else {}  # which older pairs do not say
-    requested = {**asdict_of(config), "corpus": corpus, "base": (adapters or {}).get("fingerprint")}
+    device, path = torch.device(device_of(config.device)), out / CONFIG
+    claim(out, asked := requested(config, adapters))
     if path.exists():
-        stored = read_json(path)
-        refuse_other(str(out), stored, requested)
-        return replace(config, device=str(device), precision=stored["precision"])
+        return replace(config, device=str(device), precision=read_json(path)["precision"])
     precision = best_precision(device) if config.precision == "auto" else config.precision
     write_json(path, {
         "name": config.name,
@@ -227,9 +223,26 @@ def settle(config: TrainConfig, out: Path, adapters: Row | None = None) -> Train
         "budget": config.cost(),
         **({"before": before} if config.init is not None and (before := spent(config.init)) else {}),
         **({} if adapters is None else {ADAPTERS: adapters}),
-        "requested": requested,
+        "requested": asked,
     })  # fmt: skip
     return replace(config, device=str(device), precision=precision)
+
+
+def requested(config: TrainConfig, adapters: Row | None = None) -> Row:
+    """What is asked for, with what the data and the base of `adapters` are known by."""
+    manifest = load_manifest(config.data)
+    corpus: Row = {"source": manifest["request"]["source"], "tokenizer": manifest["tokenizer"]["blake2b"]}
+    splits = {name: split.get("blake2b") for name, split in manifest["splits"].items()}
+    corpus |= {"splits": splits} if all(splits.values()) else {}  # which older pairs do not say
+    return {**asdict_of(config), "corpus": corpus, "base": (adapters or {}).get("fingerprint")}
+
+
+def claim(out: Path, requested: Row) -> None:
+    """Raises ValueError where folder `out` holds another run than one that asks for this, or what is no run."""
+    if (out / CONFIG).exists():
+        refuse_other(str(out), read_json(out / CONFIG), requested)
+    else:
+        vacant(out, hidden=True)  # a lock, or the half of a file that a killed process left
 
 
 def refuse_other(where: str, stored: Row, requested: Row) -> None:

@@ -26,9 +26,9 @@ from unmask.data.pairs import CHAT_TEMPLATE, is_pairs, load_template
 from unmask.draws import keyed_generator
 from unmask.files import Row, alone, atomic, read_json
 from unmask.likelihood import Estimate, log_likelihood
-from unmask.log import Metrics, Tracker, console, progress
+from unmask.log import Metrics, Tracker, console, progress, tracking
 from unmask.train import checkpoints
-from unmask.train.config import TrainConfig, settle
+from unmask.train.config import TrainConfig, claim, requested, settle
 from unmask.train.mirror import Mirror
 from unmask.train.parallel import clip, gathered_whole, sharded, summed
 from unmask.train.precision import Later, autocast
@@ -50,6 +50,8 @@ def train(config: TrainConfig, out: Path, *, begun: Callable[[], None] | None = 
     are missing or shorter than a sequence, or the loss is no longer finite; OSError where the disk is full or another
     process of the job is gone; KeyboardInterrupt after Ctrl-C, SystemExit after SIGTERM.
     """
+    if config.track is not None:
+        tracking(config.track)
     tokenizer = Tokenizer.load(Path(config.data))
     spare = config.network.vocab - tokenizer.vocab  # rows that published networks have beyond their tokenizer's
     if spare < 0 or (spare and config.init is None):
@@ -132,19 +134,18 @@ class _Run:
     """A run between two steps."""
 
     def __init__(self, config: TrainConfig, out: Path, tokenizer: Tokenizer, initial: Weights | None) -> None:
-        self.mirror = Mirror.at(config.mirror) if config.mirror else None
-        if self.mirror is not None:
-            ranks.agreed(lambda: self.mirror.restore(out))
-        begun = ranks.agreed(lambda: checkpoints.newest(out) is not None)
         adapters = described(str(config.init), initial, config.lora) if config.lora and initial is not None else None
         self.train, self.held_out = config.sequences(tokenizer)
+        self.mirror = Mirror.at(config.mirror) if config.mirror else None
+        ranks.agreed(lambda: _claim(out, requested(config, adapters), self.mirror))
+        begun = ranks.agreed(lambda: checkpoints.newest(out) is not None)
         ranks.agreed(lambda: _prepare(config, out, tokenizer, adapters))
-        if self.mirror is not None:
-            ranks.agreed(lambda: self.mirror.belongs(out))
         self.out, self.config = out, settle(config, out, adapters)
         self.device = torch.device(self.config.device)
-        if isinstance(self.train, Pairs) and self.train.left_out:
-            console.print(f"{self.train.left_out:,} examples are longer than {config.length} tokens and left out")
+        for name, side in (("train", self.train), ("validation", self.held_out)):
+            if isinstance(side, Pairs) and side.left_out:
+                what = f"{side.left_out:,} {name} examples are longer than {config.length} tokens"
+                console.print(f"{what} and left out: --length says how long they may be")
         self.absent = tokenizer.begin if config.network.causal else config.network.mask
         self.state = State(self.config, self.device, initial)
         self.step = self.state.restore(checkpoints.checkpoints(out)[0]) if begun else 0
@@ -293,6 +294,14 @@ class _Run:
 
 
 DRAWS = 8  # at as many rows, 2 maskings of 4 times the sequences err 4 times as much (benchmarks/validation.py)
+
+
+def _claim(out: Path, requested: Row, mirror: Mirror | None) -> None:
+    """Before anything is written: folder and mirror are this run's; an empty folder is filled from the mirror."""
+    claim(out, requested)
+    if mirror is not None:
+        mirror.belongs(requested)
+        mirror.restore(out)
 
 
 def _prepare(config: TrainConfig, out: Path, tokenizer: Tokenizer, adapters: Row | None) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from unmask.checkpoint import CONFIG, TOKENIZER
 from unmask.data.pairs import CHAT_TEMPLATE
-from unmask.files import atomic, read_json
+from unmask.files import Row, atomic, read_json
 from unmask.train.checkpoints import CHECKPOINTS, MANIFEST, checkpoints, verify
 from unmask.train.config import refuse_other
 
@@ -36,8 +36,8 @@ class Mirror:
             raise ValueError(f"mirror {url}: {error}") from None
         return cls(system, PurePosixPath(home))
 
-    def belongs(self, run: Path) -> None:
-        """Raises ValueError where the mirror is another run's."""
+    def belongs(self, requested: Row) -> None:
+        """Raises ValueError where the mirror is another run's than one that asks for this."""
         place = self.home / CONFIG
         try:
             told = json.loads(self.system.cat_file(str(place)))
@@ -45,7 +45,7 @@ class Mirror:
             return
         except ValueError:
             raise ValueError(f"mirror {place}: not JSON: restore or remove it") from None
-        refuse_other(f"mirror {self.home}", told, read_json(run / CONFIG)["requested"])
+        refuse_other(f"mirror {self.home}", told, requested)
 
     def follow(self, run: Path) -> None:
         """Bring the mirror to where the run is: its checkpoints, and none that it let go of. One of a later step stays:

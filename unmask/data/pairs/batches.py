@@ -38,7 +38,7 @@ class Pairs:
     def __post_init__(self) -> None:
         if not len(self.rows):
             longest = int(self.pairs.lengths.max(initial=0))
-            raise ValueError(f"no example fits in {self.length} tokens, the longest has {longest}: take a longer block")
+            raise ValueError(f"no example fits in {self.length} tokens, the longest has {longest}: raise --length")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -156,7 +156,10 @@ def sequences(
 ) -> Packed | Pairs:
     """What a run trains on: the stream of a prepared folder in blocks, or its pairs."""
     if is_pairs(folder):
-        return Pairs(load_pairs(folder, split), length, begin, end, packed, causal)
+        try:
+            return Pairs(load_pairs(folder, split), length, begin, end, packed, causal)
+        except ValueError as error:
+            raise ValueError(f"{folder}, {split}: {error}") from None
     if packed:
         raise ValueError(f"{folder} holds running text, which is packed anyway: leave out --packed")
     return Packed(load_split(folder, split), length, begin)

@@ -21,7 +21,7 @@ from unmask.data.planning import digest_of_bytes, maker_of
 from unmask.data.splits import FORMAT, MANIFEST, SPLITS, load_manifest
 from unmask.data.tokenizer import FILE, Tokenizer
 from unmask.draws import MASK, keyed_uniforms
-from unmask.files import atomic, read_json, write_json
+from unmask.files import atomic, read_json, vacant, write_json
 from unmask.hub import fetched_tokenizer
 
 SHOWN = 5  # malformed rows named in an error
@@ -81,8 +81,7 @@ def prepare_pairs(
     }
     if (out / MANIFEST).is_file() and load_manifest(out)["request"] == request:
         return Prepared(out, rows, malformed)
-    if out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} exists and holds something else: choose another folder or remove it")
+    vacant(out)
     source = read_template(template) if template else template_of(path).source if path.exists() else DEFAULT
     learnt = examples.values() if spec == "characters" else [examples["train"]]
     made = make(lambda: _texts(chain.from_iterable(learnt), Template(source)))
