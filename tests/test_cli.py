@@ -311,6 +311,25 @@ def test_options_that_would_do_nothing(capsys, tmp_path, words, message):
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        ("sample --checkpoint nowhere", "--out"),
+        ("evaluate perplexity --checkpoint nowhere --data nowhere", "--out"),
+        ("evaluate generation --judge nowhere --samples nowhere", "--out"),
+        ("evaluate tasks --checkpoint nowhere", "--out"),
+        ("evaluate answers --checkpoint nowhere --questions nowhere", "--out"),
+        ("evaluate answers --checkpoint nowhere --questions nowhere --out new", "--result"),
+        ("compare nowhere nowhere", "--out"),
+        ("report nowhere", "--out"),
+    ],
+)
+def test_what_cannot_be_written_is_said_before_the_work(capsys, tmp_path, monkeypatch, words, option):
+    monkeypatch.chdir(tmp_path)
+    assert f"{tmp_path}: is a folder" in fails(capsys, *words.split(), option, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_every_template_is_looked_at(capsys, checkpoint, tmp_path):
     path = tmp_path / "forms.jsonl"
     path.write_text('{"template": "a{{2}}"}\n{"template": "{{2}}"}\n', encoding="utf-8")

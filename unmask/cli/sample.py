@@ -14,7 +14,7 @@ from unmask.checkpoint import Model, Told
 from unmask.cli.policies import Chosen
 from unmask.evaluate import write
 from unmask.evaluate.infilling import likely_lengths, templates_of
-from unmask.files import Row, read_json, write_json
+from unmask.files import Row, read_json, writable, write_json
 from unmask.log import console, progress, say
 from unmask.rehearsal import rehearsed
 from unmask.report.console import unmasking
@@ -86,6 +86,7 @@ class Sample:
             raise ValueError("--templates says what stands around its blanks: leave out the other texts")
         if not (1 <= self.count <= MOST and self.length >= 1):
             raise ValueError(f"count {self.count} must be 1 to {MOST:,}, length {self.length} at least 1")
+        writable(self.out)
         model = self.told.load(self.checkpoint, self.device)
         asked = [self._text()] if self.templates is None else templates_of(self.templates)
         if self.likely_lengths:

@@ -14,14 +14,14 @@ import numpy as np
 from safetensors.numpy import load_file, save
 
 from unmask.data.pairs.encoding import UNIFORMS, Encoded, encode
-from unmask.data.pairs.layouts import Blanks, Chat, Example, Reading
+from unmask.data.pairs.layouts import Blanks, Chat, Example, Plain, Reading
 from unmask.data.pairs.rows import Malformed, rows_of
 from unmask.data.pairs.templates import DEFAULT, Template, named_template, read_template, template_of
 from unmask.data.planning import digest_of_bytes, maker_of
 from unmask.data.splits import FORMAT, MANIFEST, SPLITS, load_manifest
 from unmask.data.tokenizer import FILE, Tokenizer
 from unmask.draws import MASK, keyed_uniforms
-from unmask.files import atomic, read_json, write_json
+from unmask.files import atomic, read_json, writable, write_json
 from unmask.hub import fetched_tokenizer
 
 SHOWN = 5  # malformed rows named in an error
@@ -60,6 +60,10 @@ def prepare_pairs(
     naming the first of them.
     """
     out, reading, path = Path(out), reading or Reading(), fetched_tokenizer(tokenizer)
+    if not 0 <= allowed <= 1:
+        raise ValueError(f"a share of {allowed:g} of the rows cannot be left out: choose 0 to 1")
+    if not out.is_dir():
+        writable(out / MANIFEST)
     make, spec = maker_of(str(path))
     names = [sources] if isinstance(sources, str) else list(sources)
     read = {"train": _examples(names, reading, progress)}
@@ -72,6 +76,8 @@ def prepare_pairs(
     if held_out is None:
         sides = _sides(sides["train"], validation)
     examples = {name: [example for _, example in side] for name, side in sides.items()}
+    if reading.passes == 2 and not any(isinstance(each, Plain) and each.question for each in chain(*examples.values())):
+        raise ValueError("--passes 2 does nothing for rows without a chain of thought and #### ANSWER: leave it out")
     request = {
         "format": FORMAT,
         "source": _digest(repr(examples)),
