@@ -18,14 +18,13 @@ from unmask.data.pairs.layouts import Blanks, Chat, Example, Plain, Reading
 from unmask.data.pairs.rows import Malformed, rows_of
 from unmask.data.pairs.templates import DEFAULT, Template, named_template, read_template, template_of
 from unmask.data.planning import digest_of_bytes, maker_of
-from unmask.data.splits import FORMAT, MANIFEST, SPLITS, load_manifest
+from unmask.data.splits import FORMAT, MANIFEST, PAIRS, SPLITS, load_manifest
 from unmask.data.tokenizer import FILE, Tokenizer
 from unmask.draws import MASK, keyed_uniforms
 from unmask.files import atomic, read_json, writable, write_json
 from unmask.hub import fetched_tokenizer
 
 SHOWN = 5  # malformed rows named in an error
-KIND = "pairs"  # what a manifest is called by
 
 Placed = tuple[str, Example]  # where its row stands
 
@@ -99,7 +98,7 @@ def prepare_pairs(
         if not encoded[name]:
             raise ValueError(f"none of the {len(side)} examples for {name} can be used ({unfit[0]}): repair them")
     _refuse(malformed, rows, allowed)
-    _write(out, made, encoded, {"request": request, "source": ", ".join(names), KIND: {"template": chosen.source}})
+    _write(out, made, encoded, {"request": request, "source": ", ".join(names), PAIRS: {"template": chosen.source}})
     return Prepared(out, rows, malformed)
 
 
@@ -115,7 +114,7 @@ class PairSet:
 
 def is_pairs(folder: Path | str) -> bool:
     """Whether a prepared folder holds pairs."""
-    return KIND in load_manifest(folder)
+    return PAIRS in load_manifest(folder)
 
 
 def load_pairs(folder: Path | str, split: str) -> PairSet:
@@ -130,7 +129,7 @@ def load_pairs(folder: Path | str, split: str) -> PairSet:
 
 def load_template(folder: Path | str, tokenizer: Tokenizer) -> Template:
     """The chat template that a folder of pairs was written with."""
-    return named_template(read_json(Path(folder) / MANIFEST)[KIND]["template"], tokenizer)
+    return named_template(read_json(Path(folder) / MANIFEST)[PAIRS]["template"], tokenizer)
 
 
 def _examples(
