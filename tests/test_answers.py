@@ -13,10 +13,10 @@ import torch
 from unmask.checkpoint import Model
 from unmask.cli import main
 from unmask.data import byte_tokenizer, prepare_pairs
-from unmask.data.pairs import load_template, template_of
+from unmask.data.pairs import Chat, load_template, prompt_ids, template_of
 from unmask.data.pairs.layouts import second_pass
 from unmask.evaluate.answering import EvaluateAnswers
-from unmask.evaluate.answers import Asking, Question, answer_file, answers, exact_match, fill, questions_of
+from unmask.evaluate.answers import Asking, Question, Written, answer_file, answers, exact_match, fill, questions_of
 from unmask.evaluate.exact import final_number, same
 from unmask.evaluate.grading import Endpoint, grade_file, messages_for
 from unmask.hub import WANTED
@@ -32,6 +32,7 @@ def model(causal: bool = False, seed: int = 3) -> Model:
     return Model(network, BYTES, {"name": "small"})
 
 
+SAID = Written("so", 1, False)
 QUESTIONS = [Question(i, (f"{'x' * (i % 5)} {i}?\n",), False, (f"#### {i}",)) for i in range(11)]
 
 
@@ -218,6 +219,8 @@ def test_questions_of_every_format_and_what_is_none(tmp_path):
     assert asked("g.jsonl", {"question": "Q?", "answer": "so\n#### 4"})[0].references == ("so\n#### 4",)
     assert asked("p.jsonl", {"prompt": "a", "response": "b"}) == [Question(0, ("a",), False, ("b",))]
     assert asked("c.jsonl", {"instruction": "a", "output": "b"}) == [Question(0, ("a",), True, ("b",))]
+    talk = [{"role": role, "content": role[0]} for role in ("system", "user", "assistant")]
+    assert asked("m.jsonl", {"messages": talk}) == [Question(0, ("u",), True, ("a",), system="s")]
     with pytest.raises(ValueError, match=r"x.jsonl, line 2: .*no known layout"):
         asked("x.jsonl", {"prompt": "a", "response": "b"}, {"prompt": "a"})
     assert asked("r.jsonl", {"turns": ["a"], "reference": "four"})[0].references == ("four",)
@@ -269,6 +272,21 @@ def test_a_chat_template_is_the_checkpoints_own(tmp_path, monkeypatch):
         asked = EvaluateAnswers(Path(address), "q", Path("a"))
         assert asked._template(net).source == template_of(repository).source
     assert "chat_template.jinja" in WANTED
+
+
+def test_a_system_message_stands_before_every_turn(monkeypatch, tmp_path):
+    """What is asked is what training puts before the answer; with another system message it is another question."""
+    given = []
+    monkeypatch.setattr("unmask.evaluate.answers.fill", lambda _, prompts, *__: given.append(prompts) or [SAID])
+    talk = (("system", "Be terse."), ("user", "why?"), ("assistant", "so"), ("user", "how?"))
+    question, asking = Question(0, ("why?", "how?"), True, system="Be terse."), Asking(block=99)
+    list(answers(model(), [question], asking))
+    assert given == [[prompt_ids(Chat(talk[:n]), BYTES, asking.template)] for n in (2, 4)]
+    assert "Be terse." in BYTES.decode(given[0][0])
+    assert messages_for(question, ["so", "thus"], 0)[1]["content"].startswith("[System]\nBe terse.\n\n[User]\nwhy?")
+    answer_file(model(), [question], asking, tmp_path / "a.jsonl", name="m")
+    with pytest.raises(ValueError, match="question_id 0 is another question"):
+        answer_file(model(), [replace(question, system="")], asking, tmp_path / "a.jsonl", name="m")
 
 
 # a judge

@@ -69,6 +69,7 @@ CASES = [
     ("prepare --source text.txt --tokenizer BAD --out new", KINDS),
     ("prepare --source text.txt --out BAD", {**TAKEN, "file": KINDS["empty"]}),
     ("prepare --pairs --source BAD --out new", {**KINDS, "jsonl": KINDS["other json"]}),
+    ("prepare --pairs --source rows.jsonl --out BAD --tokenizer bytes", {**TAKEN, "file": KINDS["empty"]}),
     ("prepare --pairs --source rows.jsonl --held-out BAD --out new --tokenizer bytes", KINDS),
     ("prepare --pairs --source rows.jsonl --template BAD --out new --tokenizer bytes", TEMPLATES),
     ("train tiny --data BAD --out new", KINDS),
@@ -101,6 +102,7 @@ CASES = [
     ("evaluate answers --checkpoint run --questions BAD --out new.jsonl", KINDS),
     ("evaluate answers --checkpoint run --questions rows.jsonl --template BAD --out new.jsonl", TEMPLATES),
     ("evaluate answers --checkpoint run --questions rows.jsonl --out BAD", ANSWERS),
+    ("evaluate answers --checkpoint run --questions rows.jsonl --out new.jsonl --result BAD", TAKEN),
     ("evaluate tasks --length 64 --checkpoint BAD --tasks boolq --local tasks", WEIGHTS),
     ("evaluate tasks --length 64 --checkpoint run --tasks boolq --local BAD", {**GONE, "file": KINDS["empty"]}),
 ]
@@ -128,6 +130,8 @@ NUMBERS = [
     ("prepare --source text.txt --out new --weights -1", "weights"),
     ("prepare --source text.txt --out new --tokenizer byts", "no tokenizer 'byts'"),
     ("prepare --pairs --source rows.jsonl --out new --malformed -1", "share of -1"),
+    ("prepare --pairs --source rows.jsonl --out new --malformed 5", "share of 5"),
+    ("prepare --pairs --source rows.jsonl --out new --passes 2", "--passes 2 does nothing for rows without a chain"),
     ("train tiny --data data --batch 0 --out new", "batch 0"),
     ("train tiny --data data --steps -3 --out new", "steps -3"),
     ("train tiny --data data --rate -1 --out new", "rate"),
@@ -159,6 +163,22 @@ NUMBERS = [
     ("evaluate answers --checkpoint run --questions rows.jsonl --out new.jsonl --length 0", "length 0"),
     ("evaluate answers --checkpoint run --questions rows.jsonl --out new.jsonl --guidance nan", "guidance"),
     ("evaluate answers --checkpoint run --questions rows.jsonl --out new.jsonl --judge nowhere", "judge"),
+    (
+        "evaluate answers --checkpoint run --questions rows.jsonl --out new.jsonl --judge-model x",
+        "--judge-model does nothing without --judge",
+    ),
+    (
+        "evaluate answers --checkpoint run --questions rows.jsonl --out new.jsonl --final 3",
+        "--final does nothing without --passes 2",
+    ),
+    (
+        "evaluate answers --checkpoint run --questions rows.jsonl --out new.jsonl --result ./new.jsonl",
+        "--result new.jsonl would replace the answers",
+    ),
+    (
+        "evaluate answers --checkpoint run --questions rows.jsonl --out text.txt/new.jsonl",
+        "cannot write text.txt/new.jsonl (Not a directory)",
+    ),
     ("evaluate tasks --length 64 --checkpoint run --tasks bolq --local tasks", "boolq"),
     ("evaluate tasks --length 64 --checkpoint run --tasks boolq --local tasks --draws 0", "draws 0"),
     ("evaluate tasks --length 64 --checkpoint run --tasks boolq --local tasks --limit 0", "limit 0"),

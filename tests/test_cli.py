@@ -296,6 +296,8 @@ def test_what_is_not_there(capsys, tmp_path, monkeypatch, words, message):
         (["--template", "{{5..2}}"], "blank {{5..2}}"),
         (["--template", "{{2}}", "--prompt", "a"], "leave out --prompt"),
         (["--template", "@nowhere"], "nowhere: no such file"),
+        (["--template", "a{{2}}b{{1..2}}", "--likely-lengths"], "--likely-lengths does nothing: no blank is like"),
+        (["--prompt", "{{5}}"], "prompt and suffix are plain text"),
         (["--policy", "tweedie", "--steps", "0"], "steps 0 must be at least 1"),
         (["--seed", "-1"], "must not be negative"),
     ],
@@ -317,6 +319,25 @@ def test_options_that_would_do_nothing(capsys, tmp_path, words, message):
     out = tmp_path / "out"
     assert message in fails(capsys, "prepare", "--source", "a.jsonl", "--out", str(out), *words)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        ("sample --checkpoint nowhere", "--out"),
+        ("evaluate perplexity --checkpoint nowhere --data nowhere", "--out"),
+        ("evaluate generation --judge nowhere --samples nowhere", "--out"),
+        ("evaluate tasks --checkpoint nowhere", "--out"),
+        ("evaluate answers --checkpoint nowhere --questions nowhere", "--out"),
+        ("evaluate answers --checkpoint nowhere --questions nowhere --out new", "--result"),
+        ("compare nowhere nowhere", "--out"),
+        ("report nowhere", "--out"),
+    ],
+)
+def test_what_cannot_be_written_is_said_before_the_work(capsys, tmp_path, monkeypatch, words, option):
+    monkeypatch.chdir(tmp_path)
+    assert f"{tmp_path}: is a folder" in fails(capsys, *words.split(), option, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_template_is_looked_at(capsys, checkpoint, tmp_path):

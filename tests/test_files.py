@@ -7,11 +7,12 @@ import os
 import re
 import stat
 import time
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from unmask.files import alone, atomic, finite, read_json, read_lines, write_json
+from unmask.files import alone, atomic, finite, read_json, read_lines, writable, write_json
 from unmask.log import Metrics, progress
 
 
@@ -35,6 +36,21 @@ def test_permissions_are_those_of_any_new_file(tmp_path):
     write_json(tmp_path / "ours.json", {})
     modes = [stat.S_IMODE(os.stat(tmp_path / name).st_mode) for name in ("plain", "ours.json")]
     assert modes[0] == modes[1]
+
+
+def test_where_no_file_can_be_put_is_known_before(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    writable(None)
+    writable(tmp_path / "file")
+    writable(tmp_path / "new" / "newer" / "file")
+    with pytest.raises(ValueError, match="is a folder; name a file in it"):
+        writable(tmp_path)
+    with pytest.raises(ValueError, match=r"cannot write .*new \(Not a directory\): choose another place"):
+        writable(tmp_path / "file" / "new")
+    if Path("/proc").is_dir():
+        with pytest.raises(ValueError, match=r"cannot write /proc/new \("):
+            writable(Path("/proc/new"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_json_has_no_word_for_nan(tmp_path):

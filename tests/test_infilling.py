@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -72,4 +73,27 @@ def test_templates_in_batches(tmp_path):
     assert [len(record["pieces"]) for record in records] == [5, 6, 66]
     path.write_text('{"template": "a"}\n{"text": "b"}')
     with pytest.raises(ValueError, match=r't\.jsonl, line 2: no "template"'):
+        templates_of(path)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": "Use {{5}} braces", "length": 3}, "plain text, without {{ or }}"),
+        ({"prompt": "\\frac{{a}}{{b}}"}, "plain text, without {{ or }}"),
+        ({"prompt": "a", "suffix": "}}"}, "plain text, without {{ or }}"),
+        ({"prompt": "a", "length": -3}, "length -3 must be at least 1"),
+        ({"prompt": "a", "length": "3"}, '"length" is a str: give a int'),
+        ({"prompt": "a", "length": True}, '"length" is a bool: give a int'),
+        ({"prompt": "a", "suffix": 4}, '"suffix" is a int: give a str'),
+        ({"prompt": "a", "lenght": 3}, '"lenght" does nothing beside prompt, suffix, length: correct it'),
+        ({"prompt": "a", "template": "{{2}}"}, '"prompt" does nothing beside template'),
+        ({"template": "a {{b}}"}, "a blank is {{8}}"),
+        ({"template": "a {{0}}"}, "blank {{0}}"),
+    ],
+)
+def test_rows_that_are_no_templates_are_named(tmp_path, row, said):
+    path = tmp_path / "t.jsonl"
+    path.write_text(json.dumps({"prompt": "a{", "suffix": "{b", "length": None}) + "\n" + json.dumps(row))
+    with pytest.raises(ValueError, match=re.escape("t.jsonl, line 2: ") + ".*" + re.escape(said)):
         templates_of(path)

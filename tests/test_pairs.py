@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from unmask.checkpoint import convert, load
-from unmask.data import Tokenizer, byte_tokenizer, prepare_pairs, sequences
+from unmask.data import Tokenizer, byte_tokenizer, load_split, prepare_pairs, sequences
 from unmask.data.pairs import (
     CHAT_TEMPLATE,
     Blanks,
@@ -191,6 +191,13 @@ def test_rows_of_every_kind_of_file(tmp_path):
     sources = [str(tmp_path / f"a.{kind}") for kind in ("parquet", "json", "txt", "tsv")]
     assert [[row for _, row in rows_of(source)] for source in sources] == [rows] * 4
     assert [place for place, _ in rows_of(sources[2])] == ["a.txt, line 1", "a.txt, line 3"]
+    (tmp_path / "b.tsv").write_text("a\tb\tc\nd||e\tf\n")
+    (_, third), (_, fourth) = rows_of(str(tmp_path / "b.tsv"))
+    assert str(third).startswith("b.tsv, line 1: more than one tab")
+    assert fourth == {"prompt": "d", "response": "e\tf"}
+    (tmp_path / "c.tsv").write_text("Question\tAnswer\na\tb\n")
+    with pytest.raises(ValueError, match=r"c\.tsv, line 1: names of columns, no example: remove it"):
+        list(rows_of(str(tmp_path / "c.tsv")))
     (tmp_path / "b.json").write_text('[1, {"text": "x"}]')
     first, second = (row for _, row in rows_of(str(tmp_path / "b.json")))
     assert isinstance(first, Malformed)
@@ -528,6 +535,11 @@ def test_a_pretrained_run_is_fine_tuned(sums, tmp_path):
     )
     a, b = (load(run).network.state_dict() for run in (first, second))
     assert all(torch.allclose(a[name], b[name], atol=1e-6) for name in a)
+
+
+def test_pairs_are_no_running_text(sums):
+    with pytest.raises(ValueError, match=r"holds prompts with answers .*: give another folder, or measure answers"):
+        load_split(sums, "validation")
 
 
 def test_running_text_cannot_be_packed_as_pairs_and_blocks_stay(sums, tmp_path):

@@ -36,6 +36,18 @@ def vacant(folder: Path, *, hidden: bool = False) -> None:
         raise ValueError(f"{folder} exists and holds something else: choose another folder or remove it")
 
 
+def writable(path: Path | None) -> None:
+    """Raises ValueError where no file can be put at `path`, of which nothing is made: to be known before the work."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder; name a file in it")
+    try:  # access rights are not all: root may write in /proc, where nothing can be made
+        tempfile.TemporaryFile(dir=next(folder for folder in path.parents if folder.exists())).close()
+    except OSError as error:
+        raise ValueError(f"cannot write {path} ({error.strerror}): choose another place") from None
+
+
 def readable(path: Path) -> None:
     """Give a file the rights of any new one: `mkstemp` and safetensors make files that only their owner reads."""
     umask = os.umask(0)

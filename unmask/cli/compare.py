@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from unmask.evaluate.comparing import comparable, compare, read_rows
-from unmask.files import Row, write_json
+from unmask.files import Row, writable, write_json
 from unmask.log import say
 from unmask.report.read import Run, find
 from unmask.report.runs import different, losses, validations
@@ -40,6 +40,7 @@ class Compare:
     def run(self) -> None:
         if self.first.is_dir() != self.second.is_dir():
             raise ValueError(f"{self.first} and {self.second}: give two run folders or two result files")
+        writable(self.out)
         runs = [_run(path) for path in (self.first, self.second)] if self.first.is_dir() else []
         rows = _of_runs(*runs) if runs else compare(read_rows(self.first), read_rows(self.second))
         if self.out is not None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import tyro
 
 from unmask.experiments.page import publish, told
+from unmask.files import writable
 from unmask.log import say
 from unmask.report.page import page_of
 from unmask.report.read import find
@@ -28,6 +29,7 @@ class Report:
     """Print records for machines."""
 
     def run(self) -> None:
+        writable(self.out)
         found = find(self.paths)
         made = {"report": str(page_of(found, self.out, told=told))}
         if self.results is not None:

@@ -13,8 +13,8 @@ from unmask import grammar, ranks
 from unmask.checkpoint import Model, Told
 from unmask.cli.policies import Chosen
 from unmask.evaluate import write
-from unmask.evaluate.infilling import likely_lengths, templates_of
-from unmask.files import Row, read_json, write_json
+from unmask.evaluate.infilling import between, likely_lengths, templates_of
+from unmask.files import Row, read_json, writable, write_json
 from unmask.log import console, progress, say
 from unmask.rehearsal import rehearsed
 from unmask.report.console import unmasking
@@ -86,10 +86,14 @@ class Sample:
             raise ValueError("--templates says what stands around its blanks: leave out the other texts")
         if not (1 <= self.count <= MOST and self.length >= 1):
             raise ValueError(f"count {self.count} must be 1 to {MOST:,}, length {self.length} at least 1")
+        writable(self.out)
         model = self.told.load(self.checkpoint, self.device)
         asked = [self._text()] if self.templates is None else templates_of(self.templates)
         if self.likely_lengths:
-            asked = [likely_lengths(model, text, seed=self.seed)[0] for text in asked]
+            settled = [likely_lengths(model, text, seed=self.seed) for text in asked]
+            if not any(found for _, found in settled):
+                raise ValueError("--likely-lengths does nothing: no blank is like {{2..12}} with text behind it")
+            asked = [text for text, _ in settled]
         canvases = [model.canvas(text, seed=self.seed) for text in asked]
         self._caution(model, canvases)
         constraint = self._constraint(model, canvases)
@@ -164,9 +168,7 @@ class Sample:
     def _text(self) -> str:
         """The template that the options say."""
         if self.template is None:
-            if "{{" in self.prompt + self.suffix:
-                raise ValueError("--prompt and --suffix are plain text: use --template for blanks")
-            return f"{self.prompt}{{{{{self.length}}}}}{self.suffix}"
+            return between(self.prompt, self.suffix, self.length)
         if self.prompt or self.suffix:
             raise ValueError("--template already says what stands around its blanks: leave out --prompt and --suffix")
         if not self.template.startswith("@"):

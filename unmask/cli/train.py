@@ -138,7 +138,8 @@ def tell(config: TrainConfig) -> None:
 
 def told_of_adapters(config: TrainConfig) -> str:
     """What is trained, and the memory that it takes beside training the weights."""
-    with_them, without = (memory(each)["state"] / 2**30 for each in (config, replace(config, lora=0)))
+    plain = replace(config, lora=0, lora_on=TrainConfig.lora_on)
+    with_them, without = (memory(each)["state"] / 2**30 for each in (config, plain))
     return (
         f"{config.adapters():,} parameters of adapters of rank {config.lora} are trained: weights, gradients and "
         f"moments of {with_them:,.2f} GiB in float32, instead of {without:,.2f}"

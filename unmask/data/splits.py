@@ -19,6 +19,7 @@ SPLITS = ("train", "validation")
 MANIFEST, NAMES = "manifest.json", "names.txt"
 COLUMNS = {"starts.bin": "<i8", "lengths.bin": "<i8", "bytes.bin": "<i8", "dates.bin": "<M8[D]", "name_ends.bin": "<i8"}
 FORMAT = 2
+PAIRS = "pairs"  # what a manifest of fine-tuning pairs is known by
 SHARD = 1 << 28  # tokens: a file of 512 MB or 1 GB
 
 
@@ -118,14 +119,17 @@ def load_manifest(folder: Path | str) -> dict:
 def load_split(folder: Path | str, split: str) -> Split:
     """The split "train" or "validation" of a prepared folder; its tokens stay on disk until they are read.
 
-    Raises ValueError where the folder is missing, foreign, or not of the sizes that its manifest states.
+    Raises ValueError where the folder is missing, foreign, of pairs, or not of the sizes that its manifest states.
     """
     folder = Path(folder)
     if split not in SPLITS:
         raise ValueError(f"no split {split!r}: choose one of {', '.join(SPLITS)}")
     manifest = load_manifest(folder)
+    if PAIRS in manifest:
+        what = "prompts with answers (unmask prepare --pairs), where running text is wanted"
+        raise ValueError(f"{folder} holds {what}: give another folder, or measure answers by unmask evaluate answers")
     count, dtype = manifest["splits"][split], np.dtype(manifest["dtype"])
-    if "shard" not in manifest or "sources" not in count:  # pairs have neither
+    if "shard" not in manifest or "sources" not in count:
         raise ValueError(f"{folder / MANIFEST} is no manifest of running text: {_remedy(folder)}")
     folder, size = folder / split, manifest["shard"]
     shards = [

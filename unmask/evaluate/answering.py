@@ -13,7 +13,7 @@ from unmask.data.splits import MANIFEST
 from unmask.evaluate.answers import Asking, answer_file, cost, exact_match, questions_of
 from unmask.evaluate.comparing import without_values
 from unmask.evaluate.grading import Endpoint, grade_file
-from unmask.files import Row, write_json
+from unmask.files import Row, writable, write_json
 from unmask.hub import fetched
 from unmask.log import progress, say
 from unmask.sampling import AdaptivePolicy, Blocks, Draw, Planned, Remasking
@@ -70,7 +70,16 @@ class EvaluateAnswers:
     def run(self) -> None:
         if self.first is not None and self.first < 1:
             raise ValueError(f"first {self.first} must be at least 1")
+        if self.judge is None and self.judge_model != EvaluateAnswers.judge_model:
+            raise ValueError("--judge-model does nothing without --judge: leave it out")
+        if self.passes == 1 and self.final != EvaluateAnswers.final:
+            raise ValueError("--final does nothing without --passes 2: leave it out")
         judge = None if self.judge is None else Endpoint(self.judge, self.judge_model)
+        grades = self.out.with_name(f"{self.out.stem}.judgments.jsonl")
+        if self.result is not None and self.result.resolve() in {path.resolve() for path in (self.out, grades)}:
+            raise ValueError(f"--result {self.result} would replace the answers or judgments: choose another file")
+        for path in (self.out, self.result):
+            writable(path)
         questions = questions_of(self.questions)[: self.first]
         model = self.told.load(self.checkpoint, self.device)
         block = (model.length or 128) if self.block is None else self.block
@@ -95,7 +104,6 @@ class EvaluateAnswers:
         if all(question.references for question in questions) and judge is None:
             rows.append(exact_match(questions, records, name))
         if judge is not None:
-            grades = self.out.with_name(f"{self.out.stem}.judgments.jsonl")
             with progress("grading", "answers") as bar:
                 rows.append(ranks.agreed(lambda: grade_file(questions, records, judge, grades, bar)))
         how = {"policy": repr(self.policy), "guidance": self.guidance, "passes": self.passes, "seed": self.seed}

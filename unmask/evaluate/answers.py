@@ -43,6 +43,8 @@ class Question:
     category: str = ""
     as_text: bool = False
     """The reference is compared letter by letter even where it is a number (a row's field `match`: "text")."""
+    system: str = ""
+    """A chat's system message, which stands before the turns."""
 
 
 @dataclass(frozen=True)
@@ -120,9 +122,9 @@ def _question(number: int, row: Row) -> Question:
     if isinstance(example, Plain):
         return Question(name, (example.prompt,), False, (example.answer,), as_text=as_text)
     if isinstance(example, Chat):
-        sides = ([content for role, content in example.messages if role == who] for who in ("user", "assistant"))
-        asked, answered = map(tuple, sides)
-        return Question(name, asked, True, answered, as_text=as_text)
+        roles = ("system", "user", "assistant")
+        system, asked, answered = (tuple(text for role, text in example.messages if role == who) for who in roles)
+        return Question(name, asked, True, answered, as_text=as_text, system="".join(system))
     raise ValueError("a text without a question")
 
 
@@ -181,7 +183,8 @@ def cost(model: Model, questions: Sequence[Question], asking: Asking) -> Cost:
 def _prompt(model: Model, question: Question, before: Sequence[Written], asking: Asking) -> list[int]:
     if not question.chat:
         return prompt_ids(Plain(question.turns[0], ""), model.tokenizer, asking.template)
-    messages = [("user", question.turns[0])]
+    messages = [("system", question.system)] if question.system else []
+    messages.append(("user", question.turns[0]))
     for text, turn in zip(before, question.turns[1:], strict=False):
         messages += [("assistant", text.text.strip()), ("user", turn)]
     return prompt_ids(Chat(tuple(messages)), model.tokenizer, asking.template)
@@ -285,7 +288,7 @@ def answer_file(
 
 def _digest(question: Question) -> str:
     """Of what is asked."""
-    asked = json.dumps([question.turns, question.chat])
+    asked = json.dumps([question.turns, question.chat, *filter(None, [question.system])])
     return hashlib.blake2b(asked.encode(), digest_size=8).hexdigest()
 
 

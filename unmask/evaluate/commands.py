@@ -18,7 +18,7 @@ from unmask.evaluate.heldout import HeldOut, benchmark, running_text
 from unmask.evaluate.judge import Judge, judge_texts, load_judge
 from unmask.evaluate.perplexity import Order, baselines, errors, perplexity
 from unmask.evaluate.tasks import EvaluateTasks
-from unmask.files import Row, write_json
+from unmask.files import Row, writable, write_json
 from unmask.log import Report, progress, say
 from unmask.rehearsal import Cost, Count, rehearsed, total
 from unmask.sampling import AdaptivePolicy, Blocks, Draw, Planned, Remasking
@@ -77,6 +77,7 @@ class Perplexity:
             raise ValueError("say what to score: --data PATH or --corpora NAMES, one of them")
         if self.local is not None and self.local.is_file() and len(self.corpora) > 1:
             raise ValueError(f"--local {self.local} is one file: give a folder for {len(self.corpora)} corpora")
+        writable(self.out)
         model = self.told.load(self.checkpoint, self.device)
         name, rows = _name(model, self.checkpoint), []
         options: Row = {"order": self.order, "draws": self.draws, "seed": self.seed, "batch": self.batch}
@@ -163,6 +164,7 @@ class Generation:
                     raise ValueError(f"--{option} does nothing beside --samples, whose texts are written: leave it out")
         if self.mauve is not None and self.reference is None:
             raise ValueError("--mauve compares with people's texts: give --reference PATH")
+        writable(self.out)
         judge = load_judge(self.judge, device=self.device)
         if self.dry_run:
             return self._cost(judge).tell(json=self.json)

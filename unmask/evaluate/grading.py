@@ -76,7 +76,7 @@ class Endpoint:
 
 def messages_for(question: Question, turns: Sequence[str], turn: int) -> list[Row]:
     """What the judge is asked about one turn: the talk up to it, with the reference answer where there is one."""
-    parts = []
+    parts = [f"[System]\n{question.system}"] if question.system else []
     for i in range(turn + 1):
         parts.append(f"[User]\n{question.turns[i]}")
         if i < len(question.references):

@@ -12,6 +12,7 @@ import torch
 
 from unmask.checkpoint import Model
 from unmask.data.pairs import rows_of
+from unmask.files import Row
 from unmask.likelihood import log_likelihood
 from unmask.sampling import template
 from unmask.sampling.canvas import BLANK
@@ -75,19 +76,39 @@ def _scored(model: Model, before: str, length: int, behind: str, *, draws: int, 
 def templates_of(path: Path) -> list[str]:
     """The templates of a .jsonl with one each a row: {"template": …}, or {"prompt": …, "suffix": …, "length": 8}.
 
-    Raises ValueError, naming the line, for a row without one.
+    Raises ValueError, naming the row, for one that holds none, or anything else.
     """
     texts = []
     for place, row in rows_of(str(path)):
         if not isinstance(row, dict):
             raise ValueError(str(row))
-        if isinstance(row.get("template"), str):
-            texts.append(row["template"])
-        elif isinstance(row.get("prompt"), str):
-            blank = f"{{{{{row.get('length', 64)}}}}}"
-            texts.append(f"{row['prompt']}{blank}{row.get('suffix', '')}")
-        else:
-            raise ValueError(f'{place}: no "template" and no "prompt": give one of them')
+        try:
+            texts.append(_template({name: value for name, value in row.items() if value is not None}))
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from None
     if not texts:
         raise ValueError(f"{path}: no templates: put some there")
     return texts
+
+
+def _template(row: Row) -> str:
+    kinds = {"template": str} if "template" in row else {"prompt": str, "suffix": str, "length": int}
+    if row.keys().isdisjoint(("template", "prompt")):
+        raise ValueError('no "template" and no "prompt": give one of them')
+    for name, value in row.items():
+        if name not in kinds:
+            raise ValueError(f'"{name}" does nothing beside {", ".join(kinds)}: correct it or leave it out')
+        if type(value) is not kinds[name]:
+            raise ValueError(f'"{name}" is a {type(value).__name__}: give a {kinds[name].__name__}')
+    text = row["template"] if "template" in row else between(**row)
+    template(text, lambda _: [], 0)
+    return text
+
+
+def between(prompt: str, suffix: str = "", length: int = 64) -> str:
+    """The template of one blank between plain texts. Raises ValueError for one that reads like a template itself."""
+    if length < 1:
+        raise ValueError(f"length {length} must be at least 1")
+    if any(braces in text for braces in ("{{", "}}") for text in (prompt, suffix)):
+        raise ValueError("prompt and suffix are plain text, without {{ or }}: use a template for blanks")
+    return f"{prompt}{{{{{length}}}}}{suffix}"

@@ -19,7 +19,7 @@ import tyro
 from unmask import ranks
 from unmask.checkpoint import Told
 from unmask.evaluate.comparing import without_values
-from unmask.files import Row, write_json
+from unmask.files import Row, writable, write_json
 from unmask.log import console, progress, say
 from unmask.rehearsal import Count, rehearsed
 
@@ -226,6 +226,7 @@ class EvaluateTasks:
             from unmask.evaluate.harness import Harness, evaluate_tasks
         except ModuleNotFoundError as error:
             raise ValueError(f'{error.name} is not installed: pip install "unmask[eval]"') from None
+        writable(self.out)
         harness = Harness(
             self.told.load(self.checkpoint, self.device, getattr(torch, self.dtype)),
             estimator=self.estimator,

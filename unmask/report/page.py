@@ -16,7 +16,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 import unmask.report
-from unmask.files import Row, atomic
+from unmask.files import Row, atomic, writable
 from unmask.report import figures, results, tables
 from unmask.report.claims import Claim, overview
 from unmask.report.read import Findings, clean, find
@@ -132,8 +132,7 @@ def _render(template: str, **values: Any) -> str:
 
 def _write(out: Path, page: str) -> Path:
     """`page` at `out`, whole or not at all; bytes, so that line ends stay as the script's digest has them."""
-    if out.is_dir():
-        raise ValueError(f"{out}: is a folder; name a file in it, such as {out / 'report.html'}")
+    writable(out)
     with atomic(out, "wb") as file:
         file.write(page.encode("utf-8"))
     return out

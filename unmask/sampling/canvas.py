@@ -28,7 +28,7 @@ def template(
     for nothing or whose bounds are reversed.
     """
     canvas, end = list(begin), 0
-    rest = BLANK.sub("", text)
+    rest = BLANK.sub(" ", text)  # braces on both sides of a blank are none of another
     if "{{" in rest or "}}" in rest:
         raise ValueError(f"{text!r}: a blank is {{{{8}}}} for eight tokens or {{{{2..12}}}} for two to twelve")
     if sum(int(blank[2] or blank[1]) for blank in BLANK.finditer(text)) > LONGEST:

@@ -14,18 +14,17 @@ import numpy as np
 from safetensors.numpy import load_file, save
 
 from unmask.data.pairs.encoding import UNIFORMS, Encoded, encode
-from unmask.data.pairs.layouts import Blanks, Chat, Example, Reading
+from unmask.data.pairs.layouts import Blanks, Chat, Example, Plain, Reading
 from unmask.data.pairs.rows import Malformed, rows_of
 from unmask.data.pairs.templates import DEFAULT, Template, named_template, read_template, template_of
 from unmask.data.planning import digest_of_bytes, maker_of
-from unmask.data.splits import FORMAT, MANIFEST, SPLITS, load_manifest
+from unmask.data.splits import FORMAT, MANIFEST, PAIRS, SPLITS, load_manifest
 from unmask.data.tokenizer import FILE, Tokenizer
 from unmask.draws import MASK, keyed_uniforms
-from unmask.files import atomic, read_json, vacant, write_json
+from unmask.files import atomic, read_json, vacant, writable, write_json
 from unmask.hub import fetched_tokenizer
 
 SHOWN = 5  # malformed rows named in an error
-KIND = "pairs"  # what a manifest is called by
 
 Placed = tuple[str, Example]  # where its row stands
 
@@ -60,6 +59,10 @@ def prepare_pairs(
     naming the first of them.
     """
     out, reading, path = Path(out), reading or Reading(), fetched_tokenizer(tokenizer)
+    if not 0 <= allowed <= 1:
+        raise ValueError(f"a share of {allowed:g} of the rows cannot be left out: choose 0 to 1")
+    if not out.is_dir():
+        writable(out / MANIFEST)
     make, spec = maker_of(str(path))
     names = [sources] if isinstance(sources, str) else list(sources)
     read = {"train": _examples(names, reading, progress)}
@@ -72,6 +75,8 @@ def prepare_pairs(
     if held_out is None:
         sides = _sides(sides["train"], validation)
     examples = {name: [example for _, example in side] for name, side in sides.items()}
+    if reading.passes == 2 and not any(isinstance(each, Plain) and each.question for each in chain(*examples.values())):
+        raise ValueError("--passes 2 does nothing for rows without a chain of thought and #### ANSWER: leave it out")
     request = {
         "format": FORMAT,
         "source": _digest(repr(examples)),
@@ -92,7 +97,7 @@ def prepare_pairs(
         if not encoded[name]:
             raise ValueError(f"none of the {len(side)} examples for {name} can be used ({unfit[0]}): repair them")
     _refuse(malformed, rows, allowed)
-    _write(out, made, encoded, {"request": request, "source": ", ".join(names), KIND: {"template": chosen.source}})
+    _write(out, made, encoded, {"request": request, "source": ", ".join(names), PAIRS: {"template": chosen.source}})
     return Prepared(out, rows, malformed)
 
 
@@ -108,7 +113,7 @@ class PairSet:
 
 def is_pairs(folder: Path | str) -> bool:
     """Whether a prepared folder holds pairs."""
-    return KIND in load_manifest(folder)
+    return PAIRS in load_manifest(folder)
 
 
 def load_pairs(folder: Path | str, split: str) -> PairSet:
@@ -123,7 +128,7 @@ def load_pairs(folder: Path | str, split: str) -> PairSet:
 
 def load_template(folder: Path | str, tokenizer: Tokenizer) -> Template:
     """The chat template that a folder of pairs was written with."""
-    return named_template(read_json(Path(folder) / MANIFEST)[KIND]["template"], tokenizer)
+    return named_template(read_json(Path(folder) / MANIFEST)[PAIRS]["template"], tokenizer)
 
 
 def _examples(

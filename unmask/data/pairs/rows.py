@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from unmask.data.batches import batch_indices
+from unmask.data.pairs.layouts import LAYOUTS
 from unmask.data.reading import opened_parquet
 from unmask.data.sources import HUB, loaded
 from unmask.files import Row
 
 ADDITION, PROBLEMS, ASKED = "addition", 60_000, 4_000  # of a million problems, so many to learn and to be asked
 KINDS = (".jsonl", ".json", ".parquet", ".txt", ".tsv")
+FIELDS = {"input", *(name for names, _ in LAYOUTS for name in names)}
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ def rows_of(source: str) -> Iterator[tuple[str, Row | Malformed]]:
     or the built-in "addition" and "addition:test".
 
     A line of text is a row {"prompt", "response"} where it has `||` or a tab, else {"text"}. Blank lines are no rows.
-    Raises ValueError where there is no such source or it is of another kind.
+    Raises ValueError where there is no such source or it is of another kind, and for a first line of columns' names.
     """
     if source in (ADDITION, f"{ADDITION}:test"):
         yield from _numbered(source, additions(source != ADDITION), "problem")
@@ -94,6 +96,10 @@ def _object(line: str, place: str) -> Row | Malformed:
 def _line(line: str, place: str) -> Row | Malformed:
     mark = "||" if "||" in line else "\t"
     prompt, found, response = line.partition(mark)
+    if mark == "\t" in response:
+        return Malformed(place, "more than one tab, where a prompt, a tab and its answer are wanted")
+    if place.endswith(", line 1") and {prompt.strip().lower(), response.strip().lower()} <= FIELDS:
+        raise ValueError(f"{place}: names of columns, no example: remove it, and put prompts before their answers")
     return {"prompt": prompt, "response": response} if found else {"text": line}
 
 
