@@ -66,7 +66,7 @@ def test_the_temperatures_around_an_entropy_are_found():
         asked.append(temperature)
         return {"entropy": 3 * temperature**2}
 
-    low, high = around_entropy(measure, 1.5, apart=0.1)
+    low, high = around_entropy(measure, 1.5)
     assert low["temperature"] < math.sqrt(0.5) < high["temperature"]
     assert low["entropy"] < 1.5 < high["entropy"] <= low["entropy"] + 0.1
     assert (asked[:3], len(asked) <= 8) == ([1.0, 0.5, 0.75], True)
@@ -96,7 +96,7 @@ def test_what_is_read_between_two_temperatures_depends_on_neither():
         assert row["generative_perplexity"] == pytest.approx(math.exp(3))
 
 
-def test_answers_are_matched_with_the_references(judge):
+def test_answers_are_matched_with_the_references(judge, monkeypatch):
     """`Echo` answers one digit: of no entropy, as its references are, and never of more."""
     asked = [replace(question, references=("5",)) for question in questions("0123")]
     target = varied(judge, asked)
@@ -106,6 +106,9 @@ def test_answers_are_matched_with_the_references(judge):
     assert row["nfe"] > 0
     row = judged(MODEL, asked, ASKING, judge, 2.0, "echo")
     assert not row["matched"]
+    monkeypatch.setattr("unmask.evaluate.matched.answered", lambda *_: [{"choices": [{"turns": [""]}]}] * 4)
+    row = judged(MODEL, asked, ASKING, judge, target, "mute")
+    assert (row["matched"], row["entropy"]) == (False, 0.0), "silence has the entropy of one digit, and no perplexity"
     with pytest.raises(ValueError, match="has no reference answer, whose entropy"):
         varied(judge, [replace(question, references=()) for question in asked])
 

@@ -20,9 +20,7 @@ APART = 0.1
 HOTTEST = 2.0
 
 
-def around_entropy(
-    measure: Callable[[float], Row], target: float, *, apart: float = APART, attempts: int = 8
-) -> tuple[Row, Row]:
+def around_entropy(measure: Callable[[float], Row], target: float, attempts: int = 8) -> tuple[Row, Row]:
     """The rows, measured at two temperatures, whose `entropy` is next to the target on either side; twice the nearest
     row where it is the target itself, or where there is none on one side.
 
@@ -38,7 +36,7 @@ def around_entropy(
             below, low = row, at
         else:
             above, high = row, at
-        if below and above and above["entropy"] - below["entropy"] <= apart:
+        if below and above and above["entropy"] - below["entropy"] <= APART:
             break
         at = (low + high) / 2
     nearest = below or above
@@ -83,6 +81,7 @@ def judged(
 
     low, high = around_entropy(measure, target)
     matched = low["entropy"] <= target <= high["entropy"] <= low["entropy"] + APART
+    matched = matched and "values" in low and "values" in high  # where some were answered
     row = between(low, high, target) if matched else min(low, high, key=lambda row: abs(row["entropy"] - target))
     about = {"model": name, "policy": repr(asking.policy), "seed": asking.seed, "target": target, "matched": matched}
     return {**row, **about}

@@ -43,12 +43,12 @@ class Grid(NamedTuple):
     budgets: dict[str, tuple[float, ...]]
     """6ND in FLOPs; the ARM's are a sixteenth of the MDM's, so that both are read at about the same losses: further
     down, towards the text's entropy, curves of one rate fall more slowly."""
-    center: tuple[int, int]
+    center: dict[str, tuple[int, int]]
     """Widths tried first around: an index of WIDTHS at the least and at the largest budget."""
     sizes: int
     """Widths tried at a budget before any widening."""
     searched: tuple[tuple[int, int], ...]
-    """Where the learning rate is searched: indices of a budget and of WIDTHS."""
+    """Where the learning rate is searched: at the least (0) or largest (1) budget, widths so far from its center."""
     rates: tuple[float, ...]
     sequences: int
     """Held-out sequences scored."""
@@ -56,16 +56,19 @@ class Grid(NamedTuple):
 
 
 GRIDS: dict[Scale, Grid] = {
-    "tiny": Grid(300, 16, 4, {"MDM": (1e8, 2e8), "ARM": (1e8, 2e8)}, (3, 3), 3, ((0, 3),), (3e-3,), 8, 4),
+    "tiny": Grid(
+        300, 16, 4, {"MDM": (1e8, 2e8), "ARM": (1e8, 2e8)}, {"MDM": (3, 3), "ARM": (3, 3)}, 3, ((0, 0),),
+        (3e-3,), 8, 4,
+    ),
     "laptop": Grid(
         512, 128, 32,
         {"MDM": (3e12, 1e13, 3e13, 1e14), "ARM": (2e11, 6e11, 2e12, 6e12)},
-        (4, 6), 5, ((0, 3), (0, 6), (-1, 6)), (2e-3, 4e-3, 8e-3), 512, 16,
+        {"MDM": (4, 6), "ARM": (3, 5)}, 5, ((0, -1), (0, 2), (1, 0)), (2e-3, 4e-3, 8e-3), 512, 16,
     ),
     "gpu": Grid(
         1024, 256, 128,
         {"MDM": (1e16, 3e16, 1e17, 3e17, 1e18, 3e18), "ARM": (6e14, 2e15, 6e15, 2e16, 6e16, 2e17)},
-        (6, 10), 5, ((0, 5), (0, 9), (-1, 10)), (1e-3, 2e-3, 4e-3), 1024, 16,
+        {"MDM": (6, 10), "ARM": (5, 9)}, 5, ((0, -1), (0, 3), (1, 0)), (1e-3, 2e-3, 4e-3), 1024, 16,
     ),
 }  # fmt: skip
 
@@ -84,7 +87,8 @@ class Scaling:
         """The search of learning rates; then the grid; then what an optimum at its edge asks for."""
         grid, cells = GRIDS[scale], []
         for kind in KINDS:
-            places = [(grid.budgets[kind][budget], WIDTHS[width]) for budget, width in grid.searched]
+            ends = grid.budgets[kind][0], grid.budgets[kind][-1]
+            places = [(ends[end], WIDTHS[grid.center[kind][end] + off]) for end, off in grid.searched]
             search = [(*place, rate) for place in places for rate in grid.rates]
             found = [row for row in rows if (row["model"], row["stage"]) == (kind, "search")]
             if len(found) >= len(search):
@@ -94,7 +98,7 @@ class Scaling:
                 continue
             for i, budget in enumerate(grid.budgets[kind]):
                 here = [row for row in rows if (row["model"], row["stage"], row["budget"]) == (kind, "grid", budget)]
-                for width in _widths(grid, i / max(1, len(grid.budgets[kind]) - 1), here):
+                for width in _widths(grid, grid.center[kind], i / max(1, len(grid.budgets[kind]) - 1), here):
                     cells += [
                         self._cell(scale, data, kind, budget, width, rate_at(found, budget, width), seed, "grid")
                         for seed in range(self.seeds)
@@ -282,9 +286,9 @@ def _widened_rates(grid: Grid, found: Sequence[Row]) -> list[tuple[float, int, f
     return sorted(wanted)
 
 
-def _widths(grid: Grid, along: float, rows: Sequence[Row]) -> list[int]:
+def _widths(grid: Grid, ends: tuple[int, int], along: float, rows: Sequence[Row]) -> list[int]:
     """Widths to try at a budget: around its expected best, and beyond an edge where the best one stands."""
-    center = round(grid.center[0] + along * (grid.center[1] - grid.center[0]))
+    center = round(ends[0] + along * (ends[1] - ends[0]))
     low = max(0, center - grid.sizes // 2)
     high = low + grid.sizes - 1
     loss = {row["width"]: row["nats_per_token"] for row in rows}

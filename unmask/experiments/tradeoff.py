@@ -39,11 +39,11 @@ from unmask.report.drawing import COLOURS, MARKERS, log_axis
 from unmask.sampling import Confidence, Draw, EntropyBound, LeftToRight, Policy, RandomOrder, Threshold, Tweedie
 
 PUBLISHED = 1.4  # times faster than the ARM at equal quality, SMDM's abstract
-NEAR, TURNS, TIMED = (
-    0.05,
-    10,
-    256,
-)  # less right than the ARM, a way is not timed again; else so often, so many questions
+NEAR = 0.05
+"""A way this little less right than the ARM is timed again, in so many ..."""
+TURNS = 10
+TIMED = 256
+"""... of so many questions."""
 NATS = "nats a judge's token"
 RIGHT = Measure(
     "as often right as the ARM (to 2 points)", 0.02,

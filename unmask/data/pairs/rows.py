@@ -64,8 +64,8 @@ def additions(test: bool = False) -> Iterator[Row]:
     blanks, equally often, none in a test's reference: each is right, so that where a digit stands depends on where the
     others do, which a sampler that reveals all at once cannot know. Zeros count: 0850 is not 850.
     """
-    order = batch_indices(10**6, 10**6, seed=0, step=0).tolist()
-    for i, problem in enumerate(order[: -ASKED - 1 : -1] if test else order[:PROBLEMS]):
+    order = batch_indices(10**6, 10**6, seed=0, step=0)
+    for i, problem in enumerate((order[: -ASKED - 1 : -1] if test else order[:PROBLEMS]).tolist()):
         a, b = divmod(problem, 1000)
         response = " " * (0 if test else i % 3) + f"{a + b:04}"[::-1]
         yield {"prompt": f"{a:03}+{b:03}=", "response": response, "match": "text"}
