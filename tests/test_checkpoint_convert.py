@@ -15,6 +15,7 @@ from unmask.checkpoint.tensors import write_published
 from unmask.cli import main
 from unmask.conditioned import ConditionedConfig
 from unmask.data import byte_tokenizer
+from unmask.data.pairs import DEFAULT, named_template
 from unmask.families import Config, network_of
 from unmask.files import write_json
 from unmask.transformer import TransformerConfig
@@ -97,6 +98,7 @@ def test_transformers_loads_what_is_written_for_it(tmp_path: Path):
     transformers = pytest.importorskip("transformers")
     for name in ("arm", "tied arm"):
         source = run_folder(tmp_path / name, NETWORKS[name][0])
+        (source / "chat_template.jinja").write_text(DEFAULT)
         out = convert(source, tmp_path / f"{name} out", "hf")
         theirs = transformers.AutoModelForCausalLM.from_pretrained(out).eval()
         tokens = torch.randint(258, (2, 30), generator=torch.Generator().manual_seed(5))
@@ -104,8 +106,13 @@ def test_transformers_loads_what_is_written_for_it(tmp_path: Path):
             torch.testing.assert_close(
                 everywhere(unmask.load(source), tokens, 1), theirs(tokens).logits[:, :-1], atol=5e-5, rtol=0
             )
-        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(out / "tokenizer.json"))
-        assert tokenizer.encode("aé") == byte_tokenizer().encode("aé")
+        tokenizer, ours = transformers.AutoTokenizer.from_pretrained(out), byte_tokenizer()
+        assert tokenizer.encode("aé ,") == ours.encode("aé ,")
+        assert tokenizer.decode(ours.encode("aé ,")) == "aé ,"
+        assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (ours.begin, ours.end)
+        chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        said = "".join(piece.text for piece in named_template(DEFAULT, ours)([("user", "a"), ("assistant", "b")]))
+        assert tokenizer.apply_chat_template(chat, tokenize=False) == said
 
 
 REFUSED = "mdm radd, mdm llada, mdm llama, dit smdm, dream llada, sedd mdlm"

@@ -13,7 +13,7 @@ from unmask.checkpoint.model import Later, Model
 from unmask.checkpoint.runs import CONFIG, MODEL, TOKENIZER, describe
 from unmask.checkpoint.tensors import write_published
 from unmask.conditioned import ConditionedConfig
-from unmask.data.pairs import CHAT_TEMPLATE, DEFAULT, template_of
+from unmask.data.pairs import CHAT_TEMPLATE, DEFAULT, TOKENIZER_CONFIG, template_of
 from unmask.families import FAMILIES, LLAMA, Family, published_config, to_published
 from unmask.files import Row, atomic, read_json, read_lines, vacant, write_json
 from unmask.hub import fetched
@@ -212,14 +212,25 @@ def _layout(model: Model, to: str) -> Family | None:
 
 
 def _save_tokenizer(model: Model, folder: Path, out: Path) -> bool:
-    """The tokenizer beside the weights, where there is one to be had, with the chat template that came with it."""
+    """The tokenizer beside the weights, where there is one to be had, with its settings as transformers reads them and
+    the chat template that came with it.
+    """
     try:
         model.tokenizer.save(out / TOKENIZER)
     except ValueError:
         if not isinstance(model.tokenizer, Later):
             raise
         return False
-    if (chat := template_of(folder).source) != DEFAULT:
+    names = model.tokenizer.inner.id_to_token
+    settings: Row = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": names(model.tokenizer.begin),
+        "eos_token": names(model.tokenizer.end),
+        "clean_up_tokenization_spaces": False,  # a decoded text keeps its spaces
+    }
+    write_json(out / TOKENIZER_CONFIG, settings)
+    chat = template_of(folder).source
+    if chat != DEFAULT or (folder / CHAT_TEMPLATE).is_file():
         with atomic(out / CHAT_TEMPLATE) as file:
             file.write(chat)
     return True

@@ -12,6 +12,7 @@ from unmask.data.pairs.rows import Malformed, rows_of
 from unmask.data.pairs.templates import (
     CHAT_TEMPLATE,
     DEFAULT,
+    TOKENIZER_CONFIG,
     Piece,
     Template,
     named_template,
@@ -22,6 +23,7 @@ from unmask.data.pairs.templates import (
 __all__ = [
     "CHAT_TEMPLATE",
     "DEFAULT",
+    "TOKENIZER_CONFIG",
     "Blanks",
     "Chat",
     "Encoded",

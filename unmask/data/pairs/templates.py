@@ -27,7 +27,7 @@ DEFAULT = (
 """What is used where the tokenizer has none. The space before an answer is the answer's."""
 STAND_IN = "\ue000{}\ue001"
 FOUND = re.compile("(\ue000[0-9]+\ue001)")
-CONFIG, CHAT_TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
+TOKENIZER_CONFIG, CHAT_TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,8 @@ def template_of(tokenizer: Path | str) -> Template:
     folder = folder if folder.is_dir() else folder.parent
     if (folder / CHAT_TEMPLATE).is_file():
         return Template(read_template(folder / CHAT_TEMPLATE))
-    if (folder / CONFIG).is_file():
-        source = read_json(folder / CONFIG).get("chat_template")
+    if (folder / TOKENIZER_CONFIG).is_file():
+        source = read_json(folder / TOKENIZER_CONFIG).get("chat_template")
         if isinstance(source, list):  # several, by name
             source = next((each["template"] for each in source if each.get("name") == "default"), None)
         if isinstance(source, str):
