@@ -21,11 +21,15 @@ if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
     pytest.skip("this torch cannot have a device in Python", allow_module_level=True)
 
 THERE = "there"
-READ = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "bincount")
+READ = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "bincount", "repeat_interleave.Tensor")
 """Operations of which the host must know the result, or its shape."""
+INDEXED = ("index.", "index_put", "_index_put", "_unsafe_index")
+"""So must it of these, where a mask says which."""
 LOWERED = ("linear", "mm", "addmm", "bmm", "baddbmm", "matmul", "scaled_dot_product_attention")
 """What autocast computes in fewer bits."""
 WAITS: list[str] = []
+LACKING: set[torch.dtype] = set()
+"""What no number there can be, as float64 on Apple's GPUs."""
 
 
 @contextmanager
@@ -48,7 +52,9 @@ def numbers(tensor: Tensor) -> Tensor:
 
 
 def put(found: Tensor) -> Tensor:
-    """A tensor there."""
+    """A tensor there. Raises TypeError, as Apple's GPUs do, for a kind of number that there is none of."""
+    if found.dtype in LACKING:
+        raise TypeError(f"{THERE} has no {found.dtype}")
     with torch.inference_mode(False):  # else a view of a weight, made there, could not be one
         tensor = torch._C._acc.create_empty_tensor(found.shape, found.dtype)
     tensor.untyped_storage().numbers = found  # pyrefly: ignore
@@ -62,7 +68,8 @@ def run(op: OpOverload, *args, **kwargs):
     if here and name not in ("_to_copy", "copy_") and any(map(is_there, flat)):
         raise RuntimeError(f"{name}: one tensor lies there, one of shape {tuple(here[0].shape)} on the CPU")
     brought = name == "_to_copy" and str(kwargs.get("device")) == "cpu"
-    if brought or name in READ:
+    masks = [x for x in flat if is_there(x) and x.dtype == torch.bool] if name.startswith(INDEXED) else []
+    if brought or masks or name in READ:
         WAITS.append(name)
     given = [numbers(x) if is_there(x) else torch.device("cpu") if isinstance(x, torch.device) else x for x in flat]
     args, kwargs = trees.tree_unflatten(given, shape)

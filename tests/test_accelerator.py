@@ -1,9 +1,11 @@
 """On another device than the CPU: the same results, nothing left behind, and no waiting that was not asked for."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import accelerator
 import pytest
 import torch
 from accelerator import THERE, is_there, waits
@@ -13,10 +15,11 @@ from unmask.checkpoint import load
 from unmask.cli import main
 from unmask.conditioned import Conditioned, ConditionedConfig
 from unmask.data import byte_tokenizer
+from unmask.draws import widest
 from unmask.grammar import regex
 from unmask.likelihood import decoder_log_likelihood, log_likelihood, ordered_log_likelihood
 from unmask.network import Network
-from unmask.objectives import LambdaDCE, TimeDCE, TimeDSE
+from unmask.objectives import AnyOrder, LambdaDCE, TimeDCE, TimeDSE
 from unmask.sampling import (
     Blocks,
     Confidence,
@@ -52,8 +55,8 @@ POLICIES = [
 ]
 
 
-def twice(config: TransformerConfig | ConditionedConfig) -> tuple[Network, Network]:
-    """A random network in float64, here and there."""
+def twice(config: TransformerConfig | ConditionedConfig, dtype=torch.float64) -> tuple[Network, Network]:
+    """A random network, here and there."""
     networks = []
     for device in ("cpu", THERE):
         network = Conditioned(config) if isinstance(config, ConditionedConfig) else Transformer(config, seed=7)
@@ -61,7 +64,7 @@ def twice(config: TransformerConfig | ConditionedConfig) -> tuple[Network, Netwo
         with torch.no_grad():
             for weight in network.parameters():
                 weight.copy_(torch.randn(weight.shape, generator=generator) / weight.shape[-1] ** 0.5)
-        networks.append(network.double().to(device).eval().requires_grad_(False))
+        networks.append(network.to(device, dtype).eval().requires_grad_(False))
     return networks[0], networks[1]
 
 
@@ -82,6 +85,22 @@ def test_samples_are_those_of_here(policy):
         here, there = (sample(network, CANVASES, policy, draw=draw, seed=3, batch=3) for network in twice(MDM))
         assert [row.tolist() for row in there.tokens] == [row.tolist() for row in here.tokens]
         assert there.nfe.tolist() == here.nfe.tolist()
+
+
+@pytest.fixture
+def narrow(monkeypatch) -> None:
+    """There as on Apple's GPUs, without float64."""
+    monkeypatch.setattr(accelerator, "LACKING", {torch.float64})
+    for module in [module for name, module in sys.modules.items() if name.startswith("unmask")]:
+        if getattr(module, "widest", None) is widest:
+            monkeypatch.setattr(module, "widest", lambda _: torch.float32)
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=repr)
+def test_nothing_there_needs_float64(policy, narrow):
+    _, there = twice(MDM, torch.float32)
+    samples = sample(there, CANVASES, policy, draw=Draw(0.7, top_k=9, top_p=0.9), seed=3, batch=3)
+    assert all(int(row.max()) < VOCAB for row in samples.tokens)
 
 
 WRAPPED: dict[str, Callable[[Network], Network]] = {
@@ -110,6 +129,24 @@ def test_so_are_those_held_to_a_pattern():
     for policy in (RandomOrder(2), Confidence()):
         here, there = (sample(each, CANVASES, policy, seed=6, constraint=constraint) for each in twice(MDM))
         assert [row.tolist() for row in there.tokens] == [row.tolist() for row in here.tokens]
+
+
+@pytest.mark.filterwarnings("ignore:torch.searchsorted")
+def test_nor_does_anything_else(narrow, data, tmp_path):
+    """Wrapped networks, networks of other kinds, a pattern, likelihoods, training."""
+    _, mdm = twice(MDM, torch.float32)
+    for wrap in WRAPPED.values():
+        sample(wrap(mdm), CANVASES, LeftToRight())
+    for config, policy in ((ARM, LeftToRight()), (TIMED, Rated(Tweedie(8)))):
+        sample(twice(config, torch.float32)[1], CANVASES, policy)
+    sample(mdm, CANVASES, Confidence(), constraint=Constraint(regex(byte_tokenizer(), "[0-9]+")))
+    x_0 = torch.full((1, 12), 7)
+    log_likelihood(mdm, x_0, draws=16)
+    ordered_log_likelihood(mdm, x_0, draw_plan(RandomOrder(), x_0 == 7))
+    decoder_log_likelihood(mdm, x_0, x_0 == 7, Confidence())
+    for objective in (AnyOrder(), LambdaDCE(), TimeDCE(), TimeDSE()):
+        train(small(data, steps=2, device=THERE, objective=objective), tmp_path / type(objective).__name__)
+    train(small(data, steps=2, device=THERE, causal=True), tmp_path / "arm")
 
 
 def test_likelihoods_are_those_of_here_and_wait_once():

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from unmask.draws import inverse_cdf, log_probabilities
+from unmask.draws import inverse_cdf, log_probabilities, widest
 from unmask.network import Network
 from unmask.sampling.blocks import Blocks, inside_of
 from unmask.sampling.drawing import Draw
@@ -60,7 +60,7 @@ class Guesses:
     token: Int[Tensor, "R L"]
     """-1 where nothing is guessed."""
     law: Float[Tensor, "G V"]
-    """One a guess, row by row of `token`; in float64, on the network's device."""
+    """One a guess, row by row of `token`; on the network's device, in the widest float that it has."""
 
     @property
     def made(self) -> Bool[Tensor, "R L"]:
@@ -132,7 +132,7 @@ def speculate(
         """The rows' own positions come first, so of those behind only what the last row to write predicts is kept."""
         cut, device = min(max(len(slot) - part.start, 0), len(logits)), logits.device
         own, behind = slice(part.start, part.start + cut), slice(part.start + cut - len(slot), part.stop - len(slot))
-        q = laws.to(device)[number[own].to(device)]
+        q = laws.to(device, widest(device))[number[own].to(device)]
         stays, token = judge(draw.law(logits[:cut]), q, guess[own].to(device), u_here[own])
         log_p = log_probabilities(logits[:cut]).gather(-1, token[:, None]).squeeze(-1)
         stops = ~stays if end is None else ~stays | (token == end)
@@ -140,7 +140,7 @@ def speculate(
         if cut == len(logits):
             return stops, token, log_p, token[:0], q[:0]
         _, last = _writers(torch.cat(stopped), runs.to(device))
-        kept = last[source[behind].to(device)]
+        kept = last[source[behind].to(device)].nonzero().squeeze(-1)
         law = draw.law(logits[cut:][kept])
         return stops, token, log_p, inverse_cdf(law, u_there[behind].to(device, law.dtype)[kept]), law
 
