@@ -28,15 +28,17 @@ CPU = torch.device("cpu")
 LAST = 1 - 2**-53  # the largest uniform
 
 
-@pytest.mark.parametrize(("there", "here", "safe"), [("mps", "cpu", 0), ("cpu", "mps", 0), ("cuda", "cpu", 1)])
-def test_only_copies_that_are_safe_are_not_waited_for(there, here, safe):
+@pytest.mark.parametrize(
+    ("here", "there", "safe"), [("mps", "cpu", 0), ("cpu", "mps", 0), ("cuda", "cpu", 0), ("cpu", "cuda", 1)]
+)
+def test_only_copies_that_are_safe_are_not_waited_for(here, there, safe):
     class Told:
-        device = torch.device(there)
+        device = torch.device(here)
 
         def to(self, device, dtype, *, non_blocking):
             return non_blocking
 
-    assert sent(Told(), torch.device(here)) == bool(safe)
+    assert sent(Told(), torch.device(there)) == bool(safe)
 
 
 def test_a_row_depends_on_seed_sequence_and_purpose_alone():

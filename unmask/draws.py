@@ -58,11 +58,12 @@ def widest(device: torch.device) -> torch.dtype:
 
 
 def sent(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """The tensor on a device, without a wait where that is safe.
+    """The tensor on a device, without a wait where that is safe: to a GPU, which works in order.
 
-    To and from Apple's GPUs the numbers may be read before they are there (PyTorch issues 139550, 140296, 189690).
+    On the host the numbers could be read before they are there, and to and from Apple's GPUs as well (PyTorch issues
+    139550, 140296, 189690).
     """
-    return tensor.to(device, dtype, non_blocking="cuda" in (device.type, tensor.device.type))
+    return tensor.to(device, dtype, non_blocking=device.type == "cuda")
 
 
 def log_probabilities(logits: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:

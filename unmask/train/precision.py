@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from unmask.cpu import best_of_turns
-from unmask.draws import sent
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -21,10 +20,10 @@ class Later:
     """Numbers on a device, read when they are there: asking for them at once would leave a GPU without work."""
 
     def __init__(self, numbers: Tensor) -> None:
-        self.numbers = sent(numbers, torch.device("cpu"))
         self.ready = torch.cuda.Event() if numbers.device.type == "cuda" else None
+        self.numbers = numbers.to("cpu", non_blocking=self.ready is not None)
         if self.ready is not None:
-            self.ready.record()
+            self.ready.record(torch.cuda.current_stream(numbers.device))
 
     def values(self) -> list[float]:
         if self.ready is not None:
