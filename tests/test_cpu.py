@@ -165,17 +165,20 @@ def test_where_no_gradient_is_wanted_torchs_own_run(monkeypatch):
 
 def laid(*shape: int) -> torch.nn.Linear:
     layer = torch.nn.Linear(*shape).requires_grad_(False)
-    cpu.lay_by_inputs(layer)
+    cpu.lay_for_rows(layer)
     return layer
 
 
-@pytest.mark.parametrize("summed", [True, False])
+@pytest.mark.parametrize("way", cpu.WAYS)
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_row_product(threads: int, summed: bool, monkeypatch: pytest.MonkeyPatch):
-    """Both ways, whichever this machine would take."""
-    monkeypatch.setattr(cpu, "_sums_faster", lambda threads: summed)
+def test_row_product(threads: int, way: cpu.Way, monkeypatch: pytest.MonkeyPatch):
+    """Each way, whichever this machine would take; one that lies right already stays where it is."""
+    monkeypatch.setattr(cpu, "_fastest", lambda threads, wide: way)
     layer, x = laid(512, 768), torch.randn(512)
-    before = torch.get_num_threads()
+    assert cpu.by_inputs(layer.weight) == way.by_inputs
+    place, before = layer.weight.data_ptr(), torch.get_num_threads()
+    cpu.lay_for_rows(layer)
+    assert layer.weight.data_ptr() == place
     try:
         torch.set_num_threads(threads)
         found = cpu.row_product(layer.weight)(x)
@@ -184,11 +187,12 @@ def test_row_product(threads: int, summed: bool, monkeypatch: pytest.MonkeyPatch
     torch.testing.assert_close(found, F.linear(x, layer.weight), rtol=1e-5, atol=1e-5)
 
 
-def test_what_is_trained_or_small_is_not_laid_by_inputs():
+def test_what_is_trained_or_small_is_not_laid_anew():
     trained, double = torch.nn.Linear(512, 768), torch.nn.Linear(512, 768).double().requires_grad_(False)
-    cpu.lay_by_inputs(trained)
-    cpu.lay_by_inputs(double)
-    assert not any(cpu.by_inputs(layer.weight) for layer in (trained, double, laid(16, 16)))
+    for layer in (trained, double, torch.nn.Linear(16, 16).requires_grad_(False)):
+        place = layer.weight.data_ptr()
+        cpu.lay_for_rows(layer)
+        assert layer.weight.data_ptr() == place
 
 
 def test_a_row_decoded_alone_is_the_row_decoded_among_others(monkeypatch: pytest.MonkeyPatch):

@@ -5,8 +5,12 @@ samples = unmask.sample(model, [model.canvas("Once {{8}} there was")], unmask.Ra
 estimate = unmask.log_likelihood(model, x_0)
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+# At its first tensor torch asks Linux for pages of 2 MB, where memory is read a quarter faster (benchmarks/products.py)
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 if TYPE_CHECKING:
     from unmask import grammar

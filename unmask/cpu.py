@@ -11,8 +11,8 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import cache, partial
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -73,53 +73,81 @@ def linear(
     return _Linear.apply(x, weight, bias)
 
 
-def lay_by_inputs(layer: nn.Linear) -> None:
-    """Lay the weight out in memory by its inputs, as `row_product` reads it; its shape and values stay.
+def lay_for_rows(layer: nn.Linear) -> None:
+    """Lay the weight out in memory as `row_product` reads it fastest; its shape and values stay.
 
     Only a large one of float32 on a CPU, that no training needs: how it lies there would change its last bits.
     """
     weight = layer.weight
     plain = weight.requires_grad or weight.device.type != "cpu" or weight.dtype != torch.float32
-    if not plain and weight.numel() >= LARGE and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
-        weight.data = weight.t().contiguous().t()
+    if plain or weight.numel() < LARGE or torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        return
+    turned = _way(weight).by_inputs
+    weight.data = weight.t().contiguous().t() if turned else weight.contiguous()
 
 
 def by_inputs(weight: Float[Tensor, "E D"]) -> bool:
-    """Whether `lay_by_inputs` was here."""
+    """Whether the weights of one input lie side by side, as `lay_for_rows` may lay them."""
     return weight.stride() == (1, weight.shape[0]) and weight.numel() >= LARGE
 
 
-def row_product(weight: Float[Tensor, "E D"]) -> Callable[[Float[Tensor, " D"]], Float[Tensor, " E"]]:
-    """x -> weight x without a gradient, as fast as torch reads memory where the weight lies by its inputs.
+Product = Callable[[Float[Tensor, " D"]], Float[Tensor, " E"]]
 
-    Either BLAS's, or the sum of the weight's columns, each times its input, by torch's `embedding_bag`: on one machine
-    this reads memory at twice the speed of that, on another at half (benchmarks/products.py), so they are timed once.
-    """
-    threads = torch.get_num_threads()
-    return _summed(weight, threads) if by_inputs(weight) and _sums_faster(threads) else weight.mv
+
+def row_product(weight: Float[Tensor, "E D"]) -> Product:
+    """x -> weight x without a gradient, as fast as torch reads memory where `lay_for_rows` was."""
+    way = _way(weight) if weight.numel() >= LARGE and weight.dtype == torch.float32 else None
+    return weight.mv if way is None or way.by_inputs != by_inputs(weight) else way.product(weight)
+
+
+class Way(NamedTuple):
+    """How a matrix lies, and the product of one that lies so."""
+
+    by_inputs: bool
+    product: Callable[[Float[Tensor, "E D"]], Product]
+
+
+def _way(weight: Float[Tensor, "E D"]) -> Way:
+    return _fastest(torch.get_num_threads(), weight.shape[0] >= weight.shape[1])
 
 
 @cache
-def _sums_faster(threads: int) -> bool:
-    """Whether `embedding_bag` is the faster one on this machine, of 16 MB."""
-    weight, x = torch.ones(1024, 4096).t(), torch.ones(1024)
-    summed, plain = best_of_turns(partial(_summed(weight, threads), x), partial(weight.mv, x))
-    return summed < plain
+def _fastest(threads: int, wide: bool) -> Way:
+    """The fastest way on this machine of matrices that have more outputs than inputs, or fewer: timed once, with 64 MB,
+    which no cache holds.
+    """
+    outputs, inputs = (4096, 1024) if wide else (1024, 4096)
+    memory, x = torch.ones(4, outputs * inputs), torch.ones(inputs)
+
+    def run(way: Way) -> Callable[[], object]:
+        shape = (inputs, outputs) if way.by_inputs else (outputs, inputs)
+        products = [way.product(part.view(shape).t() if way.by_inputs else part.view(shape)) for part in memory]
+        return lambda: [product(x) for product in products]
+
+    seconds = best_of_turns(*map(run, WAYS), turns=6)
+    return WAYS[seconds.index(min(seconds))]
 
 
-def best_of_turns(*ways: Callable[[], object]) -> list[float]:
+def best_of_turns(*ways: Callable[[], object], turns: int = TURNS) -> list[float]:
     """Seconds of each way in its best turn, which is undisturbed: other work on the machine comes and goes."""
     best = [math.inf] * len(ways)
-    for _, (i, way) in itertools.product(range(TURNS), enumerate(ways)):
+    for _, (i, way) in itertools.product(range(turns), enumerate(ways)):
         start = time.perf_counter()
         way()
         best[i] = min(best[i], time.perf_counter() - start)
     return best
 
 
-def _summed(weight: Float[Tensor, "E D"], threads: int) -> Callable[[Float[Tensor, " D"]], Float[Tensor, " E"]]:
+@cache
+def _columns(inputs: int, shares: int) -> tuple[Tensor, Tensor]:
+    """Rows of the table that each share of the outputs adds up, one share behind the other, and where each begins."""
+    columns = torch.arange(inputs * shares).view(inputs, shares).t().reshape(-1)
+    return columns, torch.arange(0, inputs * shares, inputs)
+
+
+def _summed(weight: Float[Tensor, "E D"]) -> Product:
     """x -> weight x by `embedding_bag`, of a weight that lies by its inputs; a thread takes a share of the outputs."""
-    outputs, inputs = weight.shape
+    (outputs, inputs), threads = weight.shape, torch.get_num_threads()
     shares = math.gcd(threads, outputs)
     columns, begins = _columns(inputs, shares)
     table = weight.t().view(inputs * shares, outputs // shares)
@@ -131,11 +159,14 @@ def _summed(weight: Float[Tensor, "E D"], threads: int) -> Callable[[Float[Tenso
     return product
 
 
-@cache
-def _columns(inputs: int, shares: int) -> tuple[Tensor, Tensor]:
-    """Rows of the table that each share of the outputs adds up, one share behind the other, and where each begins."""
-    columns = torch.arange(inputs * shares).view(inputs, shares).t().reshape(-1)
-    return columns, torch.arange(0, inputs * shares, inputs)
+WAYS = [
+    Way(True, lambda weight: weight.mv),
+    Way(True, _summed),
+    Way(False, lambda weight: lambda x: times(x[None], weight)[0]),
+]
+"""BLAS's, by inputs; `_summed`, which on one machine reads memory at twice the speed of BLAS and on another at half;
+oneDNN's, by outputs, often the best one where these are few: the longer what lies side by side, the faster it is read
+(benchmarks/products.py)."""
 
 
 class _Linear(torch.autograd.Function):

@@ -189,7 +189,7 @@ class Cached:
         if slots == 1:
             for layer in network.modules():
                 if isinstance(layer, nn.Linear):
-                    cpu.lay_by_inputs(layer)
+                    cpu.lay_for_rows(layer)
             if Row.fits(network):
                 self.cache.row = Row(network)
 
