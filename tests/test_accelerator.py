@@ -87,20 +87,29 @@ def test_samples_are_those_of_here(policy):
         assert there.nfe.tolist() == here.nfe.tolist()
 
 
-@pytest.fixture
-def narrow(monkeypatch) -> None:
-    """There as on Apple's GPUs, without float64."""
+def without_float64(monkeypatch) -> None:
+    """There as on Apple's GPUs."""
     monkeypatch.setattr(accelerator, "LACKING", {torch.float64})
     for module in [module for name, module in sys.modules.items() if name.startswith("unmask")]:
         if getattr(module, "widest", None) is widest:
-            monkeypatch.setattr(module, "widest", lambda _: torch.float32)
+            narrow = lambda device: torch.float32 if device.type == THERE else torch.float64  # noqa: E731
+            monkeypatch.setattr(module, "widest", narrow)
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
-def test_nothing_there_needs_float64(policy, narrow):
-    _, there = twice(MDM, torch.float32)
-    samples = sample(there, CANVASES, policy, draw=Draw(0.7, top_k=9, top_p=0.9), seed=3, batch=3)
-    assert all(int(row.max()) < VOCAB for row in samples.tokens)
+def test_draws_are_in_float64_where_the_device_has_none(policy, monkeypatch):
+    """They are the same, bit for bit: of the same logits, on the host."""
+    (_, there), kinds, adjust = twice(MDM, torch.float32), set(), Draw.adjust
+    monkeypatch.setattr(Draw, "adjust", lambda *of: (kinds.add((law := adjust(*of)).dtype), law)[1])
+
+    def found() -> tuple[list, ...]:
+        samples = sample(there, CANVASES, policy, draw=Draw(0.7, top_k=9, top_p=0.9), seed=3, batch=3)
+        return [row.tolist() for row in samples.tokens], [row.tolist() for row in samples.confidence]
+
+    wide = found()
+    without_float64(monkeypatch)
+    assert found() == wide
+    assert kinds == {torch.float64}
 
 
 WRAPPED: dict[str, Callable[[Network], Network]] = {
@@ -132,8 +141,9 @@ def test_so_are_those_held_to_a_pattern():
 
 
 @pytest.mark.filterwarnings("ignore:torch.searchsorted")
-def test_nor_does_anything_else(narrow, data, tmp_path):
+def test_nothing_else_needs_float64_there(monkeypatch, data, tmp_path):
     """Wrapped networks, networks of other kinds, a pattern, likelihoods, training."""
+    without_float64(monkeypatch)
     _, mdm = twice(MDM, torch.float32)
     for wrap in WRAPPED.values():
         sample(wrap(mdm), CANVASES, LeftToRight())

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from unmask.draws import categorical, widest
+from unmask.network import Then
 
 
 @dataclass(frozen=True)
@@ -62,3 +63,10 @@ class Draw:
             drop = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, index, before >= self.top_p)
             logits = logits.masked_fill(drop, -torch.inf)
         return logits
+
+
+def exactly(read: Then) -> Then:
+    """`read`, of logits that can be widened to float64: on the host where their device has none, as Apple's GPUs have,
+    whose memory the host shares.
+    """
+    return lambda logits, which: read(logits if widest(logits.device) == torch.float64 else logits.cpu(), which)

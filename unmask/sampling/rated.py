@@ -13,7 +13,7 @@ from torch import Tensor
 from unmask.draws import log_probabilities, widest
 from unmask.network import Network
 from unmask.sampling.adaptive import one_stage
-from unmask.sampling.drawing import Draw
+from unmask.sampling.drawing import Draw, exactly
 from unmask.sampling.planned import Euler, Tweedie, grid
 
 
@@ -67,6 +67,6 @@ def toss(
 
     at = slot * tokens.shape[1] + position
     with torch.inference_mode():
-        found = network(tokens, at, then=read, rows=rows, level=policy.levels()[step])
+        found = network(tokens, at, then=exactly(read), rows=rows, level=policy.levels()[step])
     revealed, token, log_p = (part.cpu() for part in found)
     return slot[revealed], position[revealed], token, log_p

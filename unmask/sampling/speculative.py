@@ -19,7 +19,7 @@ from torch import Tensor
 from unmask.draws import inverse_cdf, log_probabilities, widest
 from unmask.network import Network
 from unmask.sampling.blocks import Blocks, inside_of
-from unmask.sampling.drawing import Draw
+from unmask.sampling.drawing import Draw, exactly
 from unmask.sampling.planned import FixedOrder, LeftToRight, RandomOrder, at_least_one
 
 
@@ -60,7 +60,7 @@ class Guesses:
     token: Int[Tensor, "R L"]
     """-1 where nothing is guessed."""
     law: Float[Tensor, "G V"]
-    """One a guess, row by row of `token`; on the network's device, in the widest float that it has."""
+    """One a guess, row by row of `token`; in float64, on the network's device if that has it."""
 
     @property
     def made(self) -> Bool[Tensor, "R L"]:
@@ -147,7 +147,7 @@ def speculate(
     at = torch.cat([judging.flatten().nonzero(), guessing.flatten().nonzero()]).squeeze(-1)
     with torch.inference_mode():
         *columns, law = network(
-            canvas, at, then=read, rows=rows[slot], level=(ahead >= 0).sum(-1).double() / total[slot]
+            canvas, at, then=exactly(read), rows=rows[slot], level=(ahead >= 0).sum(-1).double() / total[slot]
         )
     stops, token, log_p, next_guess = (column.cpu() for column in columns)
     wrote, last = _writers(stops, runs)

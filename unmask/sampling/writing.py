@@ -11,7 +11,7 @@ from unmask.draws import KIND, TOKEN, log_probabilities
 from unmask.network import Network, Then
 from unmask.sampling.adaptive import Adaptive
 from unmask.sampling.constraints import Constraint, offer
-from unmask.sampling.drawing import Draw
+from unmask.sampling.drawing import Draw, exactly
 from unmask.sampling.work import NO_NUMBER, Pick, Step, Work, by_turn, level_of, next_stage, pending, write
 
 Written = tuple[Int[Tensor, " N"], Int[Tensor, " N"], Int[Tensor, " N"], Float[Tensor, " N"]]
@@ -108,7 +108,7 @@ class Drawing:
         tokens, told = self.work.tokens[row], self.work.told[row]
         at, level = slot * tokens.shape[1] + position, level_of(self.work, row, pending(self.work, row))
         with torch.inference_mode():
-            return tuple(part.cpu() for part in self.network(tokens, at, then=read, rows=told, level=level))
+            return tuple(part.cpu() for part in self.network(tokens, at, then=exactly(read), rows=told, level=level))
 
 
 def _choose(
