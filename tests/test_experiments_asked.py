@@ -210,7 +210,7 @@ def test_a_policy_chosen_by_luck_is_measured_on_other_questions():
         if row["model"] == "MDM":
             row["right"] = row["right"][:200] + "1" * 160 + "0" * 40
     sentence, verdict = exact_compared(exact_ways(rows), 1, 1)
-    assert "not surely equal: it is right in 80.0% of the second, −10.0" in sentence
+    assert "not surely equal: it is right in 80.0% of the second (−10.0" in sentence
     assert verdict == "not shown at this scale"
 
 
@@ -233,7 +233,7 @@ def test_no_policy_may_be_as_good():
     rows = both(0, 0, (0.9, 1.0), "b", (0.6, 0.1))
     sentence, verdict = exact_compared(exact_ways(rows), 1, 1)
     assert "no policy is surely as often right" in sentence
-    assert "the best, b, is right in 60.0% of the second, −30.0" in sentence
+    assert "the best, b, is right in 60.0% of the second (−30.0" in sentence
     assert verdict == UNKNOWN
 
 

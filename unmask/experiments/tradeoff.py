@@ -47,7 +47,7 @@ TIMED = 256
 NATS = "nats a judge's token"
 RIGHT = Measure(
     "as often right as the ARM (to 2 points)", 0.02,
-    lambda way: f"is right in {way.quality.value:.1%} of the second, {way.gained * 100} points more than the ARM",
+    lambda way: f"is right in {way.quality.value:.1%} of the second ({way.gained * 100} points against the ARM)",
 )  # fmt: skip
 
 

@@ -128,7 +128,7 @@ class Understanding:
         return Finding(
             "An MDM understands language as well as an ARM of the same size and data (1.1B: better on four of the "
             "eight tasks).",
-            f"Mean of {len(names)} tasks: the MDM is right in {overall} points more than the ARM (as good: surely less "
+            f"Mean of {len(names)} tasks: {overall} points of the MDM against the ARM (as good: surely less "
             f"than {MARGIN:g} behind). Surely above chance is either model on {len(informed)} tasks; the MDM is surely "
             f"better on {len(better)} ({', '.join(better) or 'none'}), the ARM on {len(worse)} "
             f"({', '.join(worse) or 'none'}).{told}",
