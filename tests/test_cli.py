@@ -448,7 +448,7 @@ def test_help_comes_without_torch():
 
 
 def test_a_text_is_written_without_what_takes_another_second(checkpoint: Path):
-    """torch's compiler, figures, distributions and graphs are not loaded to sample (an old scipy loads graphs at once)."""
+    """torch's compiler, figures, distributions and graphs are not loaded to sample (old scipys load graphs)."""
     unused = ["torch._dynamo", "matplotlib", "scipy.stats", "scipy.sparse"]
     command = ["sample", "--checkpoint", str(checkpoint), "--length", "4"]
     code = f"""
