@@ -87,8 +87,11 @@ def run(op: OpOverload, *args, **kwargs):
 
 def lower(op: OpOverload, *args, **kwargs):
     """An operation under autocast."""
-    dtype = torch.get_autocast_dtype(THERE)
-    low = lambda x: x.to(dtype) if is_there(x) and x.dtype == torch.float32 else x  # noqa: E731
+
+    def low(value):
+        wide = is_there(value) and value.dtype == torch.float32
+        return value.to(torch.get_autocast_dtype(THERE)) if wide else value
+
     args, kwargs = trees.tree_map(low, (args, kwargs))
     with torch.autocast(THERE, enabled=False):
         return op(*args, **kwargs)

@@ -89,10 +89,13 @@ def test_samples_are_those_of_here(policy):
 
 def without_float64(monkeypatch) -> None:
     """There as on Apple's GPUs."""
+
+    def narrow(device: torch.device) -> torch.dtype:
+        return torch.float32 if device.type == THERE else torch.float64
+
     monkeypatch.setattr(accelerator, "LACKING", {torch.float64})
     for module in [module for name, module in sys.modules.items() if name.startswith("unmask")]:
         if getattr(module, "widest", None) is widest:
-            narrow = lambda device: torch.float32 if device.type == THERE else torch.float64  # noqa: E731
             monkeypatch.setattr(module, "widest", narrow)
 
 
