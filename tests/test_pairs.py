@@ -28,6 +28,8 @@ from unmask.data.pairs import (
     template_of,
 )
 from unmask.data.pairs.encoding import UNIFORMS, blanked
+from unmask.data.sides import Sides
+from unmask.data.sources import source_of
 from unmask.files import read_json, write_json
 from unmask.objectives import AnyOrder, LambdaDCE, NextToken, TimeDCE
 from unmask.train import Optimiser, TrainConfig, expected_level, train
@@ -214,6 +216,18 @@ def test_additions_are_right_and_on_one_side_only():
     assert not learnt.keys() & asked.keys()
     assert all(sum(map(int, p[:-1].split("+"))) == int(r.strip()[::-1]) for p, r in (*learnt.items(), *asked.items()))
     assert [sum(len(r) == n for r in learnt.values()) for n in (4, 5, 6)] == [20_000] * 3
+
+
+def test_continuations_are_text_as_it_stands_and_held_out_by_document():
+    learnt, asked = (
+        [row["prompt"] + row["response"] for _, row in rows_of(name)] for name in ("continuation", "continuation:test")
+    )
+    assert all(len(text.split()) == 24 for text in (*learnt, *asked))
+    side = {True: "", False: ""}
+    for held_out, _, part in Sides.of([source_of("builtin")], 0.05).parts():  # as `unmask prepare` does
+        side[held_out] += " ".join(part.text.split()) + " "
+    assert all(text in side[True] for text in asked[:200])
+    assert all(text in side[False] for text in learnt[:200])
 
 
 # templates

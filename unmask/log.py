@@ -142,22 +142,20 @@ class _Lines:
 
     def __init__(self, title: str, unit: str, each: float) -> None:
         self.title, self.unit, self.each = title, unit, each
-        self.start = self.last = self.told = time.monotonic()
+        self.start = self.last = time.monotonic()
         self.first: int | None = None
         self.before = 0
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
         now = time.monotonic()
-        if self.first is None:  # a resumed job has done some before
-            self.first = done - 1
-        elif done < self.before:
-            self.first, self.start, self.last = done - 1, self.told, now
-        self.before, self.told = done, now
+        if self.first is None or done < self.before:  # what was done before, and since when, is not known
+            self.first, self.start = done, now
+        self.before = done
         if now - self.last < 10:
             return
         self.last = now
-        spent = now - self.start
-        speed = (done - self.first) / spent
-        rate, left = _rate(speed * self.each, self.unit), duration(round((total - done) / speed))
-        said = f"{self.title} {done:,}/{total:,} {note} {rate}, {left} left"
+        said = f"{self.title} {done:,}/{total:,} {note}"
+        if done > self.first:
+            speed = (done - self.first) / (now - self.start)
+            said += f" {_rate(speed * self.each, self.unit)}, {duration(round((total - done) / speed))} left"
         print(" ".join(said.split()), file=sys.stderr, flush=True)

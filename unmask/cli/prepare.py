@@ -62,7 +62,7 @@ class Prepare:
 
     pairs: bool = False
     """The sources hold prompts with answers, chats or texts to infill: .jsonl, .json, .parquet, .txt, .tsv, hf://NAME
-    or "addition"; docs/finetuning.md has the layouts."""
+    or a built-in "addition" or "continuation"; docs/finetuning.md has the layouts."""
     of_pairs: Annotated[OfPairs, tyro.conf.OmitArgPrefixes] = dataclasses.field(default_factory=OfPairs)
 
     def run(self) -> None:

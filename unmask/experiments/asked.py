@@ -7,7 +7,7 @@ from pathlib import Path
 
 from unmask.data import batch_indices, load_manifest, prepare_pairs
 from unmask.data.pairs import load_pairs
-from unmask.data.pairs.rows import ADDITION
+from unmask.data.pairs.builtin import ADDITION, PAIRS, TEST
 from unmask.data.splits import SPLITS
 from unmask.evaluate.answers import Question, questions_of
 from unmask.experiments.running import BUILTIN, Scale
@@ -47,14 +47,14 @@ def asked_of(source: str, questions: str | None) -> str:
     """Where the questions are. Raises ValueError where a set of one's own comes without, and for a file that holds
     few, or some without an answer: before anything is trained.
     """
-    if questions is None and source != BUILTIN:
+    if questions is None and learnt_from(source) not in PAIRS:
         raise ValueError(f"{source}: which questions are to be asked? Name a file of them with --questions")
     if questions is not None:
         found = questions_of(questions)
         if any(not question.references for question in found):
             raise ValueError(f"{questions}: a question without an answer: leave it out")
         enough(found, questions)
-    return questions or f"{ADDITION}:test"
+    return questions or f"{learnt_from(source)}{TEST}"
 
 
 def enough(questions: Sequence[Question], source: str) -> None:
@@ -67,7 +67,7 @@ def prepared(source: str, scale: Scale, out: Path, tokenizer: Path | None, file:
     """The folder `out` of the pairs of `source`, or of a `file` made of it, by the `tokenizer`; without one the
     built-in ones by characters, others by a tokenizer trained on them.
     """
-    made = "characters" if source in (ADDITION, BUILTIN) else SIZES[scale].tokenizer
+    made = "characters" if learnt_from(source) == ADDITION else SIZES[scale].tokenizer
     return prepare_pairs(file or learnt_from(source), out, tokenizer=str(tokenizer or made)).folder
 
 

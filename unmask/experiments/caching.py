@@ -1,5 +1,6 @@
 """RADD: a time-free network is called only when something changed, and the number of calls is known beforehand."""
 
+import itertools
 import math
 import time
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ class Caching:
     """Calls and seconds of samplers that never call the network twice on one text, and what these texts are worth."""
 
     factors: tuple[float, ...] = (0.25, 1.0, 4.0)
-    """Steps of tau-leaping as multiples of the text's length."""
+    """Steps of tau-leaping as multiples of the text's length, which is the model's or a quarter of it."""
 
     def corpus(self, scale: Scale, source: str, out: Path) -> tuple[str, str]:
         return source, SETTINGS[scale].tokenizer
@@ -53,8 +54,8 @@ class Caching:
 
     def _calls(self, model: Model, setting: Setting) -> list[Row]:
         """NFE against the closed form, and seconds against a sampler that calls the network at every step."""
-        length, count, rows = setting.length, setting.texts, []
-        for factor in self.factors:
+        count, rows = setting.texts, []
+        for length, factor in itertools.product((setting.length, setting.length // 4), self.factors):
             steps = max(2, round(factor * length))
             start = time.perf_counter()
             canvas = blank(model, count, length)

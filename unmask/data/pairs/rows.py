@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unmask.data.batches import batch_indices
+from unmask.data.pairs.builtin import builtin_pairs
 from unmask.data.pairs.layouts import LAYOUTS
 from unmask.data.reading import opened_parquet
 from unmask.data.sources import HUB, loaded
 from unmask.files import Row
 
-ADDITION, PROBLEMS, ASKED = "addition", 60_000, 4_000  # of a million problems, so many to learn and to be asked
 KINDS = (".jsonl", ".json", ".parquet", ".txt", ".tsv")
 FIELDS = {"input", *(name for names, _ in LAYOUTS for name in names)}
 
@@ -30,13 +29,13 @@ class Malformed:
 
 def rows_of(source: str) -> Iterator[tuple[str, Row | Malformed]]:
     """(place, row) of each row: a .jsonl, .json (a list), .parquet, .txt or .tsv file, hf://NAME[:CONFIG][#SPLIT],
-    or the built-in "addition" and "addition:test".
+    or a built-in "addition", "addition:test", "continuation" or "continuation:test".
 
     A line of text is a row {"prompt", "response"} where it has `||` or a tab, else {"text"}. Blank lines are no rows.
     Raises ValueError where there is no such source or it is of another kind, and for a first line of columns' names.
     """
-    if source in (ADDITION, f"{ADDITION}:test"):
-        yield from _numbered(source, additions(source != ADDITION), "problem")
+    if (rows := builtin_pairs(source)) is not None:
+        yield from _numbered(source, rows, "row")
         return
     if source.startswith(HUB):
         yield from _numbered(source, iter(loaded(source)), "row")
@@ -46,9 +45,9 @@ def rows_of(source: str) -> Iterator[tuple[str, Row | Malformed]]:
         what = "no such file" if not path.is_file() else f"a {path.suffix or 'nameless'} file"
         raise ValueError(f"{source}: {what}; give one of {', '.join(KINDS)}, or {HUB}NAME")
     if path.suffix == ".parquet":
-        yield from _numbered(source, _parquet(path), "row")
+        yield from _numbered(path.name, _parquet(path), "row")
     elif path.suffix == ".json":
-        yield from _numbered(source, _list(path), "item")
+        yield from _numbered(path.name, _list(path), "item")
     else:
         read = _object if path.suffix == ".jsonl" else _line
         for number, line in enumerate(_text(path).split("\n"), 1):
@@ -57,22 +56,7 @@ def rows_of(source: str) -> Iterator[tuple[str, Row | Malformed]]:
                 yield place, read(line, place)
 
 
-def additions(test: bool = False) -> Iterator[Row]:
-    """Sums of two numbers of three digits, drawn without repetition; none stands on both sides.
-
-    The sum has four digits, units first, the order in which carries are found: 123+989=2111. Before it stand 0, 1 or 2
-    blanks, equally often, none in a test's reference: each is right, so that where a digit stands depends on where the
-    others do, which a sampler that reveals all at once cannot know. Zeros count: 0850 is not 850.
-    """
-    order = batch_indices(10**6, 10**6, seed=0, step=0)
-    for i, problem in enumerate((order[: -ASKED - 1 : -1] if test else order[:PROBLEMS]).tolist()):
-        a, b = divmod(problem, 1000)
-        response = " " * (0 if test else i % 3) + f"{a + b:04}"[::-1]
-        yield {"prompt": f"{a:03}+{b:03}=", "response": response, "match": "text"}
-
-
-def _numbered(source: str, rows: Iterator[Any], what: str) -> Iterator[tuple[str, Row | Malformed]]:
-    name = source if source.startswith((HUB, ADDITION)) else Path(source).name
+def _numbered(name: str, rows: Iterator[Any], what: str) -> Iterator[tuple[str, Row | Malformed]]:
     for number, row in enumerate(rows, 1):
         place = f"{name}, {what} {number}"
         yield place, row if isinstance(row, dict) else Malformed(place, f"a {type(row).__name__}, no object")
