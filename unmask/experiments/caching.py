@@ -157,6 +157,8 @@ class Caching:
             panel.set(xlabel="network evaluations a text", ylabel=label)
             costs = [row["nfe"] for row in shown]
             log_axis(panel.xaxis, count, max(costs) / min(costs))
+        values = [row["generative_perplexity"] for row in rows if row["kind"] == "quality"]
+        log_axis(left.yaxis, count, max(values) / min(values))
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
         return figure
 
