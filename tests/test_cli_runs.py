@@ -28,7 +28,7 @@ def write_run(
     at = lambda step: {"step": step, "tokens": 100 * step, "flops": 1e6 * step, "seconds": step / 2}  # noqa: E731
     rows = [{"kind": "train", **at(step), "loss": loss(step)} for step in range(1, done + 1)]
     if done:
-        last = {"nats_per_token": loss(done) + 0.5, "stderr": 0.03, "bound": "upper bound"}
+        last = {"nats_per_token": loss(done) + 0.5, "stderr": 0.03, "stderr_texts": 0.04, "bound": "upper bound"}
         rows.append({"kind": "validation", **at(done), **last})
     write_lines(folder / "metrics.jsonl", rows)
     return folder
@@ -126,7 +126,7 @@ def test_two_runs_compared(capsys, tmp_path):
         assert row["first"] == pytest.approx(4.0 - sum(range(191, 201)) / 10 / 400)  # the last twentieth
     (validation,) = (row for row in rows if row["experiment"] == "runs: validation")
     assert validation["difference"] == pytest.approx(3.5 - 4.5)
-    assert validation["stderr"] == pytest.approx(math.hypot(0.03, 0.03))
+    assert validation["stderr"] == pytest.approx(math.hypot(0.03, 0.03, 0.04, 0.04))
     main(["compare", str(first), str(second), "--out", str(tmp_path / "difference.json")])
     said = capsys.readouterr().out
     assert "optimiser.rate" in said

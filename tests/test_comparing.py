@@ -135,6 +135,12 @@ def test_one_document_tells_no_sigmas():
     assert math.isnan(found["sigmas"])
 
 
+def test_values_without_documents_are_not_paired():
+    columns = {"nats": [3.0], "tokens": [4], "entropy": [1.0]}
+    (found,) = compare([row([3.0], [4], [0], values=columns)], [row([2.0], [4], [0], values=columns)])
+    assert found["paired"] == "no"
+
+
 def test_windows_that_other_seeds_drew_are_other_texts():
     """They have the same numbers of tokens and, of one document, the same documents."""
     texts = Stream.of(["abcdefghij"], BYTES, ["abcdefghij"], [0])

@@ -53,6 +53,9 @@ def test_it_runs_at_its_tiny_scale(which, tmp_path: Path, measured: dict):
         experiment(other, "tiny", out, source=source)
     with pytest.raises(ValueError, match="which questions"):
         experiment(dataclasses.replace(which, questions=None), "tiny", out, source=source)
+    sums(tmp_path / "asked.jsonl", 61, 90)  # a file of that name that asks other questions
+    with pytest.raises(ValueError, match="name another folder by --out"):
+        experiment(which, "tiny", out, source=source)
 
 
 @pytest.mark.parametrize("which", [Guidance(), Tradeoff(together=(1,))], ids=name_of)
@@ -165,15 +168,29 @@ def answered(model: str, policy: str, seed: int, turn: int, right: float, second
 
 
 def both(seed: int, turn: int, arm: tuple[float, float], policy: str, mdm: tuple[float, float]) -> list[dict]:
-    return [answered("ARM", "left", seed, turn, *arm), answered("MDM", policy, seed, turn, *mdm)]
+    right, seconds = mdm  # no two seeds take the same time
+    return [
+        answered("ARM", "left", seed, turn, *arm),
+        answered("MDM", policy, seed, turn, right, seconds * (1 + 0.002 * seed)),
+    ]
 
 
 @pytest.mark.parametrize(
     ("arm", "fast", "said", "held"),
     [
-        ((0.9, 0.1), (0.9, 0.05), "is faster than the ARM with its cache, 2 ± 0 times as fast, at equal", "yes"),
-        ((0.9, 0.1), (0.9, 0.2), "is slower than the ARM with its cache, 0.5000 ± 0 times as fast, at equal", "no"),
-        ((0.9, 0.1), (0.8, 0.05), "is slower than the ARM with its cache, 0.1", "no"),
+        (
+            (0.9, 0.1),
+            (0.9, 0.05),
+            "is faster than the ARM with its cache, 1.9980 ± 0.0020 times as fast, at equal",
+            "yes",
+        ),
+        (
+            (0.9, 0.1),
+            (0.9, 0.2),
+            "is slower than the ARM with its cache, 0.49950 ± 0.00050 times as fast, at equal",
+            "no",
+        ),
+        ((0.9, 0.1), (0.8, 0.05), "is slower than the ARM with its cache, 0.09", "no"),
         ((0.3, 0.1), (0.9, 0.05), "an ARM has not learnt to answer (right in 30.0%)", None),
     ],
 )
@@ -260,3 +277,6 @@ def test_a_few_answers_of_which_none_is_worse_are_not_surely_as_good():
     assert exact_compared(exact_ways(rows), 1, 1)[1] == UNKNOWN
     rows = [row | {"right": "1" * 400} for row in rows]
     assert exact_compared(exact_ways(rows), 1, 1)[1] == "yes"
+    sentence, verdict = exact_compared(exact_ways(rows[:2]), 1, 1)  # one seed's time is no evidence
+    assert "is not surely faster or slower than the ARM" in sentence
+    assert verdict == UNKNOWN

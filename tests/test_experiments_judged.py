@@ -109,6 +109,7 @@ def test_answers_are_matched_with_the_references(judge, monkeypatch):
     monkeypatch.setattr("unmask.evaluate.matched.answered", lambda *_: [{"choices": [{"turns": [""]}]}] * 4)
     row = judged(MODEL, asked, ASKING, judge, target, "mute")
     assert (row["matched"], row["entropy"]) == (False, 0.0), "silence has the entropy of one digit, and no perplexity"
+    assert row["judge"] == judge.name
     with pytest.raises(ValueError, match="has no reference answer, whose entropy"):
         varied(judge, [replace(question, references=()) for question in asked])
 
@@ -124,7 +125,11 @@ def answered(model: str, policy: str, seed: int, turn: int, nats: float, seconds
 
 
 def both(seed: int, turn: int, arm: tuple[float, float], policy: str, mdm: tuple) -> list[dict]:
-    return [answered("ARM", "left", seed, turn, *arm), answered("MDM", policy, seed, turn, *mdm)]
+    nats, seconds, *matched = mdm  # no two seeds take the same time
+    return [
+        answered("ARM", "left", seed, turn, *arm),
+        answered("MDM", policy, seed, turn, nats, seconds * (1 + 0.002 * seed), *matched),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -134,10 +139,10 @@ def both(seed: int, turn: int, arm: tuple[float, float], policy: str, mdm: tuple
             2.02,
             0.05,
             True,
-            "faster than the ARM with its cache, 2 ± 0 times as fast, at equal quality: it has 0.0",
+            "faster than the ARM with its cache, 1.9980 ± 0.0020 times as fast, at equal quality: it has 0.0",
             "yes",
         ),
-        (2.02, 0.20, True, "is slower than the ARM with its cache, 0.5000 ± 0 times as fast, at equal", "no"),
+        (2.02, 0.20, True, "is slower than the ARM with its cache, 0.49950 ± 0.00050 times as fast, at equal", "no"),
         (2.30, 0.05, True, "of the ARM on the first half of the questions; the best, fast, has 0.30", UNKNOWN),
         (2.02, 0.05, False, "no MDM's answers come to the references' entropy", UNKNOWN),
     ],
@@ -157,6 +162,7 @@ def test_the_plain_statement_of_a_judge(nats, seconds, matched, told, held):
     assert f"at most {APART} nats apart" in table.title
     assert f"{3 - len(ways)} of 3 ways" in table.title
     rows = [answered("ARM", "left", 0, 0, 2.0, 0.1, matched=False), answered("MDM", "fast", 0, 0, 2.0, 0.1)]
+    assert "1 of 2 ways came to no such entropy" in judged_table(rows, judged_ways(rows)).title
     assert "the ARM's answers do not come to the references' entropy" in judged_compared(judged_ways(rows), 1, 1)[0]
 
 

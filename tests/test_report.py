@@ -561,6 +561,14 @@ def test_result_files_may_have_any_name(tmp_path: Path) -> None:
         find([tmp_path])
 
 
+def test_an_experiment_that_is_not_done_is_its_runs(tmp_path: Path) -> None:
+    """What was measured on one of them means nothing by itself."""
+    write_run(tmp_path / "arm-0", "a")
+    (tmp_path / "arm-0" / "result.json").write_text('{"cell": "arm-0", "rows": [{"model": "ARM"}]}', encoding="utf-8")
+    found = find([tmp_path])
+    assert (len(found.runs), found.rows) == (1, [])
+
+
 def test_history_must_fit_its_sample(tmp_path: Path) -> None:
     """An event outside the text, at a given token, or of another form is a fault of the file, in one line."""
     good = {"pieces": ["a", "b"], "given": [True, False], "step": [-1, 4], "confidence": [1.0, 0.5]}

@@ -29,7 +29,7 @@ from unmask.rehearsal import Cost, rehearsed
 from unmask.sampling import Draw, LeftToRight, Policy, RandomOrder, Remasking, inside_of, sample
 from unmask.wrappers import Guided
 
-TURNS = 8  # turns and passes of a question have numbers of their own
+TURNS = 8  # and their passes have numbers of their own, those of later turns far away
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def _answered(
     for turn in range(max((len(question.turns) for question in questions), default=0)):
         here = [i for i, question in enumerate(questions) if turn < len(question.turns)]
         prompts = [_prompt(model, questions[i], done[i], asking) for i in here]
-        keys = [(numbers[i] * TURNS + turn) * 2 for i in here]
+        keys = [(numbers[i] * TURNS + turn % TURNS) * 2 + (turn // TURNS << 40) for i in here]
         written = fill(model, prompts, keys, asking)
         if asking.passes == 2:
             texts = [second_pass(questions[i].turns[turn], text.text) for i, text in zip(here, written, strict=True)]

@@ -105,7 +105,7 @@ def _likelihoods(a: Row, b: Row) -> list[Row]:
 
 def _same_windows(a: Row, b: Row) -> bool:
     values = [row.get("values") or {} for row in (a, b)]
-    return all("nats" in each for each in values) and all(
+    return all("documents" in each for each in values) and all(
         values[0].get(key) == values[1].get(key) for key in ("tokens", "documents")
     )
 

@@ -83,7 +83,14 @@ def judged(
     matched = low["entropy"] <= target <= high["entropy"] <= low["entropy"] + APART
     matched = matched and "values" in low and "values" in high  # where some were answered
     row = between(low, high, target) if matched else min(low, high, key=lambda row: abs(row["entropy"] - target))
-    about = {"model": name, "policy": repr(asking.policy), "seed": asking.seed, "target": target, "matched": matched}
+    about = {
+        "model": name,
+        "judge": judge.name,
+        "policy": repr(asking.policy),
+        "seed": asking.seed,
+        "target": target,
+        "matched": matched,
+    }
     return {**row, **about}
 
 
@@ -103,7 +110,7 @@ def between(low: Row, high: Row, target: float) -> Row:
     ]
     rate = sum(values["nats"]) / sum(values["tokens"])
     told = {name: mean(low[name], high[name]) for name in ("temperature", "nfe", "entropy")}
-    same = {name: low[name] for name in ("experiment", "judge", "texts")}
+    same = {name: low[name] for name in ("experiment", "texts")}
     return {**same, **told, "generative_perplexity": math.exp(min(700.0, rate)), "values": values}
 
 

@@ -28,10 +28,18 @@ class Contrast:
     """NaN where there is one seed and one item."""
     freedom: float
     """Degrees of freedom of the error."""
+    draws: int = 0
+    """Items of the part that has the fewest, or seeds where these are more."""
 
     def half(self, comparisons: int = 1) -> float:
-        """Half of the interval that holds the truth in 95 of 100 cases, in all of so many comparisons."""
-        return float(stdtrit(self.freedom, 1 - 0.025 / comparisons)) * self.error if self.error else 0.0
+        """Half of the interval that holds the truth in 95 of 100 cases, in all of so many comparisons.
+
+        Where all draws are equal, what no draw showed has a share below log(1 / a) / draws with error a (the rule of
+        three), and is taken to lie as far on the other side of 0.
+        """
+        if self.error:
+            return float(stdtrit(self.freedom, 1 - 0.025 / comparisons)) * self.error
+        return 2 * abs(self.value) * math.log(comparisons / 0.05) / self.draws if self.draws else math.inf
 
     def sign(self, comparisons: int = 1) -> int:
         """1 or -1 where the interval lies above or below 0, else 0."""
@@ -42,7 +50,7 @@ class Contrast:
         return said(self.value, self.error)
 
     def __mul__(self, factor: float) -> "Contrast":
-        return Contrast(self.value * factor, self.error * abs(factor), self.freedom)
+        return Contrast(self.value * factor, self.error * abs(factor), self.freedom, self.draws)
 
 
 def contrast(*parts: Float[np.ndarray, "seeds _"]) -> Contrast:
@@ -59,7 +67,8 @@ def contrast(*parts: Float[np.ndarray, "seeds _"]) -> Contrast:
     total = sum(variance for variance, _ in known)
     spread = sum(variance**2 / freedom for variance, freedom in known)
     error = math.sqrt(total) if known else math.nan
-    return Contrast(float(sums.mean()), error, total**2 / spread if spread else math.inf)
+    count = max(len(sums), min(part.shape[1] for part in parts))
+    return Contrast(float(sums.mean()), error, total**2 / spread if spread else math.inf, count)
 
 
 def over_seeds(values: Sequence[float] | Float[np.ndarray, "seeds"]) -> Contrast:

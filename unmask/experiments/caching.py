@@ -14,7 +14,7 @@ from unmask.checkpoint import Model, load
 from unmask.corruption import Cosine
 from unmask.evaluate import generation, load_judge, quality, reference_texts
 from unmask.experiments.averages import said
-from unmask.experiments.running import Cell, Finding, Scale, Table
+from unmask.experiments.running import Cell, Finding, Scale, Table, above_zero
 from unmask.experiments.setting import SETTINGS, Setting
 from unmask.files import Row
 from unmask.log import Report
@@ -33,6 +33,11 @@ class Caching:
 
     factors: tuple[float, ...] = (0.25, 1.0, 4.0)
     """Steps of tau-leaping as multiples of the text's length, which is the model's or a quarter of it."""
+
+    def __post_init__(self) -> None:
+        above_zero(self, "factors")
+        if not self.factors:
+            raise ValueError("factors: give one at least")
 
     def corpus(self, scale: Scale, source: str, out: Path) -> tuple[str, str]:
         return source, SETTINGS[scale].tokenizer

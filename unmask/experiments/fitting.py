@@ -5,7 +5,7 @@ gives the best loss L* and size N*; both are then straight lines in log-log agai
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,23 +94,26 @@ def law(points: Points) -> Law:
 
 
 def resampled(points: Points, count: int, seed: int) -> list[Law]:
-    """`count` laws of bootstrapped points: each parabola with its residuals drawn again, with random signs.
+    """`count` laws of points drawn again: each parabola with normal noise.
 
-    The wild bootstrap (Wu 1986), residuals widened by sqrt(n / (n - 3)) for the three constants they were fitted
-    with. With three sizes a budget there are no residuals, hence no interval: draws whose parabola opens downwards
-    are drawn again.
+    A bootstrap from the model (Davison & Hinkley 1997, section 6.2). The noise's variance is one for all budgets, whose
+    parabolas leave n - 3 degrees of freedom each, and is itself drawn anew from what so many tell: with a few of them
+    the residuals themselves, drawn again, give intervals that are too short. Where none is left, with three sizes a
+    budget, there are no laws. Draws whose parabola opens downwards are drawn again.
     """
     rng = np.random.default_rng(seed)
     fits = {budget: (list(each), parabola(budget, each)[1]) for budget, each in points.items()}
+    square = sum(float(np.sum((np.array(each)[:, 1] - fitted) ** 2)) for each, fitted in fits.values())
+    freedom = sum(len(each) - 3 for each, _ in fits.values())
     laws: list[Law] = []
-    for _ in range(20 * count):
+    for _ in range(20 * count if freedom else 0):
         if len(laws) == count:
             break
+        noise = math.sqrt(square / rng.chisquare(freedom))
         drawn: dict[float, list[tuple[float, float]]] = {}
         for budget, (each, fitted) in fits.items():
-            residual = np.array([loss for _, loss in each]) - fitted
-            residual = residual * math.sqrt(len(each) / max(1, len(each) - 3)) * rng.choice([-1.0, 1.0], len(each))
-            drawn[budget] = [(size, float(value)) for (size, _), value in zip(each, fitted + residual, strict=True)]
+            losses = fitted + noise * rng.standard_normal(len(each))
+            drawn[budget] = [(size, float(value)) for (size, _), value in zip(each, losses, strict=True)]
         try:
             laws.append(law(drawn))
         except ValueError:
@@ -118,9 +121,9 @@ def resampled(points: Points, count: int, seed: int) -> list[Law]:
     return laws
 
 
-def interval(laws: Sequence[Law], of: Callable[[Law], float]) -> tuple[float, float]:
+def interval(numbers: Sequence[float]) -> tuple[float, float]:
     """95% interval of a number over bootstrapped laws."""
-    low, high = np.percentile([of(each) for each in laws], [2.5, 97.5])
+    low, high = np.percentile(numbers, [2.5, 97.5])
     return float(low), float(high)
 
 

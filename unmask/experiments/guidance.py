@@ -23,7 +23,7 @@ from unmask.evaluate.scoring import Answer, Scorer
 from unmask.experiments.asked import SIZES, USEFUL, asked_of, bits, packed, prepared, sized, together
 from unmask.experiments.averages import contrast
 from unmask.experiments.beginning import Beginning
-from unmask.experiments.running import Cell, Finding, Scale, Table, at_least_one, possible
+from unmask.experiments.running import Cell, Finding, Scale, Table, above_zero, at_least_one, once
 from unmask.experiments.setting import Setting
 from unmask.files import Row
 from unmask.log import Report
@@ -57,7 +57,8 @@ class Guidance:
 
     def __post_init__(self) -> None:
         at_least_one(self, "seeds", "tokens")
-        possible("weights", *self.weights)
+        above_zero(self, "weights")
+        once(self, "temperatures")
         for temperature in self.temperatures:
             Draw(temperature)  # which refuses what is none
 

@@ -97,7 +97,7 @@ def judged_compared(ways: Sequence[Way], count: int, tests: int) -> tuple[str, H
 
 def judged_table(rows: Sequence[Row], ways: Sequence[Way]) -> Table:
     here = [row for row in rows if row.get("judged")]
-    asked = len({_way(row) for row in here})
+    asked, missed = {_way(row) for row in here}, {_way(row) for row in here if not row["matched"]}
 
     def row(way: Way) -> tuple[str, ...]:
         found = [row for row in here if _way(row) == (way.together, way.model, way.policy)]
@@ -110,7 +110,8 @@ def judged_table(rows: Sequence[Row], ways: Sequence[Way]) -> Table:
     return Table(
         f"Perplexity of the answers to the second half of the questions, given these, to the judge {here[0]['judge']}, "
         f"at the references' unigram entropy, read between two temperatures at most {APART} nats apart, ± over seeds "
-        f"and answers; {asked - len(ways)} of {asked} ways came to no such entropy",
+        f"and answers; {len(missed)} of {len(asked)} ways came to no such entropy; where it was the ARM's, "
+        "no way of that length is shown",
         ("at once", "model", "policy", "perplexity", "nats a token less the ARM's", "entropy", "temperature", "NFE",
          "seconds", "times faster"),
         tuple(map(row, ways)),

@@ -124,7 +124,10 @@ class Losses:
         shot = Table(
             "Zero-shot perplexity (protocol radd, blocks of the model's length), mean over seeds",
             ("objective", *names),
-            tuple((name, *(str(over_seeds(cells[name, corpus])) for corpus in names)) for name in by),
+            tuple(
+                (name, *(str(over_seeds(cells[name, each])) if cells[name, each] else "–" for each in names))
+                for name in by
+            ),
         )
         return Finding(
             f"The four losses have one expectation: trained alike they reach the same bound (to {MARGIN} nats).",

@@ -1,10 +1,9 @@
 """SMDM: facts that were learnt in one direction are known in the other by an MDM, and are not by an ARM."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -22,14 +21,16 @@ from unmask.log import Report
 from unmask.objectives import AnyOrder, NextToken
 from unmask.report.drawing import COLOURS
 from unmask.sampling import Confidence, Draw
-from unmask.train import Optimiser
+from unmask.train import Optimiser, TrainConfig
 
 FACTS = {"MDM": AnyOrder(), "ARM": NextToken()}
 """For these, all counts of masks as often: what ties a name to a description is learnt where all of either is masked.
 """
 LEARNT = 0.1  # what is known less in its own direction cannot be turned round
-LEARNING: dict[Scale, dict[str, Any]] = {
-    "laptop": {"steps": 8000, "batch": 32, "optimiser": Optimiser(rate=4e-3, warmup=100, muon=True)},
+LEARNING: dict[Scale, Callable[[TrainConfig], TrainConfig]] = {
+    "laptop": lambda config: replace(
+        config, steps=8000, batch=32, optimiser=Optimiser(rate=4e-3, warmup=100, muon=True)
+    ),
 }
 """Where fine-tuning is not as the pretraining: small networks learn by heart in many steps, and better by Muon."""
 GUIDED = "MDM, guided"
@@ -71,7 +72,8 @@ class Reverse:
             for row in (row for row in rows if (row["model"], row["kind"]) == (kind, "pretrained")):
                 for seed in range(1 if scale == "tiny" else self.seeds):
                     config = setting.config(str(folder / "facts"), FACTS[kind], seed=seed)
-                    config = replace(config, init=str(folder), length=row["length"], **LEARNING.get(scale, {}))
+                    config = replace(config, init=str(folder), length=row["length"])
+                    config = LEARNING[scale](config) if scale in LEARNING else config
                     cells.append(Cell(f"{kind.lower()}-{seed}", config, {"model": kind, "seed": seed}))
         return cells
 
@@ -103,8 +105,9 @@ class Reverse:
         seeds = len({row["seed"] for row in rows if row["kind"] == "answers"})
         held = "not shown at this scale"
         if min(known.values()) > LEARNT:
-            low, high = gained.value - gained.half(), gained.value + gained.half()
-            held = "yes" if low > known["MDM"] / 2 else "no" if high < known["MDM"] / 2 else held
+            ours, theirs = (net(rows, name, back) for name in KINDS)
+            sign = contrast(ours - theirs, -0.5 * net(rows, "MDM", learnt)).sign()
+            held = "yes" if sign > 0 else "no" if sign < 0 else held
         return Finding(
             "Fine-tuned on facts in one direction, an MDM answers in the other one, right in 92% (names) and 37% "
             "(descriptions); GPT-3 175B and Llama-2 13B in 0%.",

@@ -20,6 +20,7 @@ from rich.table import Table as Shown
 
 from unmask.checkpoint import device_of
 from unmask.data import prepare
+from unmask.data.planning import digest_of_bytes
 from unmask.files import HeldError, Row, alone, read_json, write_json
 from unmask.log import Report, console, progress, say
 from unmask.train import DivergedError, TrainConfig, train
@@ -94,6 +95,24 @@ def at_least_one(which: object, *names: str) -> None:
         counts = value if isinstance(value, tuple) else (value,)
         if not counts or min(counts) < 1:
             raise ValueError(f"{name} {' '.join(map(str, counts))}: give at least 1")
+    once(which, *names)
+
+
+def above_zero(which: object, *names: str) -> None:
+    """Raises ValueError where a list of numbers has one that is not above 0 and finite, or one twice."""
+    for name in names:
+        for value in getattr(which, name):
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} {value:g}: give numbers above 0")
+    once(which, *names)
+
+
+def once(which: object, *names: str) -> None:
+    """Raises ValueError where a list has something twice."""
+    for name in names:
+        value = getattr(which, name)
+        if isinstance(value, tuple) and len(set(value)) < len(value):
+            raise ValueError(f"{name} {' '.join(map(str, value))}: give each once")
 
 
 def possible(name: str, *weights: float) -> None:
@@ -237,8 +256,10 @@ def rate(todo: Sequence[Cell]) -> float:
 
 
 def measured(which: Experiment, source: str) -> str:
-    """What was asked for of what is measured on a run, as words of the command."""
-    return shlex.join([*told(which, PLANNED), *_source(source)])
+    """What was asked for of what is measured on a run: words of the command, and a digest of each file they name."""
+    words = told(which, PLANNED)
+    held = [digest_of_bytes(Path(word).read_bytes()) for word in words if Path(word).is_file()]
+    return " ".join([shlex.join([*words, *_source(source)]), *held])
 
 
 def _source(source: str) -> list[str]:

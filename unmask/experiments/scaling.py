@@ -237,8 +237,8 @@ def measured(of: Callable[[Law, Law], float], pairs: Sequence[tuple[Law, Law]]) 
         return str(reason)
     drawn = [each for pair in pairs[1:] if math.isfinite(each := _or_nan(of, *pair))]
     if 2 * len(drawn) < len(pairs):
-        return "no interval: most bootstrapped laws have no such number"
-    return Interval(value, *map(float, np.percentile(drawn, [2.5, 97.5])))
+        return f"{value:.2f} without an interval: most bootstrapped laws have no such number"
+    return Interval(value, *interval(drawn))
 
 
 def rate_at(found: Sequence[Row], budget: float, width: int) -> float:
@@ -371,8 +371,6 @@ def overlap(mdm: Law, arm: Law) -> str:
 def _laws_table(rows: Sequence[Row], fits: dict, drawn: dict) -> Table:
     body = []
     for kind, fit in fits.items():
-        low, high = interval(drawn[kind], lambda each: each.loss.slope)
-        small, large = interval(drawn[kind], lambda each: each.size.slope)
         true = _true(rows, kind, fit)
         try:
             own = [row for row in rows if (row["model"], row["stage"]) == (kind, "grid")]
@@ -382,12 +380,19 @@ def _laws_table(rows: Sequence[Row], fits: dict, drawn: dict) -> Table:
         except ValueError:
             said = "too few runs"
         body.append((
-            kind, f"{fit.loss.slope:.4f} [{low:.4f}, {high:.4f}]", f"{fit.size.slope:.3f} [{small:.3f}, {large:.3f}]",
+            kind, _around(fit.loss.slope, [each.loss.slope for each in drawn[kind]], 4),
+            _around(fit.size.slope, [each.size.slope for each in drawn[kind]], 3),
             f"{true.loss.slope:.4f}", f"{true.size.slope:.3f}", said,
         ))  # fmt: skip
     header = ("model", "slope of log L* in log C", "slope of log N*", "L*, true FLOPs", "N*, true FLOPs", "L(N, D)")
     title = "Power laws of the optima at equal 6ND, with 95% bootstrap intervals; against their true FLOPs as well"
     return Table(title, header, tuple(body))
+
+
+def _around(value: float, drawn: Sequence[float], digits: int) -> str:
+    """A number with its interval, where there is one."""
+    said = [f"{each:.{digits}f}" for each in (value, *(interval(drawn) if drawn else ()))]
+    return f"{said[0]} [{', '.join(said[1:])}]" if drawn else said[0]
 
 
 def _best_table(fits: dict) -> Table:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from unmask.checkpoint import load
 from unmask.evaluate import perplexity, prepared
 from unmask.experiments.averages import bounded, over_seeds
-from unmask.experiments.running import Cell, Finding, Scale, Table, at_least_one
+from unmask.experiments.running import Cell, Finding, Scale, Table, above_zero, at_least_one
 from unmask.experiments.setting import SETTINGS
 from unmask.files import Row, read_lines
 from unmask.log import Report
@@ -40,7 +40,8 @@ class Starting:
 
     def __post_init__(self) -> None:
         at_least_one(self, "seeds")
-        if not self.shares or not min(self.arm, *self.shares) > 0:
+        above_zero(self, "shares")
+        if not self.shares or not self.arm > 0:
             raise ValueError(f"arm {self.arm}, shares {self.shares}: budgets are one or more, all above 0")
 
     def corpus(self, scale: Scale, source: str, out: Path) -> tuple[str, str]:
@@ -51,7 +52,7 @@ class Starting:
 
         An ARM's seed is one of its own: what begins as it meets the texts in another order.
         """
-        own = sorted({*self.shares, *(round(self.arm + share, 6) for share in self.shares)})
+        own = sorted({*self.shares, *(both(self.arm, share) for share in self.shares)})
         ready = {row["seed"] for row in rows if row["start"] == ARM}
         cells = []
         for seed in range(2 if scale == "tiny" else self.seeds):
@@ -92,7 +93,7 @@ class Starting:
         signs: dict[str, list[int]] = {FREE: [], PAID: []}
         for start, share in dict.fromkeys((r["start"], r["share"]) for r in rows if r["start"] in (SHIFTED, IN_PLACE)):
             begun = nats(rows, start, share)
-            for counted, budget in ((FREE, share), (PAID, round(arm + share, 6))):
+            for counted, budget in ((FREE, share), (PAID, both(arm, share))):
                 other = nats(rows, SCRATCH, budget)
                 gain = over_seeds(np.subtract(begun, other))
                 spent = rows_of(rows, SCRATCH, budget)[0]["flops_true"]
@@ -146,6 +147,11 @@ class Starting:
         panels[FREE].set_ylabel("held-out nats a token")
         panels[FREE].legend(fontsize=8)
         return figure
+
+
+def both(arm: float, share: float) -> float:
+    """What the ARM and the MDM that begins as it are trained for."""
+    return float(f"{arm + share:.6g}")
 
 
 def verdict(better: dict[str, bool], worse: dict[str, bool]) -> str:

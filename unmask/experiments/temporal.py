@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -93,10 +94,10 @@ class Temporal:
     def run(self, scale: Scale, cell: Cell, folder: Path, source: str, told: Report) -> list[Row]:
         """A row a period: nats and tokens of its documents, those of a long period dealt to GROUPS of them."""
         model, setting = load(folder), SETTINGS[scale]
-        later = [each for each in documents(source) if each.date and each.date >= self.until]
+        later = [(each.date, each.text) for each in documents(source) if each.date and each.date >= self.until]
         groups = {WITHIN: decoded(load_split(cell.config.data, "validation"), model.tokenizer)}
-        for each in later:
-            groups.setdefault(period_of(each.date or "", self.until, self.period), []).append(each.text)
+        for date, text in sorted(later, key=itemgetter(0)):
+            groups.setdefault(period_of(date, self.until, self.period), []).append(text)
         rows: list[Row] = []
         for name, texts in groups.items():
             count = min(len(texts), MOST[scale])

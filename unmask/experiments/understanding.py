@@ -14,7 +14,7 @@ from unmask.evaluate.tasks import TASKS, local_file
 from unmask.experiments.asked import bits, packed
 from unmask.experiments.averages import contrast
 from unmask.experiments.beginning import Beginning
-from unmask.experiments.running import Cell, Finding, Scale, Table, at_least_one, possible
+from unmask.experiments.running import Cell, Finding, Scale, Table, above_zero, at_least_one
 from unmask.experiments.setting import KINDS, SETTINGS
 from unmask.files import Row
 from unmask.log import Report
@@ -47,7 +47,7 @@ class Understanding:
 
     def __post_init__(self) -> None:
         at_least_one(self, "limit", "seeds")
-        possible("weights", *self.weights)
+        above_zero(self, "weights")
 
     def corpus(self, scale: Scale, source: str, out: Path) -> tuple[str, str]:
         """Nothing is trained before it is known that the tasks can be asked."""

@@ -125,7 +125,7 @@ def compared(ways: Sequence[Way], measure: Measure, tests: int) -> tuple[str, He
         )
     way = max(equal, key=lambda way: way.quick)
     surely, sign = _least(way.gained, way.answers, tests) > -measure.margin, _sign(way, tests)
-    pace = ("slower than", "as fast as, or nearly,", "faster than")[1 + sign]
+    pace = ("slower than", "not surely faster or slower than", "faster than")[1 + sign]
     shown: tuple[Held, ...] = ("no", UNKNOWN, "yes")
     return (
         f"the MDM ({way.policy}, the fastest of those surely {measure.equal} on the first half of the questions) is "

@@ -169,6 +169,8 @@ def _runs(configs: dict[Path, Row], metrics: dict[Path, tuple[list, list]]) -> l
 def _results(file: Path, content: Row) -> tuple[list[Row], list[Row]]:
     """The "rows" and "samples" of a result file; a perplexity row without a model is named after its folder."""
     content = clean(content)
+    if "cell" in content:  # of an experiment that is not done, whose rows mean nothing by themselves
+        return [], []
     if not ("rows" in content or "samples" in content):
         raise ValueError(f"{file}: has neither 'rows' nor 'samples'; give a run folder or a result file")
     rows, samples = (content.get(key, []) for key in ("rows", "samples"))

@@ -109,8 +109,9 @@ def _loss(run: Run, key: str, end: float) -> tuple[float, float]:
 
 
 def validations(first: Run, second: Run) -> list[Row]:
-    """The last validation of both, with its error. Both took the same sequences where data and settings agree, but
-    rows of metrics hold no single sequences: for a paired difference compare result files.
+    """The last validation of both, with its error from the maskings. Both took the same sequences where data and
+    settings agree, but rows of metrics hold no single sequences: the difference's error has that of the texts twice,
+    and for a paired one compare result files.
     """
     if not (first.validation and second.validation):
         return []
@@ -118,7 +119,7 @@ def validations(first: Run, second: Run) -> list[Row]:
     (a, b), errors = ([finite(row["nats_per_token"]) for row in rows], [finite(row.get("stderr")) for row in rows])
     if a is None or b is None:
         return []
-    stderr = math.hypot(*(abs(error or 0.0) for error in errors))
+    stderr = math.hypot(*(finite(row.get(name)) or 0.0 for row in rows for name in ("stderr", "stderr_texts")))
     return [{
         "first": a, "first_stderr": errors[0], "first_step": rows[0]["step"], "first_bound": rows[0].get("bound"),
         "second": b, "second_stderr": errors[1], "second_step": rows[1]["step"], "second_bound": rows[1].get("bound"),
