@@ -222,7 +222,7 @@ def test_continuations_are_text_as_it_stands_and_held_out_by_document():
     learnt, asked = (
         [row["prompt"] + row["response"] for _, row in rows_of(name)] for name in ("continuation", "continuation:test")
     )
-    assert all(len(text.split()) == 24 for text in (*learnt, *asked))
+    assert all(len(text.split()) == 16 for text in (*learnt, *asked))
     side = {True: "", False: ""}
     for held_out, _, part in Sides.of([source_of("builtin")], 0.05).parts():  # as `unmask prepare` does
         side[held_out] += " ".join(part.text.split()) + " "

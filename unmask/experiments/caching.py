@@ -64,7 +64,7 @@ class Caching:
             steps = max(2, round(factor * length))
             start = time.perf_counter()
             canvas = blank(model, count, length)
-            nfe = sample(model, canvas, Tweedie(steps), seed=0).nfe.double()
+            nfe = sample(model, canvas, Tweedie(steps), seed=0, batch=count).nfe.double()
             seconds = time.perf_counter() - start
             start = time.perf_counter()
             plain(model, count, length, steps, torch.float32)

@@ -8,7 +8,7 @@ from unmask.data.sources import source_of
 from unmask.files import Row
 
 ADDITION, PROBLEMS, ASKED = "addition", 60_000, 4_000  # of a million problems, so many to learn and to be asked
-CONTINUATION, WORDS, HELD_OUT = "continuation", 12, 0.05
+CONTINUATION, WORDS, HELD_OUT = "continuation", 8, 0.05
 TEST = ":test"
 
 
@@ -27,7 +27,7 @@ def additions(test: bool) -> Iterator[Row]:
 
 
 def continuations(test: bool) -> Iterator[Row]:
-    """Twelve words of the built-in corpus, then the next twelve, in random order; those of a test are from documents
+    """Eight words of the built-in corpus, then the next eight, in random order; those of a test are from documents
     that `unmask prepare` holds out as well.
     """
     rows = []
