@@ -403,7 +403,7 @@ def test_sample_with_guidance_bans_and_an_end(capsys, checkpoint):
     main([*words, "remasking", "--steps", "4", "--cap", "0.5"])
     assert "erased" in json.loads(capsys.readouterr().out)["exact_for"]
     assert "only a single token can be banned, not 'a' 'b'" in fails(capsys, *words, "--ban", "ab")
-    assert "end token" in fails(capsys, *words, "--until-end", "remasking")
+    assert "leave out --until-end" in fails(capsys, *words, "--until-end", "remasking")
 
 
 @pytest.mark.parametrize(
@@ -488,11 +488,17 @@ def test_completion_knows_commands_and_options(capsys, shell):
         assert word in script
 
 
+def test_completion_of_another_shell_is_refused(capsys):
+    """tyro writes tcsh's by a library that is not installed with it."""
+    assert "zsh" in fails(capsys, "completion", "tcsh")
+
+
 def test_every_environment_variable_is_documented():
+    """The overview and the page name the same ones, in one order."""
     page = (Path(__file__).parent.parent / "docs/cli.md").read_text(encoding="utf-8")
-    for name in re.findall(r"^  ([A-Z_, ]+?)  ", overview(), flags=re.M):
-        for variable in name.split(", "):
-            assert f"`{variable}`" in page
+    table = page.partition("## Environment")[2].partition("\n## ")[0]
+    told = re.findall(r"[A-Z_]{5,}", " ".join(re.findall(r"^  ([A-Z_, ]+?)  ", overview(), flags=re.M)))
+    assert told == re.findall(r"`([A-Z_]+)`", table)
 
 
 @pytest.mark.parametrize(

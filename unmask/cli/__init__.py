@@ -101,8 +101,10 @@ Errors are one line and exit code 2; Ctrl-C ends with 130; `audit` may end with 
 Environment:
   NO_COLOR              plain text on a terminal too
   OMP_NUM_THREADS       processor threads that torch may take
+  THP_MEM_ALLOC_ENABLE  0: no large pages of memory on Linux
   CUDA_VISIBLE_DEVICES  which GPUs --device auto may take
-  HF_HOME, HF_TOKEN, HF_HUB_OFFLINE   the hub's cache, your token, and whether to ask it at all"""
+  HF_HOME, HF_TOKEN, HF_HUB_OFFLINE   the hub's cache, your token, and whether to ask it at all
+  OPENAI_API_KEY        the key for the judge of evaluate answers --judge URL"""
 
 
 def _run(name: str, words: list[str]) -> None:

@@ -16,7 +16,7 @@ class Completion:
     ~/.zfunc/_unmask` (a folder of $fpath); fish: `unmask completion fish > ~/.config/fish/completions/unmask.fish`.
     """
 
-    shell: tyro.conf.Positional[Literal["bash", "zsh", "fish", "tcsh"]]
+    shell: tyro.conf.Positional[Literal["bash", "zsh", "fish"]]
     """Whose completion."""
 
     def run(self) -> None:

@@ -101,7 +101,9 @@ def stream(
     if end is not None and not 0 <= end < network.vocab:
         raise ValueError(f"end token {end} is not in the network's vocabulary of {network.vocab}")
     if end is not None and revising_of(policy) is not None:
-        raise ValueError("Remasking may erase an end token that others were written for: leave `end` out, or cut after")
+        raise ValueError(
+            "Remasking may erase an end token that others were written for: leave out --until-end (`end`), or cut after"
+        )
     if end is not None and constraint is not None and constraint.span is not None:
         raise ValueError("an end token may write into a constraint's span from before it: leave out one of the two")
     if constraint is not None and isinstance(policy, Speculative):
