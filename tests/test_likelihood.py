@@ -49,6 +49,7 @@ from unmask.sampling import (
     Rated,
     Remasking,
     Tweedie,
+    decode_nats,
     draw_plan,
     inside_of,
 )
@@ -801,6 +802,31 @@ def test_what_is_no_batch_of_rows_is_refused_in_a_line():
     for bad, match in ((open_[0], r"open_\[None\]"), (open_.long(), "open_ must be bool")):
         with pytest.raises(ValueError, match=match):
             draw_plan(RandomOrder(), bad)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_integers_of_any_width_are_tokens(dtype):
+    world, open_ = WORLDS[0], torch.ones_like(X).bool()
+    plan = draw_plan(LeftToRight(), open_)
+    for read in (
+        log_likelihood,
+        partial(decoder_log_likelihood, maskable=open_, policy=Confidence()),
+        lambda world, x: ordered_log_likelihood(world, x, plan.to(x.dtype)),
+    ):
+        assert torch.equal(read(world, X.to(dtype)).per_sequence, read(world, X).per_sequence)
+
+
+@pytest.mark.parametrize("batch", [0, -1])
+def test_a_batch_of_nothing_is_refused(batch: int):
+    world, open_ = WORLDS[0], torch.ones_like(X).bool()
+    for read in (
+        partial(log_likelihood, world, X),
+        partial(decoder_log_likelihood, world, X, open_, Confidence()),
+        partial(decode_nats, world, X, open_, LeftToRight()),
+        partial(ordered_log_likelihood, world, X, draw_plan(LeftToRight(), open_)),
+    ):
+        with pytest.raises(ValueError, match=f"batch {batch} must be at least 1"):
+            read(batch=batch)
 
 
 @pytest.mark.parametrize(("draws", "replicates"), [(32, 1), (10, 4), (2, 4), (0, 4), (-4, 4)])

@@ -52,6 +52,12 @@ def require_rows(name: str, rows: object, *, of_bool: bool = False) -> None:
         raise ValueError(f"{name} must be [rows, L], not of shape {list(rows.shape)}: {remedy}")
 
 
+def require_batch(batch: int) -> None:
+    """Raises ValueError for a batch that holds no sequence."""
+    if batch < 1:
+        raise ValueError(f"batch {batch} must be at least 1")
+
+
 def widest(device: torch.device) -> torch.dtype:
     """The widest float the device has: float64, but float32 on Apple's GPUs."""
     return torch.float32 if device.type == "mps" else torch.float64

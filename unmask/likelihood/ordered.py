@@ -176,7 +176,7 @@ def _planned(
     if not bool((plan >= 0).any()):
         raise ValueError("nothing to score: the plan reveals no position")
     x_0, scored, _ = checked(network, x_0, plan >= 0, None, documents)
-    steps = without_gaps(plan.cpu())
+    steps = without_gaps(plan.cpu().long())
     if network.causal and not torch.equal(steps, draw_plan(LeftToRight(), scored)):
         raise ValueError("a causal network has the likelihood of one order: from left to right")
     return x_0, scored, steps

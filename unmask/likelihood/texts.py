@@ -36,7 +36,7 @@ def checked(
     require_rows("x_0", x_0)
     if maskable is not None:
         require_rows("maskable", maskable, of_bool=True)
-    x_0 = x_0.cpu()
+    x_0 = x_0.cpu().long()
     if maskable is None:
         maskable, begin = x_0 != network.mask_id, begin_of(network)
         if begin is not None:

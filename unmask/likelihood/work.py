@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from unmask.draws import require_batch
 from unmask.files import atomic
 from unmask.network import Network
 from unmask.objectives import token_nats
@@ -36,8 +37,7 @@ class Tally:
 
 def in_batches(rows: int, batch: int, tally: Tally, score: Callable[[slice], None]) -> None:
     """Call `score` on slices of `batch` rows, without gradients. Raises ValueError for a batch below 1."""
-    if batch < 1:
-        raise ValueError(f"batch {batch} must be at least 1")
+    require_batch(batch)
     with torch.inference_mode():
         for start in range(0, rows, batch):
             stop = min(start + batch, rows)

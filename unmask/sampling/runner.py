@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from unmask.draws import require_batch
 from unmask.network import Network, evaluations, remembering
 from unmask.sampling.blocks import inside_of
 from unmask.sampling.constraints import Constraint
@@ -96,8 +97,7 @@ def stream(
     if not len(numbers) == len(rows) == len(canvases):
         what = f"{len(numbers)} sequence numbers and {len(rows)} rows"
         raise ValueError(f"{what} for {len(canvases)} canvases: give one each")
-    if batch < 1:
-        raise ValueError(f"batch {batch} must be at least 1")
+    require_batch(batch)
     if end is not None and not 0 <= end < network.vocab:
         raise ValueError(f"end token {end} is not in the network's vocabulary of {network.vocab}")
     if end is not None and revising_of(policy) is not None:
@@ -151,6 +151,7 @@ def decode_nats(
     order depends on the tokens drawn: the text does not tell which other tokens were drawn on the way.
     `progress` is told of (tokens written, tokens in all).
     """
+    require_batch(batch)
     policy = policy.inside if isinstance(policy, Speculative) else policy
     if isinstance(policy, Rated):
         raise ValueError("Rated has no likelihood in closed form: take the bound of its network, `log_likelihood`")
