@@ -134,6 +134,20 @@ def test_steps_tell_what_was_erased():
     assert erased > 20
 
 
+class Told(Spy):
+    """A network that finds the level it is told to be the share of masks it sees."""
+
+    def __call__(self, tokens, at, *, then=None, rows=None, level=None):
+        assert torch.equal(level, (tokens == self.mask_id).double().mean(-1))
+        return super().__call__(tokens, at, then=then, rows=rows, level=level)
+
+
+@pytest.mark.parametrize("policy", [Remasking(8, cap=0.5), Blocks(2, Remasking(8, cap=0.5)), Tweedie(4)], ids=repr)
+def test_the_level_is_the_share_of_masks(policy):
+    """What is erased in the step of a call is still seen in it."""
+    sample(Told(InconsistentTable(3, 3)), torch.tensor([FREE] * 200), policy)
+
+
 @settings(max_examples=40)
 @given(
     st.lists(st.integers(0, 3), min_size=3, max_size=3),

@@ -12,7 +12,7 @@ from unmask.network import Network, Then
 from unmask.sampling.adaptive import Adaptive
 from unmask.sampling.constraints import Constraint, offer
 from unmask.sampling.drawing import Draw, exactly
-from unmask.sampling.work import NO_NUMBER, Pick, Step, Work, by_turn, level_of, next_stage, pending, write
+from unmask.sampling.work import NO_NUMBER, Pick, Step, Work, by_turn, level_of, next_stage, write
 
 Written = tuple[Int[Tensor, " N"], Int[Tensor, " N"], Int[Tensor, " N"], Float[Tensor, " N"]]
 """(slot in the call, position, token, log-probability) of what is revealed."""
@@ -103,12 +103,19 @@ class Drawing:
         return slot, position, token, log_p
 
     def _predict(self, row: Int[Tensor, " R"], asked: Bool[Tensor, "R L"], read: Then) -> tuple[Tensor, ...]:
-        """What `read` makes of the predictions at the asked positions, on the host."""
+        """What `read` makes of the predictions at the asked positions, on the host.
+
+        Raises ValueError where the network predicted no number.
+        """
         slot, position = asked.nonzero(as_tuple=True)
         tokens, told = self.work.tokens[row], self.work.told[row]
-        at, level = slot * tokens.shape[1] + position, level_of(self.work, row, pending(self.work, row))
+        at, level = slot * tokens.shape[1] + position, level_of(self.work, row, tokens == self.network.mask_id)
         with torch.inference_mode():
-            return tuple(part.cpu() for part in self.network(tokens, at, then=exactly(read), rows=told, level=level))
+            parts = self.network(tokens, at, then=exactly(read), rows=told, level=level)
+        parts = tuple(part.cpu() for part in parts)
+        if any(bool(part.isnan().any()) for part in parts):
+            raise ValueError(NO_NUMBER)
+        return parts
 
 
 def _choose(
@@ -116,10 +123,8 @@ def _choose(
 ) -> Bool[Tensor, "R L"]:
     """What the chooser reveals of the asked positions, told how far each row is in its stage.
 
-    Raises ValueError where the network predicted no number, and for a chooser that leaves a row where it is.
+    Raises ValueError for a chooser that leaves a row where it is.
     """
-    if bool(score.isnan().any()):
-        raise ValueError(NO_NUMBER)
     plan, reveal = work.plan[row], work.reveal[row]
     stage = plan.masked_fill(~asked, -1).amax(-1, keepdim=True)
     began = reveal.masked_fill((plan < 0) | (plan >= stage), -1).amax(-1) + 1
