@@ -174,6 +174,11 @@ def test_an_order_on_the_command_line(capsys, checkpoint, tmp_path):
         main(["evaluate", "perplexity", *words, *spelling])
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert {(row["bound"], row["evaluations"], row["nats"]) for row in rows} == {("exact", 10, rows[0]["nats"])}
+    for order in (["--order", "1", "2"], ["--order", "-1", "-2"], ["--order=-1", "-2"]):  # a fixed order's own
+        main(["evaluate", "perplexity", *words, "--order", "fixed-order", *order])
+        estimator = json.loads(capsys.readouterr().out)["estimator"]
+        assert f"order=({order[-2].rpartition('=')[2]}, {order[-1]})" in estimator
+    assert "--order needs a value" in fails(capsys, "evaluate", "perplexity", *words, "--order")
     assert "tweedie" in fails(capsys, "evaluate", "perplexity", *words, "--order", "tweedie")
     said = fails(capsys, "evaluate", "perplexity", *words, "--order", "blocks")
     assert "RandomOrder draws its plan" in said

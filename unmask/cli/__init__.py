@@ -116,9 +116,15 @@ def _run(name: str, words: list[str]) -> None:
 
 
 def _plain(words: list[str], flags: tuple[str, ...]) -> list[str]:
-    """The words without the flags that stand before a subcommand."""
-    for flag, after in itertools.pairwise([*words, "-"]):
-        if flag in flags and after.startswith("-"):
+    """The words without the flags that stand before a subcommand; before a number, one is an option of its own."""
+    plain = []
+    for word, after in itertools.pairwise([*words, ""]):
+        flag, joined, value = word.partition("=")
+        value = value if joined else after
+        if flag not in flags or re.match(r"-?\d", value):
+            plain.append(word)
+        elif not value or value.startswith("-"):
             raise ValueError(f"{flag} needs a value")
-    named = [word.partition("=")[2] if word.partition("=")[0] in flags and "=" in word else word for word in words]
-    return [word for word in named if word not in flags]
+        elif joined:
+            plain.append(value)
+    return plain
