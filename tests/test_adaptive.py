@@ -9,10 +9,12 @@ import pytest
 import torch
 from scipy.stats import chi2
 
+from unmask.grammar.regular import regular
 from unmask.likelihood import decoder_log_likelihood, ordered_log_likelihood
 from unmask.sampling import (
     Blocks,
     Confidence,
+    Constraint,
     Draw,
     Entropy,
     EntropyBound,
@@ -31,6 +33,7 @@ from unmask.sampling import (
     sample,
 )
 from unmask.sampling.adaptive import greedy_counts
+from unmask.sampling.automaton import over_tokens
 from unmask.transformer import Transformer, TransformerConfig
 from unmask.world import InconsistentTable, JointTable, all_sequences
 from unmask.wrappers import Biased
@@ -237,8 +240,10 @@ def test_a_network_that_predicts_no_number_is_refused(policy):
     broken = Transformer(TransformerConfig(vocab=V, layers=1, heads=1, width=8))
     with torch.no_grad():
         broken.output.weight.fill_(math.nan)
-    with pytest.raises(ValueError, match="predicts nan"):
-        sample(broken, [torch.full((L,), M)], policy)
+    fits = None if isinstance(policy, Rated) else Constraint(over_tokens(regular(".*"), [b"a", b"b", b"c"]))
+    for constraint in (None, fits):
+        with pytest.raises(ValueError, match="predicts nan"):
+            sample(broken, [torch.full((L,), M)], policy, constraint=constraint)
 
 
 def test_a_policy_that_reveals_nothing_is_refused_and_the_lowest_score_can_be_revealed(monkeypatch):

@@ -644,6 +644,29 @@ def test_impossible_constraints(canvas, made, options, message):
         sample(WORLDS["joint"], torch.tensor([canvas]), constraint=made(), **options)
 
 
+@pytest.mark.parametrize("canvas", [[V + 1, M], [-1, M], [V + 1, 0], [0.5, float(M)]])
+def test_a_canvas_of_no_tokens_is_refused_alike(canvas):
+    said = set()
+    for write in (sample, sample_matching):
+        with pytest.raises(
+            ValueError, match=r"not in the network's vocabulary of 3|canvases must be integers"
+        ) as error:
+            write(WORLDS["joint"], [torch.tensor(canvas)], constraint=constraint())
+        said.add(str(error.value))
+    assert len(said) == 1
+
+
+def test_what_an_end_token_closes_must_fit():
+    """Such a token is one behind which nothing but itself fits: here token 2."""
+    for pattern in ("[ab]*", "a*c*", "(a|b)c*"):
+        sample(WORLDS["joint"], torch.tensor([FREE]), LeftToRight(), constraint=constraint(pattern), end=2)
+    for pattern in (".*", "a*c?b*", "c?[ab]*", "a*c{1,2}", "[ab]*(cb)?"):
+        with pytest.raises(ValueError, match="behind the end token 2 the constraint allows other"):
+            sample(WORLDS["joint"], torch.tensor([FREE]), LeftToRight(), constraint=constraint(pattern), end=2)
+        matches = sample_matching(WORLDS["joint"], torch.tensor([FREE]), constraint(pattern), LeftToRight(), end=2)
+        assert re.fullmatch(pattern, spelt(matches.samples.tokens[0]))
+
+
 def test_a_network_that_forbids_all_that_fits():
     """A banned token is not allowed by leaving filters out."""
     network = Biased(WORLDS["inconsistent"], {0: -math.inf})

@@ -162,6 +162,11 @@ def test_empty_choices(texts):
         choices(texts)
 
 
+def test_a_choice_of_no_characters_is_named():
+    with pytest.raises(ValueError, match=r"choice 'a\\ud800': half a surrogate pair"):
+        choices(["b", "a\ud800"])
+
+
 # --- tokens -------------------------------------------------------------------------------------------------
 
 

@@ -663,6 +663,8 @@ def encode(text: str) -> list[int]:
 
 def test_template_is_the_text_with_blanks():
     canvas = template("ab{{3}}c{{ 2 .. 2 }}", encode, 999, begin=[1, 2])
+    with pytest.raises(ValueError, match="a blank is"):  # not Python's word on integers
+        template(f"{{{{{'9' * 5000}}}}}", encode, 999)
     assert canvas.tolist() == [1, 2, 97, 98, 999, 999, 999, 99, 999, 999]
     assert canvas.dtype == torch.long
     assert template("{{1}}{{2}}", encode, 9).tolist() == [9, 9, 9]

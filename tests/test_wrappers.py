@@ -144,10 +144,14 @@ def test_bias_that_cannot_be_is_refused():
     for bias, match in (
         ({3: 1.0}, "vocabulary"),
         ({0: math.nan}, "number"),
+        ({0: 1e39}, "bias 1e\\+39 must be a number of nats up to 3.4e\\+38"),
         (dict.fromkeys(range(3), -math.inf), "every"),
     ):
         with pytest.raises(ValueError, match=match):
             Biased(JointTable(3, 3), bias)
+    only = Biased(Biased(JointTable(3, 3), {0: -math.inf}), {0: math.inf})
+    with pytest.raises(ValueError, match="a bias or guidance leaves no token"):
+        sample(only, torch.tensor([[3, 3, 3]]))
 
 
 # --- documents kept apart ---------------------------------------------------------------------------------------------

@@ -123,8 +123,10 @@ class Biased:
         outside = [token for token in self.bias if not 0 <= token < self.network.vocab]
         if outside:
             raise ValueError(f"bias on token {outside[0]}: the network's vocabulary has {self.network.vocab}")
-        if any(value != value for value in self.bias.values()):
-            raise ValueError("bias must be a number of nats, -inf or inf")
+        most = torch.finfo(torch.float32).max
+        wrong = [value for value in self.bias.values() if not (abs(value) <= most or abs(value) == torch.inf)]
+        if wrong:
+            raise ValueError(f"bias {wrong[0]} must be a number of nats up to {most:.1e}, -inf or inf")
         if bool((self._vector() == -torch.inf).all()):
             raise ValueError("bias bans every token")
 

@@ -64,8 +64,12 @@ def choices(texts: Sequence[str]) -> ByteAutomaton:
     children: list[dict[int, int]] = [{}, {}]
     accepting = {DEAD: False}
     for text in texts:
+        try:
+            letters = text.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"choice {_short(text)}: half a surrogate pair, which is no character") from None
         state = START
-        for byte in text.encode():
+        for byte in letters:
             if byte not in children[state]:
                 children[state][byte] = len(children)
                 children.append({})

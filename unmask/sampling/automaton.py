@@ -91,6 +91,14 @@ class Automaton:
             states = self.step(states, token)
         return bool(states & self.ends)
 
+    def closed_by(self, token: int) -> bool:
+        """Whether a text that fits can end with this token wherever it stands, and go on with nothing but the same."""
+        kind = self.class_of[token]
+        behind = np.setdiff1d(self.table[:, kind], [DEAD])
+        only = np.arange(self.table.shape[1]) == kind
+        follows = bool(((self.table[behind] != DEAD) == only).all()) and np.count_nonzero(self.class_of == kind) == 1
+        return not len(behind) or (follows and bool(self.accepting[behind].all()))
+
     def lengths(self, most: int) -> list[int]:
         """How many tokens a text that fits can have, up to `most`."""
         states, found = self.start, []

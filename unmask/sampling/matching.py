@@ -13,6 +13,7 @@ from unmask.sampling.constraints import Constraint
 from unmask.sampling.drawing import Draw
 from unmask.sampling.planned import Policy
 from unmask.sampling.runner import Samples, sample
+from unmask.sampling.work import on_host
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ def sample_matching(
     numbers = list(range(len(canvases))) if sequences is None else list(sequences)
     if len(numbers) != len(canvases):
         raise ValueError(f"{len(numbers)} sequence numbers for {len(canvases)} canvases: give one each")
-    spans = [constraint.spans(canvas[None].cpu(), network.vocab, network.mask_id)[0] for canvas in canvases]
+    canvases = [on_host(network, [canvas])[0] for canvas in canvases]
+    spans = [constraint.spans(canvas[None], network.vocab, network.mask_id)[0] for canvas in canvases]
     whole = [i for i, canvas in enumerate(canvases) if not bool((canvas == network.mask_id).any())]
     given = sample(network, [canvases[i] for i in whole], policy, sequences=[numbers[i] for i in whole])
     found: dict[int, tuple[int, Samples, int]] = {i: (0, given, j) for j, i in enumerate(whole)}

@@ -113,6 +113,9 @@ def stream(
     work = [
         prepared(network, canvases, index, policy, seed, numbers, rows, constraint) for index in _same_length(canvases)
     ]
+    if end is not None and constraint is not None and not (constraint.abandon or constraint.automaton.closed_by(end)):
+        what = f"behind the end token {end} the constraint allows other than end tokens"
+        raise ValueError(f"{what}: build it with end=True, or leave `end` out")
     return _stream(network, work, policy, pick, batch)
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unmask.corruption import order_of
-from unmask.draws import DRAFT, TOKEN, keyed_uniforms
+from unmask.draws import DRAFT, TOKEN, keyed_uniforms, require_rows
 from unmask.network import Network
 from unmask.sampling.canvas import behind_end
 from unmask.sampling.constraints import Constraint
@@ -17,7 +17,10 @@ from unmask.sampling.planned import Policy, draw_plan
 from unmask.sampling.speculative import Speculative
 
 NEVER = torch.iinfo(torch.int64).max
-NO_NUMBER = "the network predicts nan: its training diverged, or its numbers are too large for their dtype"
+NO_NUMBER = (
+    "the network predicts nan: its training diverged, its numbers are too large for their dtype, or a bias or guidance "
+    "leaves no token that it gives any probability"
+)
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,17 @@ class Work:
     log_weight: Float[Tensor, " S"]
 
 
+def on_host(network: Network, canvases: Sequence[Tensor]) -> Int[Tensor, "S L"]:
+    """Canvases of one length. Raises ValueError for what are no tokens of the network."""
+    tokens = torch.stack([canvas.detach().cpu() for canvas in canvases])
+    require_rows("canvases", tokens)
+    tokens = tokens.long()
+    outside = tokens[(tokens != network.mask_id) & ((tokens < 0) | (tokens >= network.vocab))]
+    if len(outside):
+        raise ValueError(f"token {int(outside[0])} of a canvas is not in the network's vocabulary of {network.vocab}")
+    return tokens
+
+
 def prepared(
     network: Network,
     canvases: Sequence[Tensor] | Tensor,
@@ -84,11 +98,8 @@ def prepared(
     told: list[int],
     constraint: Constraint | None = None,
 ) -> Work:
-    tokens = torch.stack([canvases[i].detach().to("cpu", torch.long) for i in index])
+    tokens = on_host(network, [canvases[i] for i in index])
     open_ = tokens == network.mask_id
-    outside = tokens[~open_ & ((tokens < 0) | (tokens >= network.vocab))]
-    if len(outside):
-        raise ValueError(f"token {int(outside[0])} of a canvas is not in the network's vocabulary of {network.vocab}")
     keys = [numbers[i] for i in index]
     plan = draw_plan(policy, open_, seed=seed, sequences=keys)
     if network.causal:
