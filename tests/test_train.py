@@ -201,7 +201,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path, monkeypatch):
         advance(self)
 
     monkeypatch.setattr(_Run, "advance", break_)
-    with pytest.raises(ValueError, match=r"step 2: loss nan.*lower optimiser.rate.*checkpoints/00000002"):
+    with pytest.raises(ValueError, match=r"step 2: loss nan.*lower --rate.*checkpoints/00000002"):
         train(small(data, steps=20, save_every=1), tmp_path / "run")
     monkeypatch.undo()
     assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())

@@ -192,6 +192,21 @@ def test_metrics_on_a_full_disk(tmp_path):
     assert read_lines(tmp_path / "metrics.jsonl") == [{"kind": "train", "step": 1}]
 
 
+@pytest.mark.parametrize("line", ["5", "[1]", '{"kind": "train"}', '{"step": null}', "[" * 100_000])
+def test_a_line_of_metrics_that_is_no_row_is_named(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1}}\n{line}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: .*; remove the line to go on"):
+        Metrics(path, 1)
+
+
+def test_a_run_goes_on_in_its_precision(data, tmp_path):
+    train(small(data, steps=1, precision="float32"), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"run: holds a run .*\(precision float32 there, bfloat16 here\)"):
+        train(small(data, steps=1, precision="bfloat16"), tmp_path / "run")
+    train(small(data, steps=1), tmp_path / "run")
+
+
 def test_a_clock_that_jumps(data, tmp_path, monkeypatch):
     """Seconds of a run only grow, whatever the wall clock says, and over a restart too."""
     jumps = iter(range(10**9, 0, -(10**6)))

@@ -498,6 +498,10 @@ def test_a_training_step_is_three_forward_passes(config: TransformerConfig, monk
     [
         ({"vocab": 0}, "every size must be at least 1"),
         ({"layers": 0}, "every size must be at least 1"),
+        ({"kv_heads": 0}, "every size must be at least 1"),
+        ({"mlp": 0}, "every size must be at least 1"),
+        ({"rotary_base": -1.0}, "rotary_base -1.0 must be above 0"),
+        ({"norm_eps": -1e-5}, "norm_eps -1e-05 0 or more"),
         ({"kv_heads": -2}, "every size must be at least 1"),
         ({"mlp": -5}, "every size must be at least 1"),
         ({"width": 18}, "width 18 must be an even multiple of heads 4"),

@@ -136,7 +136,7 @@ def read_lines(path: Path) -> list[Row]:
     for number, line in enumerate(lines, 1):
         try:
             rows.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             if number == len(lines) and not line.endswith(b"\n"):
                 break
             raise ValueError(f"{path}, line {number}: not JSON; remove the line to go on") from None

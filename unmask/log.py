@@ -15,17 +15,24 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from unmask.files import Row, atomic, finite, read_lines
+from unmask.files import Row, atomic, finite, is_number, read_lines
 from unmask.units import count, duration
 
 console = Console(stderr=True, highlight=False)
 
 
 class Metrics:
-    """metrics.jsonl of a run, opened to go on after `step`: later rows, of work that was lost, are dropped."""
+    """metrics.jsonl of a run, opened to go on after `step`: later rows, of work that was lost, are dropped.
+
+    Raises ValueError, naming it, for a line that is no row of a step.
+    """
 
     def __init__(self, path: Path, step: int) -> None:
-        rows = [row for row in read_lines(path) if row["step"] <= step] if path.exists() else []
+        rows = read_lines(path) if path.exists() else []
+        for number, row in enumerate(rows, 1):
+            if not (isinstance(row, dict) and is_number(row.get("step"))):
+                raise ValueError(f"{path}, line {number}: no row of a step; remove the line to go on")
+        rows = [row for row in rows if row["step"] <= step]
         with atomic(path) as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
         self.last = rows[-1] if rows else None

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from unmask.corruption import stratified
-from unmask.files import Row
+from unmask.files import Row, is_number
 from unmask.objectives import AnyOrder
 from unmask.train.config import TrainConfig
 from unmask.train.optimiser import hidden_matrices
@@ -19,12 +19,14 @@ def steps_for(
 ) -> int:
     """Steps that come nearest to a budget, at least one; `flops` is 6ND, N without embedding and output layer.
 
-    Raises ValueError unless exactly one budget, above 0, is given.
+    Raises ValueError unless exactly one budget, above 0 and finite, is given.
     """
     given = {"tokens": tokens, "flops_6nd": flops, "flops_true": true_flops}
     given = {name: value for name, value in given.items() if value is not None}
-    if len(given) != 1 or not min(given.values()) > 0:
-        raise ValueError(f"a budget is one number above 0, of tokens, FLOPs or true FLOPs: {given or 'none given'}")
+    if len(given) != 1 or not all(is_number(value) and value > 0 for value in given.values()):
+        raise ValueError(
+            f"a budget is one number above 0, below 1e100, of tokens, FLOPs or true FLOPs: {given or 'none given'}"
+        )
     ((name, value),) = given.items()
     many = 1_000_000  # one step's tokens are rounded to a whole number
     return max(1, round(value / (replace(config, steps=many).cost()[name] / many)))

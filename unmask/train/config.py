@@ -109,6 +109,8 @@ class TrainConfig:
             raise ValueError(f"batch {self.batch} must be a multiple of accumulate {self.accumulate}")
         if isinstance(self.objective, NextToken) != self.network.causal:
             raise ValueError("a causal network trains with NextToken, a bidirectional one with a denoising objective")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed {self.seed} must be 0 or more and below 2^63")
         if self.minutes is not None and not self.minutes > 0:
             raise ValueError(f"minutes {self.minutes} must be above 0")
         if self.optimiser.muon and self.parallel == "fsdp":
@@ -205,12 +207,19 @@ IDENTITY = (
 def settle(config: TrainConfig, out: Path, adapters: Row | None = None) -> TrainConfig:
     """The configuration with `auto` resolved; precision as config.json holds it, once for the whole life of a run.
 
-    Of a run of `adapters` config.json says what they belong to.
+    Of a run of `adapters` config.json says what they belong to. Raises ValueError where `out` holds another run, or
+    this one in another precision than is asked for.
     """
     device, path = torch.device(device_of(config.device)), out / CONFIG
     claim(out, asked := requested(config, adapters))
     if path.exists():
-        return replace(config, device=str(device), precision=read_json(path)["precision"])
+        stored = read_json(path)["precision"]
+        if config.precision not in ("auto", stored):
+            what = f"precision {stored} there, {config.precision} here"
+            raise ValueError(
+                f"{out}: holds a run with other settings ({what}): choose another or leave out --precision"
+            )
+        return replace(config, device=str(device), precision=stored)
     precision = best_precision(device) if config.precision == "auto" else config.precision
     write_json(path, {
         "name": config.name,

@@ -213,7 +213,7 @@ class _Run:
                 good = next(iter(checkpoints.checkpoints(self.out)), "not there, none was saved yet")
                 raise DivergedError(
                     f"step {step - 1}: loss {self.loss}, gradient norm {norm} at a rate of {rate:.3g}: lower "
-                    f"optimiser.rate in a new run; the last good checkpoint, which its --init may name, is {good}"
+                    f"--rate in a new run; the last good checkpoint, which its --init may name, is {good}"
                 )
             self._row("train", step, loss=self.loss, lr=rate, grad_norm=norm)
 

@@ -31,6 +31,8 @@ class Optimiser:
     def __post_init__(self) -> None:
         if not (self.rate > 0 and self.final >= 0 and self.warmup >= 0 and self.clip >= 0 and self.weight_decay >= 0):
             raise ValueError(f"{self}: rate must be positive, the others 0 or more")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas {self.betas} must be in [0, 1)")
         if self.muon and not hasattr(torch.optim, "Muon"):
             raise ValueError(f"muon: torch {torch.__version__} has none: install torch 2.9 or newer, or leave it out")
 

@@ -75,12 +75,15 @@ class TransformerConfig:
             raise ValueError(f"neighbours {self.neighbours} must be 0 or more")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout {self.dropout} must be in [0, 1)")
+        if not (0 < self.rotary_base < float("inf") and 0 <= self.norm_eps < float("inf")):
+            what = f"rotary_base {self.rotary_base} must be above 0, norm_eps {self.norm_eps} 0 or more"
+            raise ValueError(f"{what}, both finite")
         if not 0 <= self.mask <= self.vocab:
             raise ValueError(f"mask_id {self.mask} must lie in 0..vocab = {self.vocab}")
 
     @property
     def groups(self) -> int:
-        return self.kv_heads or self.heads
+        return self.heads if self.kv_heads is None else self.kv_heads
 
     @property
     def head_width(self) -> int:
@@ -88,7 +91,7 @@ class TransformerConfig:
 
     @property
     def mlp_width(self) -> int:
-        return self.mlp or 4 * self.width
+        return 4 * self.width if self.mlp is None else self.mlp
 
     @property
     def mask(self) -> int:
