@@ -221,6 +221,7 @@ def test_generation_on_the_command_line(capsys, checkpoint, tmp_path):
     [
         (["perplexity"], "say what to score: --data PATH or --corpora NAMES"),
         (["perplexity", "--corpora", "ptb", "--data", "x"], "one of them"),
+        (["perplexity", "--data", "x", "--draws", "4", "--order", "left-to-right"], "--draws does nothing beside"),
         (["perplexity", "--data", "nowhere"], "no text at 'nowhere'"),
         (["perplexity", "--corpora", "ptb", "--local", "nowhere"], "no test split of ptb"),
         (["perplexity", "--corpora", "ag_news", "--local", "."], "protocol radd does not score ag_news"),
@@ -300,6 +301,7 @@ def test_what_is_not_there(capsys, tmp_path, monkeypatch, words, message):
         (["--template", "{{0}}"], "blank {{0}}"),
         (["--template", "{{5..2}}"], "blank {{5..2}}"),
         (["--template", "{{2}}", "--prompt", "a"], "leave out --prompt"),
+        (["--template", "{{2}}", "--length", "9"], "--length does nothing beside --template"),
         (["--template", "@nowhere"], "nowhere: no such file"),
         (["--template", "a{{2}}b{{1..2}}", "--likely-lengths"], "--likely-lengths does nothing: no blank is like"),
         (["--prompt", "{{5}}"], "prompt and suffix are plain text"),

@@ -68,6 +68,7 @@ def test_templates_in_batches(tmp_path):
     path.write_text("\n".join(map(json.dumps, rows)))
     texts = templates_of(path)
     assert texts == ["a{{2}}b", "c{{3}}d", "e{{64}}"]
+    assert templates_of(path, 9) == ["a{{2}}b", "c{{3}}d", "e{{9}}"]
     network = Transformer(TransformerConfig(vocab=258, layers=1, heads=2, width=16))
     records = write(Model(network, BYTES, {}), texts, seed=1)
     assert [len(record["pieces"]) for record in records] == [5, 6, 66]

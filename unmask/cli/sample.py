@@ -47,7 +47,7 @@ class Sample:
     """Give blanks such as {{2..12}} the length under which the text behind them is most probable, instead of drawing
     it."""
     length: int = 64
-    """Open tokens between prompt and suffix."""
+    """Open tokens between prompt and suffix, also of --templates' rows that say none."""
     until_end: bool = False
     """Let the text of a blank be shorter: it ends at the first end token that is written there."""
     guidance: float = 0.0
@@ -88,7 +88,7 @@ class Sample:
             raise ValueError(f"count {self.count} must be 1 to {MOST:,}, length {self.length} at least 1")
         writable(self.out)
         model = self.told.load(self.checkpoint, self.device)
-        asked = [self._text()] if self.templates is None else templates_of(self.templates)
+        asked = [self._text()] if self.templates is None else templates_of(self.templates, self.length)
         if self.likely_lengths:
             settled = [likely_lengths(model, text, seed=self.seed) for text in asked]
             if not any(found for _, found in settled):
@@ -169,6 +169,8 @@ class Sample:
         """The template that the options say."""
         if self.template is None:
             return between(self.prompt, self.suffix, self.length)
+        if self.length != Sample.length:
+            raise ValueError("--length does nothing beside --template, whose blanks say theirs: leave it out")
         if self.prompt or self.suffix:
             raise ValueError("--template already says what stands around its blanks: leave out --prompt and --suffix")
         if not self.template.startswith("@"):

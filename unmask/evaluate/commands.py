@@ -75,6 +75,8 @@ class Perplexity:
     def run(self) -> None:
         if (self.data is None) == (not self.corpora):
             raise ValueError("say what to score: --data PATH or --corpora NAMES, one of them")
+        if self.order is not None and self.draws != Perplexity.draws:
+            raise ValueError("--draws does nothing beside --order, whose likelihood is exact: leave it out")
         if self.local is not None and self.local.is_file() and len(self.corpora) > 1:
             raise ValueError(f"--local {self.local} is one file: give a folder for {len(self.corpora)} corpora")
         writable(self.out)

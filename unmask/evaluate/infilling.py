@@ -73,9 +73,10 @@ def _scored(model: Model, before: str, length: int, behind: str, *, draws: int, 
     return Candidate(length, estimate.nats, estimate.stderr_mc)
 
 
-def templates_of(path: Path) -> list[str]:
+def templates_of(path: Path, length: int = 64) -> list[str]:
     """The templates of a .jsonl with one each a row: {"template": …}, or {"prompt": …, "suffix": …, "length": 8}.
 
+    `length` is that of rows with a prompt and none of their own.
     Raises ValueError, naming the row, for one that holds none, or anything else.
     """
     texts = []
@@ -83,7 +84,7 @@ def templates_of(path: Path) -> list[str]:
         if not isinstance(row, dict):
             raise ValueError(str(row))
         try:
-            texts.append(_template({name: value for name, value in row.items() if value is not None}))
+            texts.append(_template({name: value for name, value in row.items() if value is not None}, length))
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from None
     if not texts:
@@ -91,7 +92,7 @@ def templates_of(path: Path) -> list[str]:
     return texts
 
 
-def _template(row: Row) -> str:
+def _template(row: Row, length: int) -> str:
     kinds = {"template": str} if "template" in row else {"prompt": str, "suffix": str, "length": int}
     if row.keys().isdisjoint(("template", "prompt")):
         raise ValueError('no "template" and no "prompt": give one of them')
@@ -100,7 +101,8 @@ def _template(row: Row) -> str:
             raise ValueError(f'"{name}" does nothing beside {", ".join(kinds)}: correct it or leave it out')
         if type(value) is not kinds[name]:
             raise ValueError(f'"{name}" is a {type(value).__name__}: give a {kinds[name].__name__}')
-    text = row["template"] if "template" in row else between(**row)
+    told: Row = {"length": length, **row}
+    text = row["template"] if "template" in row else between(**told)
     template(text, lambda _: [], 0)
     return text
 
