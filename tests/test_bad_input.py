@@ -126,6 +126,7 @@ NUMBERS = [
     ("prepare --source text.txt --out new --validation nan", "validation"),
     ("prepare --source text.txt --out new --tokenizer bpe:9", "bpe:9"),
     ("prepare --source text.txt --out new --tokenizer bpe:many", "bpe:many"),
+    (f"prepare --source text.txt --out new --tokenizer bpe:1{'0' * 30}", "N must be a number from 258 to 10,000,000"),
     ("prepare --source text.txt --out new --weights 1 2", "weights"),
     ("prepare --source text.txt --out new --weights -1", "weights"),
     ("prepare --source text.txt --out new --tokenizer byts", "no tokenizer 'byts'"),
@@ -136,6 +137,11 @@ NUMBERS = [
     ("train tiny --data data --steps -3 --out new", "steps -3"),
     ("train tiny --data data --rate -1 --out new", "rate"),
     ("train tiny --data data --rate nan --out new", "rate"),
+    ("train tiny --data data --seed -1 --out new", "seed -1"),
+    ("train tiny --data data --betas 1.5 0.9 --out new", "betas (1.5, 0.9)"),
+    ("train tiny --data data --rotary-base -1 --out new", "rotary_base -1.0"),
+    ("train tiny --data data --kv-heads 0 --out new", "'kv_heads': 0"),
+    ("train tiny --data data --tokens inf --out new", "budget"),
     ("train tiny --data data --length 0 --out new", "length 0"),
     ("train tiny --data data --length 99999 --out new", "tokens to train on, less than a sequence of 99,999"),
     ("train tiny --data data --length 99999 --dry-run", "tokens to train on, less than a sequence of 99,999"),
@@ -215,6 +221,11 @@ def test_every_command_is_here():
 def test_a_line_that_is_bad_is_named(capsys, here):
     (here / "BAD.jsonl").write_text(json.dumps({"text": "good"}) + "\n{bad\n", encoding="utf-8")
     assert "BAD.jsonl, line 2" in fails(capsys, "prepare", "--source", "BAD.jsonl", "--out", "new")
+
+
+def test_nested_beyond_reading(capsys, here):
+    (here / "BAD.json").write_text("[" * 100_000, encoding="utf-8")
+    assert "BAD.json: not JSON" in fails(capsys, "prepare", "--pairs", "--source", "BAD.json", "--out", "new")
 
 
 def test_a_manifest_without_its_sources(capsys, here):

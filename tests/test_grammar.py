@@ -1,6 +1,7 @@
 """Constraints in words: an automaton accepts exactly what `re` fits, a schema's texts are valid, tokens spell texts."""
 
 import json
+import math
 import random
 import re
 from functools import reduce
@@ -349,6 +350,8 @@ NESTED = reduce(lambda inner, _: {"type": "array", "items": inner}, range(3000),
         ({"type": "string", "minLength": True}, "minLength True and maxLength None leave no length"),
         ({"$defs": DOUBLED, "$ref": "#/$defs/40"}, "longer than 300,000 characters"),
         (NESTED, "nested too deeply"),
+        ({"const": math.nan}, "#: NaN: JSON has finite numbers only"),
+        ({"enum": [1, [-math.inf]]}, "#: \\[-Infinity\\]: JSON has finite"),
         (True, "found true"),
         ([1], "found \\[1\\]"),
     ],

@@ -8,6 +8,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from unmask.data.tokenizer import BEGIN, END, Tokenizer, as_bytes, byte_letters, cut, wrap
 
 SMALLEST = 258  # 256 bytes, begin, end
+LARGEST = 10_000_000  # tokens, for which room is made at once: a typing error rather than a wish
 
 
 def byte_tokenizer() -> Tokenizer:

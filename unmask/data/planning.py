@@ -1,6 +1,7 @@
 """What is asked of `prepare`, checked before anything is read or written, and what it would come to."""
 
 import hashlib
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from unmask.data.detokenise import RULES
-from unmask.data.making import SMALLEST, byte_tokenizer, character_tokenizer, train_bpe
+from unmask.data.making import LARGEST, SMALLEST, byte_tokenizer, character_tokenizer, train_bpe
 from unmask.data.sides import Sides
 from unmask.data.sources import Source, digest_of, licence, source_of
 from unmask.data.splits import FORMAT
@@ -158,8 +159,8 @@ def maker_of(spec: str) -> tuple[Make, str]:
         return lambda texts: character_tokenizer(set().union(*map(set, texts()))), spec
     if spec.startswith("bpe:"):
         size = spec.removeprefix("bpe:")
-        if not (size.isascii() and size.isdigit()) or int(size) < SMALLEST:
-            raise ValueError(f"tokenizer {spec!r}: N must be a number of at least {SMALLEST}")
+        if not re.fullmatch("[0-9]{1,9}", size) or not SMALLEST <= int(size) <= LARGEST:
+            raise ValueError(f"tokenizer {spec!r}: N must be a number from {SMALLEST} to {LARGEST:,}")
         return lambda texts: train_bpe(texts(), int(size)), f"bpe:{int(size)}"
     path = fetched_tokenizer(spec)
     if not path.exists():

@@ -191,6 +191,11 @@ def _constants(schema: Schema, where: str) -> list[Any]:
         values = [value for value in values if any(_is(value, name) for name in _types(schema, where))]
     if not values:
         raise ValueError(f"JSON schema, {where}: no value is of type {schema['type']}")
+    for value in values:
+        try:
+            json.dumps(value, allow_nan=False)
+        except ValueError:
+            raise ValueError(f"JSON schema, {where}: {_shown(value)}: JSON has finite numbers only") from None
     return values
 
 

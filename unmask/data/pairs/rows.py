@@ -90,7 +90,7 @@ def _line(line: str, place: str) -> Row | Malformed:
 def _list(path: Path) -> Iterator[Any]:
     try:
         rows = json.loads(_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error}): restore it") from None
     if not isinstance(rows, list):
         raise ValueError(f"{path}: a {type(rows).__name__}, where a list of rows is wanted")
