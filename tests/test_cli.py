@@ -102,7 +102,8 @@ def test_every_printed_sample_fits(capsys, checkpoint, tmp_path):
         assert record["text"] in ("so: yes", "so: no")
     for record in texts("--regex", "(ab)+", "--prompt", "<", "--suffix", ">"):
         assert record["text"] == "<" + "ab" * 12 + ">"
-    for record in texts("--template", "{{1}}{{3}} and {{4}}", "--regex", "[a-z]{4} and [0-9]+", "--seed", 5):
+    form = ("--template", "{{1}}{{3}} and {{4}}", "--length", 64)
+    for record in texts(*form, "--regex", "[a-z]{4} and [0-9]+", "--seed", 5):
         assert re.fullmatch("[a-z]{4} and [0-9]{1,4}", record["text"])
     for record in texts("--length", "1", "--regex", "[^b-z]|\\W", "--matching"):
         assert record["exact_for"].endswith("; given that it fits")

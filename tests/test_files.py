@@ -108,15 +108,16 @@ def test_progress_off_a_terminal(capsys, monkeypatch):
             for i in range(1, 12):
                 now[0] += stage / 10
                 report(i, 20)
-    assert capsys.readouterr().err.splitlines()[:2] == [
+    assert capsys.readouterr().err.splitlines()[:3] == [
         "work 10/20 1 bytes/s, 10 s left",
+        "work 1/20",
         "work 2/20 0.1 bytes/s, 3 min left",
     ]
     with progress("work", "bytes") as report:
         for done in (5, 1, 1):  # the second stage is at its first piece for long
             now[0] += 10
             report(done, 20)
-    assert capsys.readouterr().err.splitlines()[1:] == ["work 1/20 0.05 bytes/s, 6 min 20 s left"]
+    assert capsys.readouterr().err.splitlines() == ["work 5/20", "work 1/20", "work 1/20"]
 
 
 def test_progress_on_a_terminal_has_a_rate(monkeypatch):

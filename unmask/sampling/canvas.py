@@ -10,7 +10,7 @@ from torch import Tensor
 from unmask.draws import LENGTH, keyed_uniforms
 
 LONGEST = 1 << 20  # open tokens of a canvas: a typing error rather than a wish
-BLANK = re.compile(r"\{\{\s*(\d{1,9})\s*(?:\.\.\s*(\d{1,9})\s*)?\}\}")
+BLANK = re.compile(r"\{\{\s*(\d{1,99})\s*(?:\.\.\s*(\d{1,99})\s*)?\}\}")
 
 
 def template(
