@@ -34,7 +34,10 @@ from unmask.experiments.losses import MARGIN, OBJECTIVES, noise, tukey
 from unmask.experiments.page import results_page
 from unmask.experiments.running import Cell, command_of
 from unmask.experiments.scaling import DIVERGED, GRIDS, WIDTHS, rate_at
+from unmask.experiments.starting import ARM as ARM_OF
+from unmask.experiments.starting import IN_PLACE, SCRATCH, SHIFTED
 from unmask.experiments.temporal import matched, more, period_of
+from unmask.report.read import rounded
 from unmask.train import DivergedError
 from unmask.train.config import settle
 
@@ -514,6 +517,17 @@ def test_periods_are_in_order_whatever_that_of_the_documents(tmp_path: Path):
     assert path is not None
     periods = list(dict.fromkeys(row["period"] for row in json.loads(path.read_text())["rows"]))
     assert periods == ["trained period", "1980–1989", "1990–1999", "2000–2009"]
+
+
+def test_a_published_start_is_found_whatever_its_budgets_digits():
+    third, rows = 1 / 3, []
+    for seed in (0, 1):
+        for start, share in (
+            (ARM_OF, third), (SCRATCH, third), (SCRATCH, round(third + third, 6)), (SHIFTED, third), (IN_PLACE, third),
+        ):  # fmt: skip
+            loss = 3.0 + 0.5 * seed if start == SCRATCH else 2.0 + 0.25 * seed
+            rows.append({"start": start, "share": share, "seed": seed, "nats_per_token": loss, "flops_true": 1e9})
+    assert Starting().find(rounded(rows)) == Starting().find(rows)
 
 
 def test_a_dry_run_trains_nothing(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -52,7 +52,7 @@ class Starting:
 
         An ARM's seed is one of its own: what begins as it meets the texts in another order.
         """
-        own = sorted({*self.shares, *(both(self.arm, share) for share in self.shares)})
+        own = sorted({*self.shares, *(round(self.arm + share, 6) for share in self.shares)})
         ready = {row["seed"] for row in rows if row["start"] == ARM}
         cells = []
         for seed in range(2 if scale == "tiny" else self.seeds):
@@ -93,7 +93,8 @@ class Starting:
         signs: dict[str, list[int]] = {FREE: [], PAID: []}
         for start, share in dict.fromkeys((r["start"], r["share"]) for r in rows if r["start"] in (SHIFTED, IN_PLACE)):
             begun = nats(rows, start, share)
-            for counted, budget in ((FREE, share), (PAID, both(arm, share))):
+            for counted, wanted in ((FREE, share), (PAID, arm + share)):  # to as many digits as a published file keeps
+                budget = min((abs(row["share"] - wanted), row["share"]) for row in rows_of(rows, SCRATCH))[1]
                 other = nats(rows, SCRATCH, budget)
                 gain = over_seeds(np.subtract(begun, other))
                 spent = rows_of(rows, SCRATCH, budget)[0]["flops_true"]
@@ -147,11 +148,6 @@ class Starting:
         panels[FREE].set_ylabel("held-out nats a token")
         panels[FREE].legend(fontsize=8)
         return figure
-
-
-def both(arm: float, share: float) -> float:
-    """What the ARM and the MDM that begins as it are trained for."""
-    return float(f"{arm + share:.6g}")
 
 
 def verdict(better: dict[str, bool], worse: dict[str, bool]) -> str:
