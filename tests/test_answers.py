@@ -377,7 +377,7 @@ def test_judgments_that_were_cut_off_go_on(stub, tmp_path):
     out.write_bytes(whole[: whole.rindex("ß".encode()) + 1])
     assert grade_file(questions, records, endpoint, out) == row
     assert len(Stub.seen) == 3
-    out.write_text("[1]\n")
+    out.write_text('{"score": 1}\n')
     with pytest.raises(ValueError, match=r"j.jsonl, line 1: no judgment"):
         grade_file(questions, records, endpoint, out)
 

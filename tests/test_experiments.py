@@ -224,6 +224,14 @@ def test_there_are_documents_before_and_behind_the_date(tmp_path: Path):
             Temporal(until=until).corpus("tiny", str(tmp_path), tmp_path / "out")
 
 
+def test_enough_text_is_held_out_to_compare_samples_with(tmp_path: Path):
+    rows = [{"text": "few words", "split": split} for split in ("train", "validation")]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ValueError, match="passages of 16 tokens, fewer than the 3 texts to compare"):
+        experiment(Caching(), "tiny", tmp_path / "out", source=str(tmp_path / "x.jsonl"))
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 def test_no_two_samplers_are_one_law():
     every = [repr(policy) for policies in samplers(64).values() for policy in policies]
     assert len(set(every)) == len(every)

@@ -77,9 +77,10 @@ def test_metrics_go_on_after_a_crash(tmp_path):
     assert [(row["step"], row["loss"]) for row in read_lines(path)] == [(1, 1.0), (2, 1.0), (3, 1.0), (4, None)]
 
 
-def test_a_bad_line_is_named(tmp_path):
+@pytest.mark.parametrize("line", ["nonsense", "[1]", "3"])
+def test_a_bad_line_is_named(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\nnonsense\n{"step": 3}\n', encoding="utf-8")
+    path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n', encoding="utf-8")
     with pytest.raises(ValueError, match="line 2"):
         read_lines(path)
 

@@ -129,17 +129,20 @@ def read_json(path: Path) -> Row:
 def read_lines(path: Path) -> list[Row]:
     """Rows of a .jsonl that is appended to; a last line cut off by a crash is left out.
 
-    Raises ValueError for any other line that is not JSON.
+    Raises ValueError for any other line that is no JSON object.
     """
     lines = path.read_bytes().splitlines(keepends=True)
     rows = []
     for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except (ValueError, RecursionError):
             if number == len(lines) and not line.endswith(b"\n"):
                 break
-            raise ValueError(f"{path}, line {number}: not JSON; remove the line to go on") from None
+            row = None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number}: no JSON object; remove the line to go on")
+        rows.append(row)
     return rows
 
 

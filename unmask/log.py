@@ -30,7 +30,7 @@ class Metrics:
     def __init__(self, path: Path, step: int) -> None:
         rows = read_lines(path) if path.exists() else []
         for number, row in enumerate(rows, 1):
-            if not (isinstance(row, dict) and is_number(row.get("step"))):
+            if not is_number(row.get("step")):
                 raise ValueError(f"{path}, line {number}: no row of a step; remove the line to go on")
         rows = [row for row in rows if row["step"] <= step]
         with atomic(path) as file:

@@ -308,7 +308,7 @@ def _begun(out: Path, law: Row, questions: Sequence[Question]) -> dict[str, Row]
 def _read(out: Path, law: Row) -> dict[str, Row]:
     rows: dict[str, Row] = {}
     for number, row in enumerate(read_lines(out) if out.exists() else [], 1):
-        if not isinstance(row, dict) or "question_id" not in row:
+        if "question_id" not in row:
             raise ValueError(f"{out}, line {number}: no answer; choose another file")
         other = [key for key in law if row.get(key) != law[key]]
         if other:

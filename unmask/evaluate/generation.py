@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from unmask.checkpoint import Model
-from unmask.data import batch_indices
+from unmask.data import Tokenizer, batch_indices
 from unmask.evaluate.heldout import texts_of
 from unmask.evaluate.judge import Judge, judge_texts
 from unmask.evaluate.protocols import spans
@@ -157,8 +157,8 @@ def diversity(texts: Sequence[str]) -> Row:
     return row
 
 
-def reference_texts(source: Path, judge: Judge, *, count: int, length: int, seed: int = 0) -> list[str]:
-    """`count` passages of `length` judge's tokens, none across documents, drawn by the seed.
+def reference_texts(source: Path, judge: Judge | Tokenizer, *, count: int, length: int, seed: int = 0) -> list[str]:
+    """`count` passages of `length` tokens of the judge or its tokenizer, none across documents, drawn by the seed.
 
     From a prepared folder's validation split, a text file or a folder of them. Raises ValueError where there are
     fewer.

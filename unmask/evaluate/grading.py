@@ -105,7 +105,7 @@ def grade_file(
     ]
     done = {}
     for number, row in enumerate(read_lines(out) if out.exists() else [], 1):
-        if not isinstance(row, dict) or not {"question_id", "turn", "judge", "score"} <= row.keys():
+        if not {"question_id", "turn", "judge", "score"} <= row.keys():
             raise ValueError(f"{out}, line {number}: no judgment; choose another name for the answers")
         done[_key(row)] = row
     with atomic(out) as file:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from unmask.checkpoint import Model, load
 from unmask.corruption import Cosine
+from unmask.data import Tokenizer
 from unmask.evaluate import generation, load_judge, quality, reference_texts
 from unmask.experiments.averages import said
 from unmask.experiments.running import Cell, Finding, Scale, Table, above_zero
@@ -43,8 +44,12 @@ class Caching:
         return source, SETTINGS[scale].tokenizer
 
     def plan(self, scale: Scale, data: str, rows: Sequence[Row]) -> list[Cell]:
-        """The judge, an ARM of another seed; then the MDM that it judges."""
+        """The judge, an ARM of another seed; then the MDM that it judges. Raises ValueError where too little text is
+        held out to compare samples with.
+        """
         setting = SETTINGS[scale]
+        if not rows:
+            reference_texts(Path(data), Tokenizer.load(data), count=setting.texts, length=setting.length)
         cells = [Cell(JUDGE, setting.config(data, NextToken(), seed=1))]
         return cells + ([Cell("mdm", setting.config(data, AnyOrder(0.5)))] if rows else [])
 
