@@ -10,7 +10,7 @@ from enumeration import Score, check_law, every, number
 from torch import Tensor
 
 from unmask.audit import IndependentLaw, RatedLaw, audit, stated_law
-from unmask.corruption import Cosine, Geometric
+from unmask.corruption import Cosine, Geometric, rate
 from unmask.likelihood import decoder_log_likelihood
 from unmask.network import Reading
 from unmask.sampling import Euler, RandomOrder, Rated, Tweedie, sample
@@ -55,7 +55,7 @@ def published_step(policy: Rated, step: int, logits: list[float]) -> list[float]
     elif isinstance(policy.steps, Tweedie):
         rates = [float(torch.expm1(sigma_t - sigma_s)) * x for x in score]
     else:
-        rates = [float((t - s) * schedule.rate(t) / schedule.alpha(t)) * x for x in score]
+        rates = [float((t - s) * rate(schedule, t) / schedule.alpha(t)) * x for x in score]
     total = max(1.0, sum(rates))
     rates = [x / total for x in rates]
     return [*rates, 1 - sum(rates)]

@@ -26,10 +26,6 @@ class LogLinear:
         """Probability that a token is clean at time t."""
         return 1 - (1 - self.eps) * t
 
-    def rate(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """-d alpha / dt, in probability per unit of time."""
-        return torch.full_like(t, 1 - self.eps)
-
 
 @dataclass(frozen=True)
 class Geometric:
@@ -46,17 +42,9 @@ class Geometric:
             f"Geometric(sigma_min={self.sigma_min}, sigma_max={self.sigma_max}): need 0 < sigma_min < sigma_max",
         )
 
-    def _sigma_bar(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        return self.sigma_min * (self.sigma_max / self.sigma_min) ** t
-
     def alpha(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Probability that a token is clean at time t."""
-        return torch.exp(-self._sigma_bar(t))
-
-    def rate(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """-d alpha / dt, in probability per unit of time."""
-        sigma_bar = self._sigma_bar(t)
-        return math.log(self.sigma_max / self.sigma_min) * sigma_bar * torch.exp(-sigma_bar)
+        return torch.exp(-self.sigma_min * (self.sigma_max / self.sigma_min) ** t)
 
 
 @dataclass(frozen=True)
@@ -73,12 +61,26 @@ class Cosine:
         """Probability that a token is clean at time t."""
         return self.eps + (1 - self.eps) * torch.cos(math.pi / 2 * t)
 
-    def rate(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """-d alpha / dt, in probability per unit of time."""
-        return (1 - self.eps) * math.pi / 2 * torch.sin(math.pi / 2 * t)
-
 
 Schedule = LogLinear | Geometric | Cosine
+
+
+def rate(schedule: Schedule, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """-d alpha / dt at time t, in probability per unit of time: the derivative of what `alpha` computes, by torch.
+
+    (RADD's and SEDD's rate sigma(t) is this over alpha.)
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        t = t.detach().clone().requires_grad_()
+        (slope,) = torch.autograd.grad(schedule.alpha(t).sum(), t)
+    return -slope
+
+
+def require_falling(schedule: Schedule) -> None:
+    """Raises ValueError for an alpha that is no probability, or rises somewhere between time 0 and 1."""
+    alpha = schedule.alpha(torch.linspace(0, 1, 257, dtype=torch.float64))
+    falls = bool((alpha.diff() <= 0).all() and (alpha >= 0).all() and 1 >= alpha[0] > alpha[-1])
+    _require(falls, f"{schedule}: alpha(t), the probability of a clean token, must fall from at most 1 to at least 0")
 
 
 def masking_law(schedule: Schedule, t: Float[Tensor, "..."]) -> tuple[Tensor, Tensor]:
@@ -90,7 +92,7 @@ def masking_law(schedule: Schedule, t: Float[Tensor, "..."]) -> tuple[Tensor, Te
     """
     ends = schedule.alpha(torch.tensor([0.0, 1.0], dtype=t.dtype, device=t.device))
     span = ends[0] - ends[1]
-    return (ends[0] - schedule.alpha(t)) / span, schedule.rate(t) / span
+    return (ends[0] - schedule.alpha(t)) / span, rate(schedule, t) / span
 
 
 def stratified(count: int, offset: Float[Tensor, "..."]) -> Float[Tensor, "... count"]:

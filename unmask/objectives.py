@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from unmask.corruption import LogLinear, Schedule, mask_each, mask_exactly, masking_law
+from unmask.corruption import LogLinear, Schedule, mask_each, mask_exactly, masking_law, require_falling
 from unmask.draws import log_probabilities, sent, widest
 from unmask.network import Nats, Network, Target, Then
 
@@ -196,6 +196,7 @@ class TimeDCE:
 
     def __post_init__(self) -> None:
         _require_power(self.power)
+        require_falling(self.schedule)
 
     def corrupt(self, maskable: Bool[Tensor, "B L"], u: Float[Tensor, " B"], noise: Float[Tensor, "B L"]) -> Corruption:
         """Independent masks at probability 1 - alpha(t), alpha rescaled to [0, 1] (see `masking_law`)."""
@@ -224,6 +225,7 @@ class TimeDSE:
 
     def __post_init__(self) -> None:
         _require_power(self.power)
+        require_falling(self.schedule)
 
     def corrupt(self, maskable: Bool[Tensor, "B L"], u: Float[Tensor, " B"], noise: Float[Tensor, "B L"]) -> Corruption:
         """As t-DCE."""

@@ -25,7 +25,7 @@ from unmask.audit.laws import (
     RatedLaw,
     TokensOnly,
 )
-from unmask.corruption import Cosine, Schedule
+from unmask.corruption import Cosine, Schedule, rate
 from unmask.sampling import (
     Adaptive,
     Blocks,
@@ -145,7 +145,7 @@ def tweedie(steps: int, schedule: Schedule) -> IndependentLaw:
 def euler(steps: int, schedule: Schedule) -> IndependentLaw:
     """From t to s: (t - s) (-alpha'_t) / (1 - alpha_t), cut to [0, 1], and at the last step what is left."""
     times = _times(steps)[:-1]
-    hazards = [min(1.0, float(schedule.rate(t) / (1 - schedule.alpha(t))) / steps) for t in times]
+    hazards = [min(1.0, float(rate(schedule, t) / (1 - schedule.alpha(t))) / steps) for t in times]
     return IndependentLaw((*hazards[:-1], 1.0))
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from unmask.corruption import LogLinear, Schedule, order_of
+from unmask.corruption import LogLinear, Schedule, order_of, rate, require_falling
 from unmask.draws import PLAN, keyed_uniforms, require_rows
 
 
@@ -38,6 +38,7 @@ class Tweedie:
 
     def __post_init__(self) -> None:
         at_least_one(self, "steps")
+        require_falling(self.schedule)
 
     @property
     def exact_for(self) -> str:
@@ -66,6 +67,7 @@ class Euler:
 
     def __post_init__(self) -> None:
         at_least_one(self, "steps")
+        require_falling(self.schedule)
 
     @property
     def exact_for(self) -> str:
@@ -74,7 +76,7 @@ class Euler:
     def hazards(self) -> Float[Tensor, " T"]:
         """As Tweedie's; above 1 where a step is too large."""
         t, s = grid(self.steps)
-        return (t - s) * self.schedule.rate(t) / (1 - self.schedule.alpha(t))
+        return (t - s) * rate(self.schedule, t) / (1 - self.schedule.alpha(t))
 
     def plan(self, open_: Bool[Tensor, "B L"], u: Float[Tensor, "B L"]) -> Int[Tensor, "B L"]:
         return _by_hazard(self.hazards(), open_, u)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from unmask.corruption import LogLinear, Schedule
+from unmask.corruption import LogLinear, Schedule, require_falling
 from unmask.sampling.adaptive import one_stage
 from unmask.sampling.planned import at_least_one, grid
 
@@ -49,6 +49,7 @@ class Remasking:
                 raise ValueError(f"Remasking: {name} {getattr(self, name)} must be in [0, 1]")
         if not 0 <= self.stop <= self.start <= 1:
             raise ValueError(f"Remasking: need 0 <= stop {self.stop} <= start {self.start} <= 1")
+        require_falling(self.schedule)
 
     @property
     def exact_for(self) -> str:
