@@ -5,18 +5,20 @@ import math
 import pytest
 import torch
 from enumeration import CausalTable, Score, Spy, check_law, costs, every, in_order, law, number, random_orders
+from torch import nn
 
 import unmask.network
 from unmask.checkpoint import Model
 from unmask.data import byte_tokenizer
-from unmask.likelihood import ordered_log_likelihood
+from unmask.likelihood import log_likelihood, ordered_log_likelihood
+from unmask.objectives import AnyOrder, LambdaDCE, NextToken, TimeDCE, TimeDSE
 from unmask.sampling import Confidence, LeftToRight, RandomOrder, draw_plan, sample
 from unmask.transformer import Transformer, TransformerConfig
 from unmask.world import InconsistentTable, JointTable
-from unmask.wrappers import Apart, Biased, Guided
+from unmask.wrappers import Apart, Biased, Counted, Guided, Plain
 
 WORLDS = [JointTable(3, 3), InconsistentTable(3, 3)]
-COUNT = 20_000
+COUNT, VOCAB = 20_000, 5
 CANVAS = torch.tensor([1, 3, 3])
 CONDITION = torch.tensor([True, False, False])
 
@@ -219,3 +221,69 @@ def test_a_model_is_kept_apart_as_its_network_is_and_other_wrappers_go_around():
         assert torch.equal(wrap(apart)(tokens, EVERY_AT), wrap(Apart(network, SEGMENTS))(tokens, EVERY_AT))
         with pytest.raises(ValueError, match=r"others around it: (Biased|Guided)\(Apart\(model, …\), …\)"):
             Apart(wrap(model), SEGMENTS)
+
+
+class Own(nn.Module):
+    """Logits everywhere, of `width` tokens; causal by a mask, dropout while it is trained."""
+
+    def __init__(self, width: int = VOCAB, causal: bool = False, dropout: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.causal = nn.Embedding(VOCAB + 1, 8), causal
+        self.dropout, self.output = nn.Dropout(dropout), nn.Linear(8, width)
+        self.double()
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        states = self.embedding(tokens)
+        summed = states.cumsum(1) if self.causal else states.sum(1, keepdim=True) + states
+        return self.output(self.dropout(summed))
+
+
+def plain(**kind) -> Plain:
+    return Plain(Own(**kind), VOCAB, VOCAB, causal=kind.get("causal", False))
+
+
+def test_a_module_is_trained_sampled_and_scored_as_a_network():
+    """The four losses have one mean and a gradient; a causal one's law is the chain rule's."""
+    network, x_0 = plain(), torch.randint(VOCAB, (3, 4), generator=torch.Generator().manual_seed(1))
+    exact = log_likelihood(network, x_0, draws=30)
+    for objective in (AnyOrder(), LambdaDCE(), TimeDCE(), TimeDSE()):
+        found = log_likelihood(network, x_0, estimator=objective, draws=2000)
+        assert abs(found.nats - exact.nats) < 5 * found.stderr_mc + 1e-9
+        loss = objective(network, x_0, torch.ones_like(x_0).bool(), torch.full((3,), 0.5), torch.Generator())
+        (gradient,) = torch.autograd.grad(loss.sum(), network.network.output.bias)
+        assert bool((gradient != 0).any())
+    one = sample(network, torch.full((2, 4), VOCAB), RandomOrder())
+    assert torch.stack(one.tokens).max() < VOCAB
+    arm = plain(causal=True)
+    logits = arm.network(x_0)[:, :-1].log_softmax(-1)
+    chain = log_likelihood(arm, x_0, torch.tensor([False, True, True, True]).expand(3, 4), estimator=NextToken())
+    assert math.isclose(chain.nats, -float(logits.detach().gather(-1, x_0[:, 1:, None]).sum()), rel_tol=1e-12)
+    with pytest.raises(ValueError, match="predicts nothing at position 0"):
+        log_likelihood(arm, x_0)
+
+
+def test_logits_of_the_mask_too_are_refused():
+    network, x_0 = plain(width=VOCAB + 1), torch.zeros(2, 4, dtype=torch.long)
+    said = f"logits of {VOCAB + 1} tokens from a network of vocab {VOCAB}: leave out the mask's"
+    for ask in (
+        lambda: sample(network, torch.full((2, 4), VOCAB), RandomOrder()),
+        lambda: log_likelihood(network, x_0, draws=4),
+        lambda: AnyOrder()(network, x_0, x_0 == 0, torch.rand(2), torch.Generator()),
+    ):
+        with pytest.raises(ValueError, match=said):
+            ask()
+
+
+def test_a_network_in_training_is_at_rest_while_it_is_asked():
+    """Dropout is off, and on again where it was."""
+    network, x_0 = plain(dropout=0.5), torch.zeros(2, 4, dtype=torch.long)
+    network.network.dropout.eval()
+    rested, canvas = log_likelihood(network, x_0, draws=4).nats, torch.full((2, 4), VOCAB)
+    written = sample(network, canvas, Confidence(), seed=3).tokens
+    network.network.train()
+    network.network.output.eval()
+    for wrapped in (network, Counted(network), Guided.of(network, canvas, 0.0)):
+        assert log_likelihood(wrapped, x_0, draws=4).nats == pytest.approx(rested, rel=1e-12)
+    assert all(map(torch.equal, sample(network, canvas, Confidence(), seed=3).tokens, written))
+    assert [each.training for each in network.network.modules()] == [True, True, True, False]

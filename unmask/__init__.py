@@ -83,6 +83,7 @@ __all__ = [
     "Margin",
     "Model",
     "NextToken",
+    "Plain",
     "RandomOrder",
     "Rated",
     "Remasking",

@@ -11,14 +11,15 @@ which sequences of a larger batch these are; `level` (the probability of a mask,
 time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from unmask.draws import sent, widest
 
@@ -67,13 +68,28 @@ SAME = tuple(property(attrgetter(f"network.{name}")) for name in ("vocab", "mask
 """(vocab, mask_id, causal, normalised) of what wraps a `network`: the same as the network's."""
 
 
+def require_something_left(tokens: Int[Tensor, "B L"], at: Int[Tensor, " N"]) -> None:
+    """Raises ValueError where a causal network is asked for a first position, which has nothing to its left."""
+    if at.device.type == "cpu" and bool((at % tokens.shape[1] == 0).any()):
+        raise ValueError("a causal network predicts nothing at position 0: begin each sequence with a given token")
+
+
+def require_width(logits: Float[Tensor, "n V"], vocab: int) -> None:
+    """Raises ValueError for logits of other than the real tokens: a mask among them could be predicted."""
+    if logits.shape[-1] != vocab:
+        raise ValueError(f"logits of {logits.shape[-1]} tokens from a network of vocab {vocab}: leave out the mask's")
+
+
 @dataclass(frozen=True)
 class Target:
     """`then` that reads log q(target) at each position, in float32 or wider."""
 
     ids: Int[Tensor, " N"]
+    vocab: int | None = None
+    """How wide logits must be, where that is to be checked."""
 
     def __call__(self, logits: Float[Tensor, "n V"], which: slice) -> Float[Tensor, " n"]:
+        require_width(logits, self.vocab or logits.shape[-1])
         ids = sent(self.ids[which], logits.device)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         return logits.gather(-1, ids[:, None]).squeeze(-1) - logits.logsumexp(-1)
@@ -102,6 +118,23 @@ class Nats:
 def evaluations(network: Network) -> int:
     """Rows run for one row of a call: 1, or what a wrapper states in its `evaluations` (2 under guidance)."""
     return getattr(network, "evaluations", 1)
+
+
+@contextmanager
+def at_rest(network: Network) -> Iterator[None]:
+    """Without gradients, and without the dropout of a module that is being trained, which then goes on as it was."""
+    module: object = network
+    while module is not None and not isinstance(module, nn.Module):
+        module = getattr(module, "network", None)
+    busy = [each for each in module.modules() if each.training] if module is not None and module.training else []
+    try:
+        for each in busy:
+            each.training = False
+        with torch.inference_mode():
+            yield
+    finally:
+        for each in busy:
+            each.training = True
 
 
 def begin_of(network: Network | None) -> int | None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from unmask.corruption import LogLinear, Schedule, mask_each, mask_exactly, masking_law, require_falling
 from unmask.draws import log_probabilities, sent, widest
-from unmask.network import Nats, Network, Target, Then
+from unmask.network import Nats, Network, Target, Then, require_width
 
 
 class Corruption(NamedTuple):
@@ -45,8 +45,10 @@ class ScoreEntropy:
     """`then` that reads minus the score-entropy term of a score network: -(Z - 1 - logit_target)."""
 
     ids: Int[Tensor, " N"]
+    vocab: int
 
     def __call__(self, logits: Float[Tensor, "n V"], which: slice) -> Float[Tensor, " n"]:
+        require_width(logits, self.vocab)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         ids = sent(self.ids[which], logits.device)
         return logits.gather(-1, ids[:, None]).squeeze(-1) + 1 - logits.logsumexp(-1).exp()
@@ -64,7 +66,7 @@ def token_nats(
 ) -> tuple[Int[Tensor, " N"], Float[Tensor, " N"]]:
     """(flat index, -log q(token | canvas)) of every scored position, in nats, float64; `canvas` defaults to tokens."""
     at = scored.flatten().nonzero().squeeze(-1)
-    then: Then = reading(tokens.flatten()[at])
+    then: Then = reading(tokens.flatten()[at], network.vocab)
     value = network(tokens if canvas is None else canvas, at, then=then, rows=rows, level=level)
     assert isinstance(value, Tensor)
     return at, -value.to(widest(value.device))
@@ -85,7 +87,7 @@ def cross_entropy(
     at = scored.flatten().nonzero().squeeze(-1)
     row = at // tokens.shape[-1]
     weight = torch.ones(len(tokens), dtype=torch.float64, device=row.device) if weight is None else weight
-    then = Nats(reading(tokens.flatten()[at]), weight[row], row, len(tokens))
+    then = Nats(reading(tokens.flatten()[at], network.vocab), weight[row], row, len(tokens))
     value = network(tokens if canvas is None else canvas, at, then=then, rows=rows, level=level)
     assert isinstance(value, Tensor)
     return value.sum(0)

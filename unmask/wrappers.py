@@ -1,4 +1,5 @@
-"""Tricks on a network, each a network again: guidance, a bias on tokens, texts that share a sequence kept apart.
+"""Tricks on a network, each a network again: guidance, a bias on tokens, texts that share a sequence kept apart. And
+a module of anyone's made one.
 
 What wraps a network changes its law, so samplers, likelihoods and constraints apply to the changed law unchanged.
 """
@@ -9,10 +10,46 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from unmask.draws import log_probabilities
-from unmask.network import SAME, Network, Reading, Then, evaluations, remembering
+from unmask.draws import log_probabilities, sent
+from unmask.network import SAME, Network, Reading, Then, evaluations, read_out, remembering, require_something_left
+
+
+@dataclass(frozen=True, eq=False)
+class Plain:
+    """A module that says `module(tokens Int[B L]) -> logits Float[B L V]`, as a network; gradients pass through.
+
+    `vocab` is V, the real tokens alone: logits as wide as that, or a ValueError says so where they are read. A causal
+    module's logits at a position are of the token behind it, as is the custom; a bidirectional one's are of the
+    position itself. An answer with `.logits`, as the models of transformers give, is taken as these. All logits
+    of a call exist at once, which the package's own network avoids.
+    """
+
+    network: nn.Module
+    vocab: int
+    mask_id: int
+    causal: bool = False
+    normalised = True
+
+    def __call__(
+        self,
+        tokens: Int[Tensor, "B L"],
+        at: Int[Tensor, " N"],
+        *,
+        then: Then | None = None,
+        rows: Int[Tensor, " B"] | None = None,
+        level: Float[Tensor, " B"] | None = None,
+    ) -> Reading:
+        """See `unmask.network.Network`. Raises ValueError where a causal module is asked for a first position."""
+        if self.causal:
+            require_something_left(tokens, at)
+            at = at - 1
+        weight = next(self.network.parameters(), tokens)
+        answer = self.network(tokens.to(weight.device))
+        logits = getattr(answer, "logits", answer).flatten(0, 1)
+        at = sent(at, logits.device)
+        return read_out(lambda which: logits[at[which]], len(at), self.vocab, then)
 
 
 @dataclass(frozen=True)

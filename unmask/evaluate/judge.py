@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
 
 from unmask import ranks
 from unmask.checkpoint import CONFIG, MODEL, Model, device_of, load
@@ -22,7 +21,8 @@ from unmask.evaluate.scoring import shared
 from unmask.files import read_json
 from unmask.hub import fetched
 from unmask.likelihood import log_likelihood
-from unmask.network import Network, Reading, Then, read_out
+from unmask.network import Network
+from unmask.wrappers import Plain
 
 NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)  # on the hub
 
@@ -158,7 +158,8 @@ def _theirs(name: str, path: str, device: str) -> Judge:
     if begin is None:
         raise ValueError(f"judge {name}: its tokenizer has neither a begin nor an end token to start from")
     longest = getattr(model.config, "max_position_embeddings", None) or 1024
-    network = CausalLM(model.float().to(device_of(device)).eval().requires_grad_(False))
+    vocab = int(model.config.vocab_size)
+    network = Plain(model.float().to(device_of(device)).eval().requires_grad_(False), vocab, vocab, causal=True)
     return Judge(
         Path(name).name,
         network,
@@ -167,43 +168,3 @@ def _theirs(name: str, path: str, device: str) -> Judge:
         begin,
         longest - 1,
     )
-
-
-@dataclass(frozen=True, eq=False)
-class CausalLM:
-    """A Hugging Face causal model as a network of ours."""
-
-    model: Any
-
-    @property
-    def vocab(self) -> int:
-        return int(self.model.config.vocab_size)
-
-    @property
-    def mask_id(self) -> int:
-        return self.vocab
-
-    @property
-    def causal(self) -> bool:
-        return True
-
-    @property
-    def normalised(self) -> bool:
-        return True
-
-    def parameters(self):
-        return self.model.parameters()
-
-    def __call__(
-        self,
-        tokens: Int[Tensor, "B L"],
-        at: Int[Tensor, " N"],
-        *,
-        then: Then | None = None,
-        rows: Int[Tensor, " B"] | None = None,
-        level: Float[Tensor, " B"] | None = None,
-    ) -> Reading:
-        """See `unmask.network.Network`: position i is predicted from those left of it."""
-        logits = self.model(input_ids=tokens.to(self.model.device)).logits.flatten(0, 1)
-        before = (at - 1).to(logits.device)
-        return read_out(lambda which: logits[before[which]], len(at), logits.shape[-1], then)

@@ -131,7 +131,7 @@ def surprisal(
             nats[which].view(-1)[at] = value.cpu().double()
 
         tally.expect(len(x_0))
-        in_batches(len(x_0), batch, tally, score)
+        in_batches(network, len(x_0), batch, tally, score)
         return Surprisal(nats, stderr, "exact")
     _require_replicates(draws, replicates)
     design = Design(network, x_0, maskable, AnyOrder(importance=0.5), seed, numbers, replicates, batch)
@@ -197,7 +197,7 @@ def _next_token(
             each = unit[which]
             nats[which, 0] = cross_entropy(network, x_0[each], maskable[each], rows=each).cpu().double()
 
-        in_batches(len(unit), batch, tally, fill)
+        in_batches(network, len(unit), batch, tally, fill)
         return nats
 
     return rows, kept.fill("values", (len(x_0), 1), units_of(rows, rows, batch), rows, tally, score)

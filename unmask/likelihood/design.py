@@ -130,7 +130,7 @@ class Design:
             seen = torch.stack([torch.ones_like(w), x, z, cost], -1)
             products.index_add_(0, mine, seen[:, :, None] * seen[:, None])
 
-        in_batches(len(owner), self.batch, tally, score)
+        in_batches(self.network, len(owner), self.batch, tally, score)
         return cells.view(4, owners, length), products
 
 

@@ -205,5 +205,5 @@ def _token_nats(
         nats.view(-1)[plan[which][at // steps.shape[1]] * steps.shape[1] + at % steps.shape[1]] = value.cpu().double()
 
     tally.expect(len(plan))
-    in_batches(len(plan), batch, tally, score)
+    in_batches(network, len(plan), batch, tally, score)
     return nats

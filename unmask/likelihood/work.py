@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unmask.draws import require_batch
 from unmask.files import atomic
-from unmask.network import Network
+from unmask.network import Network, at_rest
 from unmask.objectives import token_nats
 
 Progress = Callable[[int, int], None]
@@ -35,10 +35,10 @@ class Tally:
             self.progress(self.done, self.total)
 
 
-def in_batches(rows: int, batch: int, tally: Tally, score: Callable[[slice], None]) -> None:
-    """Call `score` on slices of `batch` rows, without gradients. Raises ValueError for a batch below 1."""
+def in_batches(network: Network, rows: int, batch: int, tally: Tally, score: Callable[[slice], None]) -> None:
+    """Call `score` on slices of `batch` rows, the network at rest. Raises ValueError for a batch below 1."""
     require_batch(batch)
-    with torch.inference_mode():
+    with at_rest(network):
         for start in range(0, rows, batch):
             stop = min(start + batch, rows)
             score(slice(start, stop))
@@ -108,7 +108,7 @@ def first_answer(network: Network, x_0: Int[Tensor, "S L"], maskable: Tensor) ->
     def answer() -> Float[Tensor, " N"]:
         row = maskable.any(-1).nonzero().squeeze(-1)[:1]
         canvas = x_0[row] if network.causal else x_0[row].masked_fill(maskable[row], network.mask_id)
-        with torch.inference_mode():
+        with at_rest(network):
             return token_nats(network, x_0[row], maskable[row], canvas=canvas, rows=row)[1].cpu().double()
 
     return answer

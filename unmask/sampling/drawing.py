@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from unmask.draws import categorical, widest
-from unmask.network import Then
+from unmask.network import Network, Reading, Then, at_rest, require_width
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,24 @@ class Draw:
         return logits
 
 
-def exactly(read: Then) -> Then:
-    """`read`, of logits that can be widened to float64: on the host where their device has none, as Apple's GPUs have,
-    whose memory the host shares.
+def predict(
+    network: Network,
+    tokens: Int[Tensor, "B L"],
+    at: Int[Tensor, " N"],
+    read: Then,
+    *,
+    rows: Int[Tensor, " B"],
+    level: Float[Tensor, " B"],
+) -> tuple[Tensor, ...]:
+    """What `read` makes of the predictions at `at`, the network at rest.
+
+    Its logits can be widened to float64: they are on the host where their device has none, as Apple's GPUs have, whose
+    memory the host shares. Raises ValueError for logits of other than the real tokens.
     """
-    return lambda logits, which: read(logits if widest(logits.device) == torch.float64 else logits.cpu(), which)
+
+    def then(logits: Float[Tensor, "n V"], which: slice) -> Reading:
+        require_width(logits, network.vocab)
+        return read(logits if widest(logits.device) == torch.float64 else logits.cpu(), which)
+
+    with at_rest(network):
+        return tuple(network(tokens, at, then=then, rows=rows, level=level))

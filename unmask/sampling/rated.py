@@ -13,7 +13,7 @@ from torch import Tensor
 from unmask.draws import log_probabilities, widest
 from unmask.network import Network
 from unmask.sampling.adaptive import one_stage
-from unmask.sampling.drawing import Draw, exactly
+from unmask.sampling.drawing import Draw, predict
 from unmask.sampling.planned import Euler, Tweedie, grid
 
 
@@ -66,7 +66,6 @@ def toss(
         return revealed, token, log_probabilities(logits).gather(-1, token[:, None]).squeeze(-1)
 
     at = slot * tokens.shape[1] + position
-    with torch.inference_mode():
-        found = network(tokens, at, then=exactly(read), rows=rows, level=policy.levels()[step])
+    found = predict(network, tokens, at, read, rows=rows, level=policy.levels()[step])
     revealed, token, log_p = (part.cpu() for part in found)
     return slot[revealed], position[revealed], token, log_p

@@ -19,7 +19,7 @@ from torch import Tensor
 from unmask.draws import inverse_cdf, log_probabilities, widest
 from unmask.network import Network
 from unmask.sampling.blocks import Blocks, inside_of
-from unmask.sampling.drawing import Draw, exactly
+from unmask.sampling.drawing import Draw, predict
 from unmask.sampling.planned import FixedOrder, LeftToRight, RandomOrder, at_least_one
 
 
@@ -145,10 +145,8 @@ def speculate(
         return stops, token, log_p, inverse_cdf(law, u_there[behind].to(device, law.dtype)[kept]), law
 
     at = torch.cat([judging.flatten().nonzero(), guessing.flatten().nonzero()]).squeeze(-1)
-    with torch.inference_mode():
-        *columns, law = network(
-            canvas, at, then=exactly(read), rows=rows[slot], level=(ahead >= 0).sum(-1).double() / total[slot]
-        )
+    level = (ahead >= 0).sum(-1).double() / total[slot]
+    *columns, law = predict(network, canvas, at, read, rows=rows[slot], level=level)
     stops, token, log_p, next_guess = (column.cpu() for column in columns)
     wrote, last = _writers(stops, runs)
     following = torch.full_like(tokens, -1).masked_scatter(guessing[last], next_guess)

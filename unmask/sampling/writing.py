@@ -11,7 +11,7 @@ from unmask.draws import KIND, TOKEN, log_probabilities
 from unmask.network import Network, Then
 from unmask.sampling.adaptive import Adaptive
 from unmask.sampling.constraints import Constraint, offer
-from unmask.sampling.drawing import Draw, exactly
+from unmask.sampling.drawing import Draw, predict
 from unmask.sampling.work import NO_NUMBER, Pick, Step, Work, by_turn, level_of, next_stage, write
 
 Written = tuple[Int[Tensor, " N"], Int[Tensor, " N"], Int[Tensor, " N"], Float[Tensor, " N"]]
@@ -110,9 +110,7 @@ class Drawing:
         slot, position = asked.nonzero(as_tuple=True)
         tokens, told = self.work.tokens[row], self.work.told[row]
         at, level = slot * tokens.shape[1] + position, level_of(self.work, row, tokens == self.network.mask_id)
-        with torch.inference_mode():
-            parts = self.network(tokens, at, then=exactly(read), rows=told, level=level)
-        parts = tuple(part.cpu() for part in parts)
+        parts = tuple(part.cpu() for part in predict(self.network, tokens, at, read, rows=told, level=level))
         if any(bool(part.isnan().any()) for part in parts):
             raise ValueError(NO_NUMBER)
         return parts

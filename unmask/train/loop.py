@@ -240,7 +240,6 @@ class _Run:
         chosen = batch_indices(len(self.held_out), count, seed=0, step=0)
         x_0, maskable, documents = self.held_out.take(chosen)
         network = self.state.average or self.state.network
-        network.eval()
         segments = self.held_out.segments(chosen) if self.apart else None
 
         def score(rows: Tensor) -> Estimate:

@@ -14,7 +14,7 @@ from unmask import cpu
 from unmask.cache import Attend, Cache
 from unmask.draws import sent
 from unmask.head import row_nats
-from unmask.network import SAME, Nats, Reading, Target, Then, read_out
+from unmask.network import SAME, Nats, Reading, Target, Then, read_out, require_something_left
 from unmask.transformer.config import TransformerConfig
 from unmask.transformer.layers import Block, embedding, norm, output_product
 from unmask.transformer.rotary import frequencies, rotary_tables
@@ -98,10 +98,7 @@ class Transformer(nn.Module):
         position, which has nothing to its left.
         """
         if self.causal:
-            if at.device.type == "cpu" and bool((at % tokens.shape[1] == 0).any()):
-                raise ValueError(
-                    "a causal network predicts nothing at position 0: begin each sequence with a given token"
-                )
+            require_something_left(tokens, at)
             at = at - 1
         elif self.config.shifted:
             at = torch.where(at % tokens.shape[1] == 0, at, at - 1)
