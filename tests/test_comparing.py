@@ -41,13 +41,15 @@ def text(**changes) -> dict:
 
 
 def test_a_paired_difference_by_hand():
-    """Documents 0 = {window 0, 1} and 1 = {window 2}: differences 1 + 2 and 9 over 4 + 4 and 4 tokens."""
+    """Documents 0 = {window 0, 1} and 1 = {window 2}: differences 1 + 2 and 9 over 4 + 4 and 4 tokens, whose
+    residuals -5 and 5 are divided by 1 less a share of 2/3 and of 1/3.
+    """
     a = row([11.0, 12.0, 19.0], [4, 4, 4], [0, 0, 7], model="a", stderr_mc=3.0)
     b = row([10.0, 10.0, 10.0], [4, 4, 4], [0, 0, 7], model="b", stderr_mc=4.0, bound="upper bound")
     (found,) = compare([a], [b])
     assert (found["first"], found["second"], found["unit"]) == ("a", "b", "nats per token")
     assert found["difference"] == pytest.approx(1.0)
-    assert found["stderr"] == pytest.approx(math.sqrt(2 * ((3 - 8) ** 2 + (9 - 4) ** 2)) / 12)
+    assert found["stderr"] == pytest.approx(math.sqrt(1 / 2 * ((5 * 3) ** 2 + (5 * 3 / 2) ** 2)) / 12)
     assert found["stderr_mc"] == pytest.approx(5 / 12)
     assert found["sigmas"] == pytest.approx(found["difference"] / found["stderr"])
     assert found["paired"] == "2 documents, 3 windows"

@@ -181,9 +181,9 @@ def test_a_row_adds_up(arm, mdm):
     assert row["nfe"] <= 3
     assert row["seconds_per_text"] > 0
     assert row["law"].startswith("tau-leaping with 3 steps")
-    rate = row["nats"] / row["tokens"]
-    spread = math.sqrt(5 / 4 * sum((n - rate * t) ** 2 for n, t in zip(verdicts.nats, verdicts.tokens, strict=True)))
-    assert row["stderr"] == pytest.approx(row["generative_perplexity"] * spread / row["tokens"])
+    others = (row["nats"] - verdicts.nats) / (row["tokens"] - verdicts.tokens)  # the rate without each text
+    spread = math.sqrt(4 / 5 * ((others - row["nats"] / row["tokens"]) ** 2).sum())
+    assert row["stderr"] == pytest.approx(row["generative_perplexity"] * spread)
     assert [len(column) for column in row["values"].values()] == [5, 5, 5]
 
 
@@ -195,8 +195,8 @@ def test_the_error_is_the_spread_over_sets_of_texts(arm):
     sets = np.arange(2400).reshape(300, 8)
     nats, tokens = verdicts.nats[sets], verdicts.tokens[sets]
     value = np.exp(nats.sum(1) / tokens.sum(1))
-    residual = nats - (nats.sum(1) / tokens.sum(1))[:, None] * tokens
-    claimed = value * np.sqrt((residual**2).sum(1) * 8 / 7) / tokens.sum(1)
+    others = (nats.sum(1, keepdims=True) - nats) / (tokens.sum(1, keepdims=True) - tokens)
+    claimed = value * np.sqrt(7 / 8 * ((others - np.log(value)[:, None]) ** 2).sum(1))
     assert np.sqrt((claimed**2).mean()) / value.std() == pytest.approx(1, abs=0.15)  # 3.7 standard errors
     row = quality(judge, every[:8], {})
     assert row["stderr"] == pytest.approx(claimed[0])

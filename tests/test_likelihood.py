@@ -39,6 +39,7 @@ from unmask.likelihood import (
     surprisal,
 )
 from unmask.likelihood.design import deal
+from unmask.likelihood.estimate import ratio_variance
 from unmask.objectives import AnyOrder, Corruption, LambdaDCE, NextToken, TimeDCE, TimeDSE
 from unmask.sampling import (
     Blocks,
@@ -155,6 +156,26 @@ class Doubled:
 def test_an_estimator_of_ones_own_is_averaged_as_it_is():
     estimate = log_likelihood(LONG["joint"], LONG_X.repeat(50, 1), estimator=Doubled(), draws=8, batch=20_000)
     check_mean((estimate.per_sequence.view(50, 32) - 2 * long_bound("joint")).mean(-1), 0.0)
+    assert estimate.bound == "upper bound"
+
+
+@dataclass(frozen=True)
+class Capped(LambdaDCE):
+    """A weight that is cut, as some train with."""
+
+    at: float = 5.0
+
+    def corrupt(self, maskable, u, noise) -> Corruption:
+        masked, weight, level = super().corrupt(maskable, u, noise)
+        return Corruption(masked, weight.clamp(max=self.at), level)
+
+
+def test_what_weighs_some_masks_less_is_called_no_bound():
+    for each in (Capped(at=math.inf), Capped(power=1.0, at=math.inf), Faulty("none")):
+        assert log_likelihood(LONG["joint"], LONG_X[:2], estimator=each, draws=2).bound == "upper bound"
+    faults = [Faulty("the left is masked first"), Faulty("the importance is not paid back")]
+    for each in (Capped(), Capped(power=1.0, at=10.0), *faults):
+        assert log_likelihood(LONG["joint"], LONG_X[:2], estimator=each, draws=2).bound == "no bound"
 
 
 # --- the design -------------------------------------------------------------------------------------------------------
@@ -397,7 +418,8 @@ def test_replicates_are_stratified_apart():
     @dataclass(frozen=True)
     class Watch:
         def corrupt(self, maskable, u, noise):
-            seen.append(u)
+            if len(u) == 6:  # not the trial of its weights
+                seen.append(u)
             return AnyOrder().corrupt(maskable, u, noise)
 
     log_likelihood(LONG["joint"], LONG_X[:2], estimator=Watch(), draws=24, replicates=3, batch=7)
@@ -963,6 +985,21 @@ def test_stderr_data_is_the_spread_over_corpora():
     check_data_error(lambda documents: documents)
     with pytest.raises(AssertionError, match="claims"):  # sequences taken for independent texts
         check_data_error(lambda documents: None)
+
+
+def test_one_long_document_among_short_ones_is_no_certainty():
+    """One of 85% and 19 that share the rest, each with a rate of its own: the mean variance is the rate's, within 15%
+    (4.7 standard errors); the plain sum of squared residuals is an eighth of it.
+    """
+    size = torch.tensor([85.0] + [15 / 19] * 19, dtype=torch.float64)
+    rates = 3 + torch.randn(2000, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    truth = float(((rates * size).sum(-1) / size.sum()).var())
+    claimed = [ratio_variance(rate * size, size) / float(size.sum()) ** 2 for rate in rates]
+    assert abs(sum(claimed) / len(claimed) / truth - 1) < 0.15
+    residual = rates * size - (rates * size).sum(-1, keepdim=True) / size.sum() * size
+    assert float(residual.square().sum(-1).mean()) / float(size.sum()) ** 2 < truth / 8
+    even = torch.ones(20, dtype=torch.float64)  # of equal parts it is the sample variance of their sum
+    assert math.isclose(ratio_variance(rates[0], even), 20 * float(rates[0].var()), rel_tol=1e-12)
 
 
 def test_stderr_data_leaves_out_the_maskings():

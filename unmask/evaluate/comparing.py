@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from unmask.files import Row, is_number, read_json
+from unmask.likelihood.estimate import ratio_variance
 
 # what two rows must share to measure the same thing
 KEYS = {"perplexity": ("corpus", "split", "protocol", "data"), "generation": ("judge", "length")}
@@ -111,7 +113,7 @@ def _same_windows(a: Row, b: Row) -> bool:
 
 
 def _paired(a: Row, b: Row) -> Row:
-    """Nats a token, by windows: sqrt(C/(C-1) sum_c (d_c - rate tokens_c)^2) / tokens over C documents.
+    """Nats a token, by windows; the error is that of a ratio over documents (`ratio_variance`).
 
     The spread from document to document holds the maskings' share as well. `stderr_mc` takes the maskings of the two
     rows for independent, which is too careful where they share a seed.
@@ -119,14 +121,13 @@ def _paired(a: Row, b: Row) -> Row:
     nats = np.subtract(a["values"]["nats"], b["values"]["nats"])
     document = np.unique(a["values"]["documents"], return_inverse=True)[1]
     difference, size = np.bincount(document, nats), np.bincount(document, a["values"]["tokens"])
-    rate, count = difference.sum() / size.sum(), len(size)
-    residual = float(((difference - rate * size) ** 2).sum())
+    error = math.sqrt(ratio_variance(torch.from_numpy(difference), torch.from_numpy(size)))
     return {
         "unit": "nats per token",
-        "difference": float(rate),
-        "stderr": math.sqrt(residual * count / (count - 1)) / float(size.sum()) if count > 1 else math.nan,
+        "difference": float(difference.sum() / size.sum()),
+        "stderr": error / float(size.sum()),
         "stderr_mc": math.hypot(_error(a, "stderr_mc"), _error(b, "stderr_mc")) / float(size.sum()),
-        "paired": f"{count} documents, {len(nats)} windows",
+        "paired": f"{len(size)} documents, {len(nats)} windows",
     }
 
 

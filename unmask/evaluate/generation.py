@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
+import torch
 
 from unmask.checkpoint import Model
 from unmask.data import Tokenizer, batch_indices
@@ -20,6 +20,7 @@ from unmask.evaluate.judge import Judge, judge_texts
 from unmask.evaluate.protocols import spans
 from unmask.evaluate.writing import write
 from unmask.files import Row, read_json
+from unmask.likelihood.estimate import ratio_variance
 from unmask.sampling import Draw, Policy
 
 CERTAIN = 3.0  # standard errors that a row must lie below its reference to be warned of
@@ -96,14 +97,15 @@ def quality(
     if not tokens:
         raise ValueError("all texts are empty: nothing to judge")
     rate, size = nats / tokens, sum(len(text.encode()) for text in texts)
-    value, residual = math.exp(min(700.0, rate)), verdicts.nats - rate * verdicts.tokens
+    value = math.exp(min(700.0, rate))
+    error = math.sqrt(ratio_variance(torch.from_numpy(verdicts.nats), torch.from_numpy(verdicts.tokens).double()))
     return {
         "experiment": "generation",
         "judge": judge.name,
         **said,
         "texts": len(texts),
         "generative_perplexity": value,
-        "stderr": value * _error_of_sum(residual) / tokens,
+        "stderr": value * error / tokens,
         "entropy": float(verdicts.entropy.mean()),
         "entropy_stderr": float(verdicts.entropy.std(ddof=1)) / math.sqrt(len(texts)),
         "nats": nats,
@@ -193,8 +195,3 @@ def mauve(texts: Sequence[str], references: Sequence[str], featurizer: str) -> f
 
 def _grams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
     return list(zip(*(words[i:] for i in range(n)), strict=False))
-
-
-def _error_of_sum(residual: np.ndarray) -> float:
-    """Standard error of a sum of independent terms with mean zero, from themselves."""
-    return math.sqrt(float((residual**2).sum()) * len(residual) / (len(residual) - 1))

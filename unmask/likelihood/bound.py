@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from unmask.likelihood.design import PILOT, Design
+from unmask.likelihood.design import PILOT, Design, bounds
 from unmask.likelihood.estimate import Bound, Estimate, precision_of
 from unmask.likelihood.texts import checked
 from unmask.likelihood.work import Kept, Progress, Tally, first_answer, in_batches, units_of
@@ -59,7 +59,8 @@ def log_likelihood(
     is repeated.
 
     An `estimator` of your own gives the plain mean of its draws. That is a bound where each set of k of n maskable
-    positions has the mean weight E[w, this set is masked] = 1 / (k C(n, k)), as in the four losses, or a larger one.
+    positions has the mean weight E[w, this set is masked] = 1 / (k C(n, k)), as in the four losses, or a larger one;
+    where a trial finds less, `bound` is "no bound".
 
     Raises ValueError where draws are fewer than two replicates, nothing is maskable, or estimator and network do not
     fit.
@@ -87,7 +88,7 @@ def log_likelihood(
         _score(design, strata, rows, tally, kept, "values"),
         maskable,
         estimator=_name(estimator),
-        bound="upper bound",
+        bound="upper bound" if bounds(estimator) else "no bound",
         draws=draws,
         evaluations=evaluations(network) * (spent + int(rows.sum())),
         seed=seed,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unmask.network import Network
 
-Bound = Literal["exact", "upper bound", "importance bound", "difference"]
+Bound = Literal["exact", "upper bound", "importance bound", "difference", "no bound"]
 
 
 @dataclass(frozen=True)
@@ -175,17 +175,22 @@ def _spread(nats: Float[Tensor, "S R"]) -> tuple[Float[Tensor, " S"], float]:
     return variances, (replicates + 1) * total**2 / squares - 2 if squares > 0 else 0.0
 
 
-def _clustered(nats: Float[Tensor, " S"], tokens: Int[Tensor, " S"], clusters: Int[Tensor, " S"], mc: float) -> float:
-    """Standard error of the total from document to document, at a fixed number of tokens: that of a ratio estimator.
+def ratio_variance(total: Float[Tensor, " C"], size: Float[Tensor, " C"]) -> float:
+    """Variance of sum(total) from one of C independent parts to the next, at a fixed sum(size): a ratio estimator's.
 
-    sqrt(C/(C-1) sum_c (nats_c - rate tokens_c)^2) over C documents, the share of the maskings (`mc`, a variance)
-    taken out.
+    The jackknife's, (C-1)/C sum_c ((total_c - rate size_c) / (1 - share_c))^2: a part that holds much of the size
+    draws the rate towards its own, and its residual is the smaller for it. nan for one part.
+    """
+    count, residual = len(total), total - total.sum() / size.sum() * size
+    return float((residual / (1 - size / size.sum())).square().sum()) * (count - 1) / count if count > 1 else math.nan
+
+
+def _clustered(nats: Float[Tensor, " S"], tokens: Int[Tensor, " S"], clusters: Int[Tensor, " S"], mc: float) -> float:
+    """Standard error of the total from document to document, at a fixed number of tokens, the share of the maskings
+    (`mc`, a variance) taken out.
     """
     count = int(clusters.max()) + 1
-    if count < 2:
-        return math.nan
     total = nats.new_zeros(count).index_add(0, clusters, nats)
     size = nats.new_zeros(count).index_add(0, clusters, tokens.to(nats.dtype))
-    residual = total - total.sum() / size.sum() * size
-    variance = float(residual.square().sum()) * count / (count - 1)
+    variance = ratio_variance(total, size)
     return math.sqrt(max(0.0, variance - mc)) if math.isfinite(variance) else math.nan
