@@ -89,6 +89,19 @@ def network(causal: bool = False, shifted: bool = False) -> Transformer:
         ({"question": " Q? ", "answer": "1+1=<<1+1=2>>2\n#### 2"}, Plain("Q?\n", "1+1=<<1+1=2>>2\n#### 2")),
         ({"prompt": "Q?", "response": "<<1+1=2>> #### 2"}, Plain("Q?\n", "<<1+1=2>>\n#### 2")),
         ({"text": "a b c d"}, Blanks("a b c d")),
+        ({"prompt": "a\r\nb", "response": "c\rd"}, Plain("a\nb", "c\nd")),
+        (
+            {"system": "S", "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]},
+            Chat((("system", "S"), ("user", "Hi"), ("assistant", "Ho"))),
+        ),
+        (
+            {"system": "", "instruction": "Hi", "output": "Ho", "history": [["a", "b"]]},
+            Chat((("user", "a"), ("assistant", "b"), ("user", "Hi"), ("assistant", "Ho"))),
+        ),
+        (  # a table's row has every column
+            {"messages": None, "prompt": None, "response": None, "instruction": "Hi", "output": "Ho", "history": None},
+            Chat((("user", "Hi"), ("assistant", "Ho"))),
+        ),
         (
             {
                 "messages": [
@@ -125,6 +138,12 @@ def test_a_heading_is_no_answer_of_a_chain():
     assert Reading()({"prompt": "How?", "response": answer}) == [Plain("How?", answer)]
 
 
+def test_blank_lines_in_an_answer_take_no_time():
+    """They took time in the square of their number: minutes."""
+    answer = "a" + "\n" * 300_000 + "b"
+    assert Reading()({"prompt": "How?", "response": answer}) == [Plain("How?", answer)]
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
@@ -132,6 +151,11 @@ def test_a_heading_is_no_answer_of_a_chain():
         ({"prompt": "a", "response": 3}, "'response' is a int, no text"),
         ({"prompt": "a", "response": "  "}, "'response' is empty"),
         ({"prompt": "a", "response": "\ud800"}, "surrogate"),
+        ({"prompt": None, "response": "a"}, "'prompt' is missing"),
+        ({"prompt": "a", "response": "b", "system": "c"}, "'system' or 'history' beside plain text"),
+        ({"question": "a", "answer": "b #### 1", "system": "c"}, "'system' or 'history' beside plain text"),
+        ({"instruction": "a", "output": "b", "history": "c"}, "'history' is no list of questions with their answers"),
+        ({"instruction": "a", "output": "b", "history": [["c", ""]]}, "'history' is empty"),
         ({"messages": "hello"}, "no list of messages"),
         ({"messages": [{"role": "user", "content": "a"}]}, "no answer"),
         ({"messages": [{"role": "tool", "content": "a"}]}, "a message from 'tool'"),

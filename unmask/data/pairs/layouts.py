@@ -3,7 +3,6 @@
 An example is either plain text, given and answered in turn, or a chat, which a template writes out (templates.py).
 """
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,6 @@ from unmask.files import Row
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
          "bing": "assistant", "bard": "assistant", "model": "assistant", "system": "system"}  # fmt: skip
-ANSWER = re.compile(r"(.*?)\s*####\s*(\S+)\s*", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -57,9 +55,11 @@ class Reading:
 
     def __call__(self, row: Row) -> list[Example]:
         """The examples of a row. Raises ValueError, saying why, for one that has no known layout or lacks an answer."""
-        for keys, read in LAYOUTS:
-            if row.keys() >= set(keys):
-                return read(row, self)
+        filled = {key for key, value in row.items() if value is not None}  # tables have every column in every row
+        for has in (filled, row.keys()):
+            for keys, read in LAYOUTS:
+                if has >= set(keys):
+                    return read(row, self)
         known = "; ".join(", ".join(keys) for keys, _ in LAYOUTS)
         raise ValueError(f"has {', '.join(map(str, row)) or 'nothing'}, no known layout ({known})")
 
@@ -67,11 +67,19 @@ class Reading:
 def _plain(prompt: str, answer: str) -> Callable[[Row, Reading], list[Example]]:
     def read(row: Row, reading: Reading) -> list[Example]:
         given, answered = _string(row, prompt, empty=True), _string(row, answer)
-        if found := ANSWER.fullmatch(answered):
-            return reasoned(given, *found.groups(), passes=reading.passes)
+        _nothing_before(row)
+        if found := _reasoning(answered):
+            return reasoned(given, *found, passes=reading.passes)
         return [Plain(given, answered)]
 
     return read
+
+
+def _reasoning(answer: str) -> tuple[str, str] | None:
+    """The chain and the one word behind its last ####; None for what is no such answer."""
+    chain, found, last = answer.rpartition("####")
+    words = last.split() if found else []
+    return (chain, words[0]) if len(words) == 1 else None
 
 
 def reasoned(question: str, chain: str, answer: str, *, passes: int) -> list[Example]:
@@ -94,16 +102,17 @@ def second_pass(question: str, chain: str) -> str:
 
 def _question(row: Row, reading: Reading) -> list[Example]:
     question, answer = _string(row, "question"), _string(row, "answer")
-    if found := ANSWER.fullmatch(answer):
-        return reasoned(question, *found.groups(), passes=reading.passes)
-    return _chat([("user", question), ("assistant", answer)], reading)
+    if found := _reasoning(answer):
+        _nothing_before(row)
+        return reasoned(question, *found, passes=reading.passes)
+    return _chat(row, [("user", question), ("assistant", answer)], reading)
 
 
 def _alpaca(output: str) -> Callable[[Row, Reading], list[Example]]:
     def read(row: Row, reading: Reading) -> list[Example]:
         more = _string(row, "input", empty=True) if row.get("input") is not None else ""
         user = "\n\n".join(part for part in (_string(row, "instruction"), more.strip()) if part)
-        return _chat([("user", user), ("assistant", _string(row, output))], reading)
+        return _chat(row, [("user", user), ("assistant", _string(row, output))], reading)
 
     return read
 
@@ -119,13 +128,30 @@ def _messages(key: str, role: str, content: str) -> Callable[[Row, Reading], lis
             if who is None:
                 raise ValueError(f"a message from {turn.get(role)!r}: known are {', '.join(ROLES)}")
             messages.append((who, _string(turn, content)))
-        return _chat(messages, reading)
+        return _chat(row, messages, reading)
 
     return read
 
 
-def _chat(messages: Sequence[tuple[str, str]], reading: Reading) -> list[Example]:
+def _before(row: Row) -> list[tuple[str, str]]:
+    """What stands before the messages: `system`, and earlier turns in pairs, `history` (LLaMA-Factory's names)."""
+    system = _string(row, "system", empty=True) if row.get("system") is not None else ""
+    history = row.get("history") or []
+    if not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
+        raise ValueError("'history' is no list of questions with their answers")
+    said = [_string({"history": text}, "history") for turn in history for text in turn]
+    turns = [(("user", "assistant")[i % 2], text) for i, text in enumerate(said)]
+    return [("system", system), *turns] if system.strip() else turns
+
+
+def _nothing_before(row: Row) -> None:
+    if _before(row):
+        raise ValueError("'system' or 'history' beside plain text, which only a chat has a place for")
+
+
+def _chat(row: Row, messages: Sequence[tuple[str, str]], reading: Reading) -> list[Example]:
     """Checked: a system message first or never, then user and assistant in turn; what follows no answer is left out."""
+    messages = [*_before(row), *messages]
     talk = [message for message in messages if message[0] != "system"]
     if any(role == "system" for role, _ in messages[1:]):
         raise ValueError("a system message that is not the first")
@@ -149,7 +175,7 @@ def _string(row: Row, key: str, empty: bool = False) -> str:
         value.encode()
     except UnicodeEncodeError:
         raise ValueError(f"{key!r} holds half a surrogate pair, which UTF-8 cannot carry") from None
-    return value
+    return value.replace("\r\n", "\n").replace("\r", "\n")
 
 
 LAYOUTS: tuple[tuple[tuple[str, ...], Callable[[Row, Reading], list[Example]]], ...] = (
