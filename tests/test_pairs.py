@@ -298,6 +298,30 @@ def test_a_broken_template_is_refused():
         Template("{{ messages[0].content }}")((("user", "a"), ("assistant", "b")))
     with pytest.raises(ValueError, match="refuses: only users"):
         Template("{{ raise_exception('only users') }}")((("user", "a"),))
+    for source in ("{{ 1/0 }}", "{{ messages[0]['content'] + 1 }}", "{{ range(10**9) | list }}"):
+        with pytest.raises(ValueError, match=r"refuses: [^\n]+$"):
+            Template(source)((("user", "a"),))
+
+
+def test_templates_find_what_published_ones_ask_for():
+    """Loops with a way out, the mark of what is learnt, tools that are none; today's date where they insist on it."""
+    template = Template(
+        "{% if tools is not none %}{{ tools[0] }}{% endif %}"
+        "{% if strftime_now is defined %}{{ strftime_now('%d') }}{% else %}26 Jul: {% endif %}"  # Llama 3.2's way
+        "{% for m in messages %}{% if loop.index > 2 %}{% break %}{% endif %}"
+        "{% generation %}{{ m.content }}.{% endgeneration %}{% endfor %}"
+    )
+    pieces = template((("user", "a"), ("assistant", "b")))
+    assert "".join(piece.text for piece in pieces) == "26 Jul: a.b."
+    with pytest.raises(ValueError, match=r"refuses: strftime_now would write today's date, .*: write a date"):
+        Template("{{ strftime_now('%d') }}{{ messages[0].content }}")((("user", "a"),))
+
+
+def test_a_special_token_behind_a_blank_ends_an_answer():
+    """Llama 2's and Mistral's way; the end token of every answer but the last was not learnt."""
+    template = Template("{% for m in messages %} {{ m.content }} {{ eos_token }}{% endfor %}", "", "</s>", ("</s>",))
+    pieces = template((("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")))
+    assert "".join(piece.text for piece in pieces if piece.answer) == " b </s> d </s>"
 
 
 def test_the_prompt_of_an_example_is_what_a_model_is_asked_with():

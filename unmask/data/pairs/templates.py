@@ -11,6 +11,9 @@ from functools import cached_property
 from pathlib import Path
 
 import jinja2
+from jinja2.ext import Extension, loopcontrols
+from jinja2.nodes import Node
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from unmask.data.tokenizer import Tokenizer
@@ -27,6 +30,7 @@ DEFAULT = (
 """What is used where the tokenizer has none. The space before an answer is the answer's."""
 STAND_IN = "\ue000{}\ue001"
 FOUND = re.compile("(\ue000[0-9]+\ue001)")
+TODAY = "strftime_now would write today's date, another text each day: write a date in its place"
 TOKENIZER_CONFIG, CHAT_TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 
 
@@ -38,6 +42,16 @@ class Piece:
     answer: bool
     special: bool = False
     """Whether names of special tokens in it stand for these: only in the template's own words."""
+
+
+class Generation(Extension):
+    """{% generation %} … {% endgeneration %}, by which transformers knows what is learnt: what is inside is written."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> list[Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 @dataclass(frozen=True)
@@ -52,16 +66,23 @@ class Template:
     def __call__(self, messages: Sequence[tuple[str, str]], *, ask: bool = False) -> list[Piece]:
         """The chat in pieces that, joined, are its text; with `ask`, up to where the next answer begins.
 
-        An answer is what the assistant says with the blank before it and the special token behind it. Raises ValueError
-        where the template refuses, or leaves out a message.
+        An answer is what the assistant says with the blank before it and, maybe behind blanks, the special token behind
+        it. Raises ValueError where the template refuses or fails, or leaves out a message.
         """
+        compiled = self._compiled
         stand_ins = [{"role": role, "content": STAND_IN.format(i)} for i, (role, _) in enumerate(messages)]
         try:
-            text = self._compiled.render(
-                messages=stand_ins, add_generation_prompt=ask, bos_token=self.begin, eos_token=self.end
+            text = compiled.render(
+                messages=stand_ins,
+                add_generation_prompt=ask,
+                bos_token=self.begin,
+                eos_token=self.end,
+                tools=None,
+                documents=None,
             )
-        except jinja2.TemplateError as error:
-            raise ValueError(f"the chat template refuses: {error}") from None
+        except Exception as error:  # what a template computes may fail in any way
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"the chat template refuses: {reason}") from None
         pieces, seen, behind = [], [], False
         for part in FOUND.split(text):
             if FOUND.fullmatch(part):
@@ -70,7 +91,8 @@ class Template:
                 _move_blank(pieces, behind)
                 pieces.append(Piece(messages[i][1], behind))
             elif part:
-                closed = max((len(name) for name in self.specials if part.startswith(name)), default=0)
+                blanks = len(part) - len(part.lstrip())
+                closed = max((blanks + len(name) for name in self.specials if part.startswith(name, blanks)), default=0)
                 if behind and closed:
                     pieces.append(Piece(part[:closed], True, True))
                 pieces.append(Piece(part[closed if behind else 0 :], False, True))
@@ -83,9 +105,13 @@ class Template:
         def refuse(message: str) -> None:
             raise jinja2.TemplateError(message)
 
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        # as transformers has it, but for the day, which templates that test whether it is defined can do without
+        words = {"raise_exception": refuse, "strftime_now": jinja2.Undefined(hint=TODAY)}
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+        )
         try:
-            return environment.from_string(self.source, globals={"raise_exception": refuse})
+            return environment.from_string(self.source, globals=words)
         except jinja2.TemplateSyntaxError as error:
             raise ValueError(f"the chat template is no Jinja ({error}): give another") from None
 
