@@ -1,5 +1,6 @@
 """Fine-tuning sets: layouts, templates, what is malformed, and that the loss sees answers and nothing else."""
 
+import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -230,6 +231,18 @@ def test_rows_of_every_kind_of_file(tmp_path):
     assert second == {"text": "x"}
     with pytest.raises(ValueError, match="no such file"):
         list(rows_of("nowhere.jsonl"))
+
+
+def test_a_files_suffix_compression_and_line_ends_are_those_of_running_text(tmp_path):
+    rows = [{"prompt": "a", "response": "b"}, {"prompt": "c", "response": "d"}]
+    lines = "\n".join(map(json.dumps, rows)).encode()
+    files = {"A.JSONL": lines, "a.ndjson": lines, "a.jsonl.gz": gzip.compress(lines), "a.txt": b"a||b\rc||d\r"}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+        assert [row for _, row in rows_of(str(tmp_path / name))] == rows
+    (tmp_path / "a.jsonl.gz").write_bytes(files["a.jsonl.gz"][:-9])
+    with pytest.raises(ValueError, match=r"cannot read .*a\.jsonl\.gz: "):
+        list(rows_of(str(tmp_path / "a.jsonl.gz")))
 
 
 def test_additions_are_right_and_on_one_side_only():

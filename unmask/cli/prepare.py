@@ -61,8 +61,8 @@ class Prepare:
     """Print records for machines."""
 
     pairs: bool = False
-    """The sources hold prompts with answers, chats or texts to infill: .jsonl, .json, .parquet, .txt, .tsv, hf://NAME
-    or a built-in "addition" or "continuation"; docs/finetuning.md has the layouts."""
+    """The sources hold prompts with answers, chats or texts to infill: .jsonl, .json, .parquet, .txt, .tsv, .gz and the
+    like of text, hf://NAME or a built-in "addition" or "continuation"; docs/finetuning.md has the layouts."""
     of_pairs: Annotated[OfPairs, tyro.conf.OmitArgPrefixes] = dataclasses.field(default_factory=OfPairs)
 
     def run(self) -> None:

@@ -46,10 +46,15 @@ class Part:
     """Share of its file that has been read."""
 
 
-def kind_of(name: str) -> str | None:
-    """The suffix that says how a file is read, compression apart; None where nothing is known for it."""
+def suffix_of(name: str) -> str:
+    """The suffix that says what a file holds, compression apart."""
     path = Path(name.lower())
-    suffix = path.with_suffix("").suffix if path.suffix in COMPRESSED else path.suffix
+    return path.with_suffix("").suffix if path.suffix in COMPRESSED else path.suffix
+
+
+def kind_of(name: str) -> str | None:
+    """The suffix that says how a file is read; None where nothing is known for it."""
+    suffix = suffix_of(name)
     return suffix if suffix in TEXT + LINES + PARQUET + ARCHIVES else None
 
 
@@ -67,7 +72,7 @@ def parts_of(path: Path, name: str, field: str, rule: Rule | None) -> Iterator[P
     if any("\ud800" <= letter <= "\udfff" for letter in name):  # how Python shows bytes that are not UTF-8
         raise ValueError(f"the name of {name!a} in {str(path.parent)!a} is not UTF-8: rename it")
     kind = kind_of(path.name)
-    try:
+    with _named(path):
         if kind in PARQUET:
             yield from _parquet(path, name, field, rule)
         elif kind == ".zip":
@@ -78,6 +83,19 @@ def parts_of(path: Path, name: str, field: str, rule: Rule | None) -> Iterator[P
                     yield from _tar(path, stream, name, field, rule, share)
                 else:
                     yield from _stream(stream, str(path), name, kind, field, rule, share)
+
+
+def text_of(path: Path) -> str:
+    """All of a file's text, decompressed. Byte-order marks are dropped, line ends become \\n. Raises as `parts_of`."""
+    with _named(path), _opened(path) as (stream, _):
+        return "".join(_decoded(stream, str(path)))
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """What cannot be read as a ValueError that names it."""
+    try:
+        yield
     except (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"cannot read {path}: {reason}") from None

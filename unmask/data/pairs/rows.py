@@ -8,11 +8,11 @@ from typing import Any
 
 from unmask.data.pairs.builtin import builtin_pairs
 from unmask.data.pairs.layouts import LAYOUTS
-from unmask.data.reading import opened_parquet
+from unmask.data.reading import LINES, PARQUET, TEXT, opened_parquet, suffix_of, text_of
 from unmask.data.sources import HUB, loaded
 from unmask.files import Row
 
-KINDS = (".jsonl", ".json", ".parquet", ".txt", ".tsv")
+KINDS = (*LINES, ".json", *PARQUET, *TEXT, ".tsv")
 FIELDS = {"input", *(name for names, _ in LAYOUTS for name in names)}
 
 
@@ -28,8 +28,8 @@ class Malformed:
 
 
 def rows_of(source: str) -> Iterator[tuple[str, Row | Malformed]]:
-    """(place, row) of each row: a .jsonl, .json (a list), .parquet, .txt or .tsv file, hf://NAME[:CONFIG][#SPLIT],
-    or a built-in "addition", "addition:test", "continuation" or "continuation:test".
+    """(place, row) of each row: a .jsonl (or .ndjson), .json (a list), .parquet, .txt or .tsv file, maybe compressed,
+    hf://NAME[:CONFIG][#SPLIT], or a built-in "addition", "addition:test", "continuation" or "continuation:test".
 
     A line of text is a row {"prompt", "response"} where it has `||` or a tab, else {"text"}. Blank lines are no rows.
     Raises ValueError where there is no such source or it is of another kind, and for a first line of columns' names.
@@ -40,17 +40,17 @@ def rows_of(source: str) -> Iterator[tuple[str, Row | Malformed]]:
     if source.startswith(HUB):
         yield from _numbered(source, iter(loaded(source)), "row")
         return
-    path = Path(source)
-    if not path.is_file() or path.suffix not in KINDS:
+    path, kind = Path(source), suffix_of(source)
+    if not path.is_file() or kind not in KINDS:
         what = "no such file" if not path.is_file() else f"a {path.suffix or 'nameless'} file"
         raise ValueError(f"{source}: {what}; give one of {', '.join(KINDS)}, or {HUB}NAME")
-    if path.suffix == ".parquet":
+    if kind in PARQUET:
         yield from _numbered(path.name, _parquet(path), "row")
-    elif path.suffix == ".json":
+    elif kind == ".json":
         yield from _numbered(path.name, _list(path), "item")
     else:
-        read = _object if path.suffix == ".jsonl" else _line
-        for number, line in enumerate(_text(path).split("\n"), 1):
+        read = _object if kind in LINES else _line
+        for number, line in enumerate(text_of(path).split("\n"), 1):
             if line.strip():
                 place = f"{path.name}, line {number}"
                 yield place, read(line, place)
@@ -60,13 +60,6 @@ def _numbered(name: str, rows: Iterator[Any], what: str) -> Iterator[tuple[str, 
     for number, row in enumerate(rows, 1):
         place = f"{name}, {what} {number}"
         yield place, row if isinstance(row, dict) else Malformed(place, f"a {type(row).__name__}, no object")
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 (byte {error.start}): convert it, say with iconv") from None
 
 
 def _object(line: str, place: str) -> Row | Malformed:
@@ -88,8 +81,9 @@ def _line(line: str, place: str) -> Row | Malformed:
 
 
 def _list(path: Path) -> Iterator[Any]:
+    text = text_of(path)
     try:
-        rows = json.loads(_text(path))
+        rows = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error}): restore it") from None
     if not isinstance(rows, list):
