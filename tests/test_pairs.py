@@ -31,7 +31,7 @@ from unmask.data.pairs import (
 from unmask.data.pairs.encoding import UNIFORMS, blanked
 from unmask.data.sides import Sides
 from unmask.data.sources import source_of
-from unmask.files import read_json, write_json
+from unmask.files import alone, read_json, write_json
 from unmask.objectives import AnyOrder, LambdaDCE, NextToken, TimeDCE
 from unmask.train import Optimiser, TrainConfig, expected_level, train
 from unmask.transformer import Transformer, TransformerConfig
@@ -186,6 +186,9 @@ def test_rows_that_cannot_be_encoded_are_counted_too(tmp_path):
     prepared = prepare_pairs(texts, tmp_path / "texts", tokenizer="bytes", allowed=0.02)
     (short,) = prepared.malformed
     assert str(short) == "a.jsonl, line 99: a text of 2 tokens is too short for a blank"
+    assert prepare_pairs(texts, tmp_path / "texts", tokenizer="bytes", allowed=0.02) == prepared  # and known ever after
+    with pytest.raises(ValueError, match="1 of 99 rows cannot be used"):
+        prepare_pairs(texts, tmp_path / "texts", tokenizer="bytes", allowed=0.001)
     with pytest.raises(ValueError, match="1 of 99 rows cannot be used"):
         prepare_pairs(texts, tmp_path / "none", tokenizer="bytes", allowed=0.001)
     template = tmp_path / "template.jinja"
@@ -518,10 +521,48 @@ def test_the_same_request_is_answered_again_and_another_is_refused(sums, tmp_pat
     before = (folder / "manifest.json").stat().st_mtime_ns
     prepare_pairs(source, folder, **options)
     assert (folder / "manifest.json").stat().st_mtime_ns == before
+    assert {path.name for path in tmp_path.iterdir()} == {"a.jsonl", "b.jsonl", "d"}  # no lock, no part
     with pytest.raises(ValueError, match="holds something else"):
         prepare_pairs(source, folder, tokenizer="bytes")
     with pytest.raises(ValueError, match="no tokenizer 'words'"):
         prepare_pairs(source, tmp_path / "e", tokenizer="words")
+
+
+def test_the_template_beside_the_tokenizer_is_part_of_the_request(tmp_path):
+    """Planted fault: after it had changed, the same command gave the old texts."""
+    source = jsonl(tmp_path / "a.jsonl", [{"instruction": f"Say {i}", "output": str(i)} for i in range(9)])
+    tokenizer = tmp_path / "tokenizer.json"
+    BYTES.save(tokenizer)
+    (tmp_path / CHAT_TEMPLATE).write_text("{% for m in messages %}[{{ m.content }}]{% endfor %}")
+    prepare_pairs(source, tmp_path / "d", tokenizer=str(tokenizer))
+    (tmp_path / CHAT_TEMPLATE).write_text("{% for m in messages %}({{ m.content }}){% endfor %}")
+    with pytest.raises(ValueError, match="holds something else"):
+        prepare_pairs(source, tmp_path / "d", tokenizer=str(tokenizer))
+
+
+def test_texts_without_a_prompt_are_not_one_question(tmp_path):
+    rows = [{"prompt": "", "completion": f"Text number {i}"} for i in range(40)]
+    folder = prepare_pairs(jsonl(tmp_path / "a.jsonl", rows), tmp_path / "d", tokenizer="bytes", validation=0.3).folder
+    assert 4 <= len(load_pairs(folder, "validation").lengths) <= 20
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:300], lambda data: data[:-1] + b"\xff", None])
+def test_damaged_pairs_are_refused_by_all_that_read_them(tmp_path, damage):
+    """Cut short, with a token that is another, or missing: in one line, and not called whole."""
+    file = prepared_sums(tmp_path) / "train.safetensors"
+    file.unlink() if damage is None else file.write_bytes(damage(file.read_bytes()))
+    for call in (lambda: prepared_sums(tmp_path), lambda: load_pairs(tmp_path / "data", "train")):
+        with pytest.raises(ValueError, match=r"train.safetensors is missing or damaged: delete .*data and run unmask"):
+            call()
+
+
+def test_one_process_prepares_a_folder_and_clears_what_a_killed_one_left(tmp_path):
+    (tmp_path / ".data.partial").mkdir()
+    (tmp_path / ".data.partial" / "torn").write_text("")
+    with alone(tmp_path / ".data.lock", ""), pytest.raises(ValueError, match="data: already being prepared by"):
+        prepared_sums(tmp_path)
+    prepared_sums(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"sums.jsonl", "data"}
 
 
 def config(data: Path, causal: bool = False, **changes) -> TrainConfig:

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -11,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 
 from unmask.data.pairs.encoding import UNIFORMS, Encoded, encode
 from unmask.data.pairs.layouts import Blanks, Chat, Example, Plain, Reading
@@ -21,7 +20,7 @@ from unmask.data.planning import digest_of_bytes, maker_of
 from unmask.data.splits import FORMAT, MANIFEST, PAIRS, SPLITS, load_manifest
 from unmask.data.tokenizer import FILE, Tokenizer
 from unmask.draws import MASK, keyed_uniforms
-from unmask.files import atomic, read_json, vacant, writable, write_json
+from unmask.files import Row, alone, atomic, read_json, vacant, writable, write_json
 from unmask.hub import fetched_tokenizer
 
 SHOWN = 5  # malformed rows named in an error
@@ -55,8 +54,9 @@ def prepare_pairs(
     `tokenizer`: "bytes", "characters" (of both sides), "bpe:N" (trained on what is learnt from) or a tokenizer's path
     or hf:// address, as a pretrained run's tokenizer.json. Validation is a source of its own, `held_out`, or the share
     `validation` of the rows, by a hash of what is given. `template` is a file with a chat template; by default the
-    tokenizer's own, else a plain one. Raises ValueError where more than the share `allowed` of the rows cannot be used,
-    naming the first of them.
+    tokenizer's own, else a plain one. Where `out` already answers the same request it is returned at once. Raises
+    ValueError where it answers another or is damaged, and where more than the share `allowed` of the rows cannot be
+    used, naming the first of them.
     """
     out, reading, path = Path(out), reading or Reading(), fetched_tokenizer(tokenizer)
     if not 0 <= allowed <= 1:
@@ -77,28 +77,32 @@ def prepare_pairs(
     examples = {name: [example for _, example in side] for name, side in sides.items()}
     if reading.passes == 2 and not any(isinstance(each, Plain) and each.question for each in chain(*examples.values())):
         raise ValueError("--passes 2 does nothing for rows without a chain of thought and #### ANSWER: leave it out")
-    request = {
+    given = template and read_template(template)
+    request: Row = {
         "format": FORMAT,
         "source": _digest(repr(examples)),
         "tokenizer": spec.removeprefix("file:"),
-        "template": template and read_template(template),
+        "template": given,
         "reading": asdict(reading),
     }
-    if (out / MANIFEST).is_file() and load_manifest(out)["request"] == request:
-        return Prepared(out, rows, malformed)
-    vacant(out)
-    source = read_template(template) if template else template_of(path).source if path.exists() else DEFAULT
-    learnt = examples.values() if spec == "characters" else [examples["train"]]
-    made = make(lambda: _texts(chain.from_iterable(learnt), Template(source)))
-    chosen, encoded = named_template(source, made), {}
-    for name, side in sides.items():
-        encoded[name], unfit = _encoded(side, made, chosen)
-        malformed += unfit
-        if not encoded[name]:
-            raise ValueError(f"none of the {len(side)} examples for {name} can be used ({unfit[0]}): repair them")
-    _refuse(malformed, rows, allowed)
-    _write(out, made, encoded, {"request": request, "source": ", ".join(names), PAIRS: {"template": chosen.source}})
-    return Prepared(out, rows, malformed)
+    source = given or (template_of(path).source if path.exists() else DEFAULT)
+    if (unfit := _answered(out, request, source)) is not None:
+        _refuse(malformed + unfit, rows, allowed)
+        return Prepared(out, rows, malformed + unfit)
+    with alone(out.with_name(f".{out.name}.lock"), f"{out}: already being prepared"):
+        vacant(out)
+        learnt = examples.values() if spec == "characters" else [examples["train"]]
+        made = make(lambda: _texts(chain.from_iterable(learnt), Template(source)))
+        chosen, encoded, unfit = named_template(source, made), {}, []
+        for name, side in sides.items():
+            encoded[name], bad = _encoded(side, made, chosen)
+            unfit += bad
+            if not encoded[name]:
+                raise ValueError(f"none of the {len(side)} examples for {name} can be used ({bad[0]}): repair them")
+        _refuse(malformed + unfit, rows, allowed)
+        about = {"template": source, "unfit": [[bad.place, bad.reason] for bad in unfit]}
+        _write(out, made, encoded, {"request": request, "source": ", ".join(names), PAIRS: about})
+    return Prepared(out, rows, malformed + unfit)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,11 +121,15 @@ def is_pairs(folder: Path | str) -> bool:
 
 
 def load_pairs(folder: Path | str, split: str) -> PairSet:
-    """The split "train" or "validation" of a folder of pairs. Raises ValueError where there is none."""
+    """The split "train" or "validation" of a folder of pairs. Raises ValueError where it is missing or damaged."""
     path = Path(folder) / f"{split}.safetensors"
-    if split not in SPLITS or not is_pairs(folder) or not path.is_file():
+    if split not in SPLITS or not is_pairs(folder):
         raise ValueError(f"{path}: no pairs there: prepare them with unmask prepare --pairs")
-    tensors = load_file(path)
+    data = path.read_bytes() if path.is_file() else b""
+    written = load_manifest(folder)["splits"][split].get("blake2b")  # which older pairs do not say
+    if not data or written not in (None, digest_of_bytes(data)):
+        raise ValueError(f"{path} is missing or damaged: delete {folder} and run unmask prepare --pairs again")
+    tensors = load(data)
     lengths = tensors["lengths"]
     return PairSet(tensors["ids"], tensors["answer"], np.cumsum(lengths) - lengths, lengths)
 
@@ -129,6 +137,18 @@ def load_pairs(folder: Path | str, split: str) -> PairSet:
 def load_template(folder: Path | str, tokenizer: Tokenizer) -> Template:
     """The chat template that a folder of pairs was written with."""
     return named_template(read_json(Path(folder) / MANIFEST)[PAIRS]["template"], tokenizer)
+
+
+def _answered(out: Path, request: Row, template: str) -> list[Malformed] | None:
+    """The rows that `out` left out as they were encoded; None where it is no whole preparation of this request."""
+    if not (out / MANIFEST).is_file():
+        return None
+    manifest = load_manifest(out)
+    if manifest["request"] != request or manifest[PAIRS]["template"] != template:
+        return None
+    for split in SPLITS:
+        load_pairs(out, split)
+    return [Malformed(*each) for each in manifest[PAIRS].get("unfit", [])]
 
 
 def _examples(
@@ -179,10 +199,10 @@ def _sides(examples: Sequence[Placed], validation: float) -> dict[str, list[Plac
 
 
 def _given(example: Example) -> str:
-    """The question: of SMDM's two passes, the same in both."""
+    """The question: of SMDM's two passes, the same in both; of a text that is learnt as a whole, the text."""
     if isinstance(example, Chat):
         return next(content for role, content in example.messages if role == "user")
-    return example.text if isinstance(example, Blanks) else example.question or example.prompt
+    return example.text if isinstance(example, Blanks) else example.question or example.prompt or example.answer
 
 
 def _share(text: str) -> float:
@@ -210,9 +230,10 @@ def _encoded(rows: Sequence[Placed], tokenizer: Tokenizer, template: Template) -
 
 
 def _write(out: Path, tokenizer: Tokenizer, sides: dict[str, list[Encoded]], manifest: dict[str, object]) -> None:
-    partial = out.with_name(f".{out.name}.{secrets.token_hex(4)}.partial")
+    partial = out.with_name(f".{out.name}.partial")
     dtype = np.dtype("<u2" if tokenizer.vocab < 2**16 else "<u4")
     counts = {}
+    shutil.rmtree(partial, ignore_errors=True)  # of a call that was killed
     try:
         partial.mkdir(parents=True)
         tokenizer.save(partial)
