@@ -17,7 +17,7 @@ from tokenizers import decoders, models
 
 from unmask import grammar
 from unmask.data import Tokenizer, byte_tokenizer, train_bpe
-from unmask.grammar.regular import choices, regular, utf8
+from unmask.grammar.regular import choices, code_points, regular, utf8
 from unmask.grammar.schema import schema_pattern
 from unmask.sampling.automaton import OPEN, START, Automaton, ByteAutomaton, over_tokens
 
@@ -96,7 +96,10 @@ def test_an_automaton_accepts_what_re_fits(pattern, texts, data):
         assert reads(letters, text) == fits, (pattern, text)
 
 
-@pytest.mark.parametrize("pattern", ["a|ab", "a*?b?", "(a|b)*?a", "é+", "^ab$", r"\Aab\Z", "(?i)k", "[^\n]"])
+@pytest.mark.parametrize(
+    "pattern",
+    ["a|ab", "a*?b?", "(a|b)*?a", "é+", "^ab$", r"\Aab\Z", "(?i)k", "[^\n]", "^a$|^b$|^(aba|^k)$"],
+)
 def test_alternatives_that_search_engines_cut(pattern):
     """A leftmost-first automaton forgets "ab" in "a|ab"; characters of several bytes repeat."""
     for text in ["a", "ab", "aba", "aaba", "éé", "k", "\u212a", "b", "", "\n"]:
@@ -130,7 +133,7 @@ def test_utf8_spells_a_range_and_nothing_else(low, high, characters):
         (r"(a)\1", "groupref is not regular"),
         ("(?=a)a", "assert is not regular"),
         (r"a\b", "cannot stand inside"),
-        ("a$|b", "cannot stand inside"),
+        ("(a$|b)b", "cannot stand inside"),
         ("(a|b)*a(a|b){20}", "more than 20,000 states: use smaller counts"),
         ("a{1000000}", "more than 100,000 steps: use smaller counts"),
         ("(a?){2000}", "too many ways to read the same text: use smaller counts"),
@@ -141,6 +144,13 @@ def test_what_no_automaton_can_follow(pattern, message):
     with pytest.raises(ValueError, match=message) as caught:
         regular(pattern)
     assert "\n" not in str(caught.value)
+
+
+def test_a_letter_that_stands_for_itself_is_not_looked_for_among_all_characters():
+    before = code_points.cache_info().misses
+    regular("".join(map(chr, range(0x4E00, 0x4E40))))
+    assert code_points.cache_info().misses == before
+    assert not regular("\ud800").accepting.any()
 
 
 @settings(max_examples=100)
@@ -297,6 +307,8 @@ SCHEMAS = [
     {"type": "array", "items": {"type": "null"}, "maxItems": 0},
     {"type": "integer", "enum": [1, 12, "no", True]},
     {"type": "integer", "minimum": -3, "maximum": 11},
+    {"type": "string", "pattern": r"^[^@]+@[^@\s]+\.\w{2,3}$|^\S$", "format": "email"},
+    {"type": "array", "items": {"type": "integer", "exclusiveMinimum": 9}, "uniqueItems": False, "readOnly": True},
 ]
 
 
@@ -318,6 +330,31 @@ def test_usual_json_fits_its_schema():
     assert not re.fullmatch(schema_pattern(PERSON), json.dumps({"age": 41}))
 
 
+@pytest.mark.parametrize("pattern", [".", r"\s", r"\S", r"[^\s]", r"\W", r"[\W\d]", r"[^\D]", "[^@]", "(?i)k"])
+def test_a_pattern_is_kept_as_python_reads_it_and_as_ecma_does(pattern):
+    """Only in ECMA-262 U+FEFF is a space, and U+2028 and U+2029 end a line; only in Unicode U+00A0 is a space."""
+    written = re.compile(schema_pattern({"type": "string", "pattern": pattern}))
+    plain = re.compile("""[^\x00-\x1f"\\\\\u2028\u2029\ufeff]""")
+    for character in map(chr, (*range(0x800), *range(0x2000, 0x2030), 0x65E5, 0xFEFF, 0x1F408)):
+        fits = [re.fullmatch(pattern, character, flags) for flags in (0, re.ASCII)]
+        assert bool(written.fullmatch(f'"{character}"')) == all([*fits, plain.fullmatch(character)]), character
+
+
+@pytest.mark.parametrize("low", [None, -120, -99, -1, 0, 1, 37, 100])
+@pytest.mark.parametrize("high", [None, -100, -1, 0, 5, 99, 101, 320])
+def test_integers_between_bounds(low, high):
+    if low is not None and high is not None and low > high:
+        return
+    inside = {name: value for name, value in (("minimum", low), ("maximum", high)) if value is not None}
+    outside = {f"exclusive{name.title()}": value + (0.5 if name == "maximum" else -1) for name, value in inside.items()}
+    for bounds in (inside, outside):
+        pattern = re.compile(schema_pattern({"type": "integer", **bounds}))
+        for value in range(-400, 400):
+            fits = (low is None or value >= low) and (high is None or value <= high)
+            assert bool(pattern.fullmatch(str(value))) == fits, value
+        assert not any(map(pattern.fullmatch, ("", "-", "00", "01", "-01", "1.0")))
+
+
 DOUBLED = {"0": {"const": "x" * 1000}}
 DOUBLED |= {str(i): {"type": "array", "prefixItems": [{"$ref": f"#/$defs/{i - 1}"}] * 2} for i in range(1, 41)}
 NESTED = reduce(lambda inner, _: {"type": "array", "items": inner}, range(3000), {"type": "null"})
@@ -327,10 +364,13 @@ NESTED = reduce(lambda inner, _: {"type": "array", "items": inner}, range(3000),
     ("schema", "message"),
     [
         ({"type": "array", "items": {"type": "null"}, "uniqueItems": True}, "#: 'uniqueItems' cannot be kept"),
-        ({"oneOf": [{"type": "null"}]}, "type null: say one of|'oneOf'"),
-        ({"type": "object", "properties": {"a": {"type": "string", "format": "date"}}}, "#/properties/a: 'format'"),
-        ({"type": "integer", "minimum": 7}, "minimum 7 and maximum None: give both"),
-        ({"type": "string", "pattern": ".*"}, "fits a quotation mark"),
+        ({"oneOf": [{"type": "null"}]}, "#: 'oneOf' cannot be kept"),
+        ({"type": "object", "properties": {"a": {"allOf": []}}}, "#/properties/a: 'allOf' cannot be kept"),
+        ({"type": ["number", "integer"], "minimum": 7}, "#: 'minimum' cannot be kept"),
+        ({"type": "integer", "minimum": 7, "exclusiveMaximum": 7}, "exclusiveMaximum and minimum leave no integer"),
+        ({"type": "integer", "maximum": math.inf}, "maximum Infinity must be a number of 18 digits at most"),
+        ({"type": "integer", "exclusiveMinimum": True}, "exclusiveMinimum true must be a number"),
+        ({"type": "string", "pattern": '^a"$'}, "fits no text without quotation marks"),
         ({"type": "string", "pattern": "a+", "minLength": 3}, "say the length inside the pattern"),
         ({"type": "string", "pattern": "(a"}, "unterminated"),
         ({"type": "string", "pattern": "a)|(?:b"}, "unbalanced parenthesis"),

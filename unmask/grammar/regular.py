@@ -9,9 +9,9 @@ import importlib
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
-from typing import Any
 
 import numpy as np
 
@@ -27,6 +27,7 @@ CATEGORIES = {
     "CATEGORY_WORD": r"\w",
     "CATEGORY_NOT_WORD": r"\W",
 }
+CHARACTERS, REPEATS = ("LITERAL", "NOT_LITERAL", "ANY", "IN"), ("MAX_REPEAT", "MIN_REPEAT")
 STEPS, STATES = 100_000, 20_000  # of the automata before and after they are made deterministic ...
 FOLLOWED = 3_000_000  # ... and states that are followed without a byte on the way: seconds of work
 SURROGATES = range(0xD800, 0xE000)  # no characters: UTF-8 has none of them
@@ -37,24 +38,39 @@ def regular(pattern: str) -> ByteAutomaton:
 
     Raises ValueError for a pattern that is not valid, not regular, or too large.
     """
-    tree = parsed(pattern)
-    try:
+    with _named(pattern):
+        items, flags = _parsed(pattern)
         paths = Paths()
         start = paths.new()
-        end = paths.all(_unanchored(list(tree)), start, tree.state.flags)
+        end = paths.all(items, start, flags)
         return determinised(paths, start, end)
+
+
+def narrowed(pattern: str, sift: str) -> str:
+    """A pattern of the texts that another fits whole by characters which `sift`, a lookahead, lets through.
+
+    What `\\w` or `[^\\s]` fits is what it fits in ASCII and in Unicode. Raises ValueError as `regular` does.
+    """
+    with _named(pattern):
+        return _all(*_parsed(pattern), sift)
+
+
+@contextmanager
+def _named(pattern: str) -> Iterator[None]:
+    """Errors with the regular expression that they are of."""
+    try:
+        yield
     except RecursionError:
         raise ValueError(f"regular expression {_short(pattern)}: nested too deeply") from None
-    except ValueError as error:
+    except (ValueError, OverflowError, re.error) as error:
         raise ValueError(f"regular expression {_short(pattern)}: {error}") from None
 
 
-def parsed(pattern: str) -> Any:
-    """What Python's parser makes of a regular expression. Raises ValueError for one that is not valid."""
-    try:
-        return parser.parse(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"regular expression {_short(pattern)}: {error}") from None
+def _parsed(pattern: str) -> tuple[list[tuple], int]:
+    """What Python's parser makes of a regular expression, without anchors, and its flags."""
+    tree = parser.parse(pattern)
+    items = _unanchored(tree, 0, ("AT_BEGINNING", "AT_BEGINNING_STRING"))
+    return _unanchored(items, -1, ("AT_END", "AT_END_STRING")), tree.state.flags
 
 
 def choices(texts: Sequence[str]) -> ByteAutomaton:
@@ -110,19 +126,17 @@ class Paths:
         return here
 
     def one(self, name: str, value, here: int, flags: int) -> int:
-        if name in ("LITERAL", "NOT_LITERAL", "ANY", "IN"):
-            return self.characters(_source(name, value), here, flags)
+        if name in CHARACTERS:
+            return self.characters(fitting(name, value, flags), here)
         if name == "BRANCH":
             return self.join([self.all(branch, here, flags) for branch in value[1]])
         if name == "SUBPATTERN":
             _, added, removed, items = value
             return self.all(items, here, (flags | added) & ~removed)
-        if name in ("MAX_REPEAT", "MIN_REPEAT"):
+        if name in REPEATS:
             least, most, items = value
             return self.repeat(least, most, items, here, flags)
-        if name == "AT":
-            raise ValueError("'^', '$' and '\\b' cannot stand inside: the pattern fits the whole text anyway")
-        raise ValueError(f"{name.lower().replace('_', ' ')} is not regular: leave it out")
+        raise _irregular(name)
 
     def repeat(self, least: int, most: int, items, here: int, flags: int) -> int:
         for _ in range(least):
@@ -148,9 +162,9 @@ class Paths:
             self.free[end].append(joined)
         return joined
 
-    def characters(self, source: str, here: int, flags: int) -> int:
+    def characters(self, ranges: Iterable[tuple[int, int]], here: int) -> int:
         end = self.new()
-        for low, high in code_points(source, flags & (re.IGNORECASE | re.DOTALL | re.ASCII)):
+        for low, high in ranges:
             for span in utf8(low, high):
                 state = here
                 for first, last in span[:-1]:
@@ -213,28 +227,46 @@ def utf8(low: int, high: int) -> Iterator[list[tuple[int, int]]]:
     """Sequences of byte ranges that spell exactly the code points low..high, surrogates not among them."""
     for last in (0x7F, 0x7FF, 0xFFFF, 0x10FFFF):
         if low <= min(high, last):
-            yield from _between(chr(low).encode(), chr(min(high, last)).encode())
+            yield from between(chr(low).encode(), chr(min(high, last)).encode(), b"\x80", b"\xbf")
             low = last + 1
 
 
-def _between(low: bytes, high: bytes) -> Iterator[list[tuple[int, int]]]:
-    """The same for two spellings of one length."""
+def between(low: bytes, high: bytes, least: bytes, most: bytes) -> Iterator[list[tuple[int, int]]]:
+    """The same for two spellings of one length, where any byte but the first is from `least` to `most`."""
     if len(low) == 1:
         yield [(low[0], high[0])]
         return
     if low[0] == high[0]:
-        yield from ([(low[0], low[0]), *rest] for rest in _between(low[1:], high[1:]))
+        yield from ([(low[0], low[0]), *rest] for rest in between(low[1:], high[1:], least, most))
         return
     rest = len(low) - 1
     first, last = low[0], high[0]
-    if low[1:] != b"\x80" * rest:
-        yield from _between(low, low[:1] + b"\xbf" * rest)
+    if low[1:] != least * rest:
+        yield from between(low, low[:1] + most * rest, least, most)
         first += 1
-    if high[1:] != b"\xbf" * rest:
-        yield from _between(high[:1] + b"\x80" * rest, high)
+    if high[1:] != most * rest:
+        yield from between(high[:1] + least * rest, high, least, most)
         last -= 1
     if first <= last:
-        yield [(first, last)] + [(0x80, 0xBF)] * rest
+        yield [(first, last)] + [(least[0], most[0])] * rest
+
+
+def fitting(name: str, value, flags: int, sift: str = "") -> list[tuple[int, int]]:
+    """Ranges of the code points that an item of the parser's for one character fits; for `sift` see `narrowed`."""
+    if name == "LITERAL" and not flags & re.IGNORECASE:  # without a look at every character
+        fits = value not in SURROGATES and re.match(sift, chr(value)) is not None
+        return [(value, value)] * fits
+    source = _source(name, value)
+    source = f"{sift}(?=(?a:{source})){source}" if sift else source
+    return code_points(source, flags & (re.IGNORECASE | re.DOTALL | re.ASCII))
+
+
+def spelt(ranges: Sequence[tuple[int, int]]) -> str:
+    """A pattern for one character of these."""
+    ends = [[re.escape(chr(code)) for code in (low, high)[: 1 + (low < high)]] for low, high in ranges]
+    if len(ends) == 1 and len(ends[0]) == 1:
+        return ends[0][0]
+    return f"[{''.join(map('-'.join, ends))}]" if ends else r"[^\x00-\U0010ffff]"
 
 
 @lru_cache(1024)
@@ -270,13 +302,43 @@ def _part(name: str, value) -> str:
     return f"\\U{low:08x}-\\U{high:08x}"
 
 
-def _unanchored(items: list[tuple]) -> list[tuple]:
-    """Without '^' and '\\A' at the beginning and '$' and '\\Z' at the end, which say what holds anyway."""
-    if items and str(items[0][1]) in ("AT_BEGINNING", "AT_BEGINNING_STRING"):
-        items = items[1:]
-    if items and str(items[-1][1]) in ("AT_END", "AT_END_STRING"):
-        items = items[:-1]
+def _unanchored(tree: Iterable[tuple], end: int, anchors: tuple[str, ...]) -> list[tuple]:
+    """Without anchors at an end (0: the beginning, -1) of any alternative, which say what holds anyway."""
+    items = list(tree)
+    while items and str(items[end][1]) in anchors:
+        del items[end]
+    if items:
+        name, value = items[end]
+        if str(name) == "BRANCH":
+            items[end] = name, (None, [_unanchored(branch, end, anchors) for branch in value[1]])
+        elif str(name) == "SUBPATTERN":
+            items[end] = name, (*value[:3], _unanchored(value[3], end, anchors))
     return items
+
+
+def _all(items: Iterable[tuple], flags: int, sift: str) -> str:
+    return "".join(_one(str(name), value, flags, sift) for name, value in items)
+
+
+def _one(name: str, value, flags: int, sift: str) -> str:
+    """The pattern of one item of the parser's again; see `narrowed`."""
+    if name in CHARACTERS:
+        return spelt(fitting(name, value, flags, sift))
+    if name == "BRANCH":
+        return f"(?:{'|'.join(_all(branch, flags, sift) for branch in value[1])})"
+    if name == "SUBPATTERN":
+        _, added, removed, items = value
+        return f"(?:{_all(items, (flags | added) & ~removed, sift)})"
+    if name in REPEATS:
+        least, most, items = value
+        return f"(?:{_all(items, flags, sift)}){{{least},{'' if most is parser.MAXREPEAT else most}}}"
+    raise _irregular(name)
+
+
+def _irregular(name: str) -> ValueError:
+    if name == "AT":
+        return ValueError("'^', '$' and '\\b' cannot stand inside: the pattern fits the whole text anyway")
+    return ValueError(f"{name.lower().replace('_', ' ')} is not regular: leave it out")
 
 
 def _short(pattern: str) -> str:

@@ -2,29 +2,31 @@
 
 What is written is always JSON that the schema accepts. Not all JSON that it accepts can be written: properties stand in
 the schema's order, at most one space follows a comma or a colon, and a character is spelled in one way. A keyword that
-would have to be ignored is refused, for then some sample would not be valid.
+would have to be ignored is refused, for then some sample would not be valid; `format` is a note, as in the standard.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unmask.grammar.regular import parsed, regular
-from unmask.sampling.automaton import DEAD
+from unmask.grammar.regular import between, narrowed, regular, spelt
 
 COMMA, COLON = ", ?", ": ?"
 CHARACTER = r"""(?:[^"\\\x00-\x1f]|\\["\\/bfnrt])"""
-UNSPELLED = [*range(0x20), ord('"'), ord("\\")]  # bytes that cannot stand for themselves in a JSON string
-NATURAL, POSITIVE = "(?:0|[1-9][0-9]*)", "[1-9][0-9]*"
+# what can stand for itself in a JSON string, but for what "." or "\S" fits in Python and not in ECMA-262, whose
+# expressions a schema's are
+ITSELF = r"""(?![\x00-\x1f"\\\u2028\u2029\ufeff])"""
+NATURAL = "(?:0|[1-9][0-9]*)"
 NUMBER = rf"-?{NATURAL}(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
-VALUES = 10_000  # of a bounded integer: each is spelled out
+DIGITS = 18  # of an integer's bounds
 LONGEST = 300_000  # characters of the pattern: references to references double it at each step
 NOTES = {"title", "description", "default", "examples", "deprecated", "$schema", "$id", "$comment", "$defs"}
-NOTES |= {"definitions"}
+NOTES |= {"definitions", "format", "readOnly", "writeOnly"}
 KEYWORDS = {
     "string": {"minLength", "maxLength", "pattern"},
-    "integer": {"minimum", "maximum"},
+    "integer": {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"},
     "number": set(),
     "boolean": set(),
     "null": set(),
@@ -40,8 +42,8 @@ def schema_pattern(schema: object) -> str:
     """A regular expression that fits nothing but JSON which the schema accepts.
 
     Known are type, enum, const, anyOf, $ref (not to itself), properties, required, additionalProperties, items,
-    prefixItems, minItems, maxItems, minLength, maxLength, pattern, and an integer's minimum and maximum. Raises
-    ValueError for any other keyword, and for what no regular expression can say.
+    prefixItems, minItems, maxItems, minLength, maxLength, pattern (which fits the whole text), and an integer's bounds.
+    Raises ValueError for any other keyword, and for what no regular expression can say.
     """
     try:
         return _value(schema, "#", schema, ())
@@ -64,7 +66,7 @@ def _value(schema: Any, where: str, root: Any, above: tuple[str, ...]) -> str:
 
 
 def _unbounded(schema: Schema, where: str, root: Any, above: tuple[str, ...]) -> str:
-    words = {word for word in schema if word not in NOTES}
+    words = {word for word in schema if word not in NOTES and (word, schema[word]) != ("uniqueItems", False)}
     if "$ref" in words:
         _only(words, {"$ref"}, where)
         name = schema["$ref"]
@@ -79,8 +81,11 @@ def _unbounded(schema: Schema, where: str, root: Any, above: tuple[str, ...]) ->
     if words & {"enum", "const"}:
         _only(words, {"enum" if "enum" in words else "const", "type"}, where)
         return _either([re.escape(_spelled(value)) for value in _constants(schema, where)])
+    _only(words, {"type"}.union(*KEYWORDS.values()), where)
     types = _types(schema, where)
     _only(words, {"type"}.union(*(KEYWORDS[name] for name in types)), where)
+    if "number" in types:
+        _only(words & KEYWORDS["integer"], set(), where)
     return _either([_typed(name, schema, where, root, above) for name in types])
 
 
@@ -101,25 +106,44 @@ def _string(schema: Schema, where: str) -> str:
         return f'"{CHARACTER}{_count(schema, "minLength", "maxLength", where)}"'
     if schema.keys() & {"minLength", "maxLength"}:
         raise ValueError(f"JSON schema, {where}: say the length inside the pattern, with counts such as a{{2,5}}")
-    pattern = re.sub(r"^\^|(?<!\\)\$$", "", schema["pattern"])
-    parsed(pattern)  # by itself: a parenthesis could close ours
-    automaton = regular(pattern := f"(?a:{pattern})")
-    if (automaton.table[:, automaton.kind[UNSPELLED]] != DEAD).any():
-        what = "fits a quotation mark, a backslash or a control character, which JSON spells otherwise: exclude them"
+    pattern = narrowed(schema["pattern"], ITSELF)
+    if not regular(pattern).accepting.any():
+        what = "fits no text without quotation marks, backslashes and control characters, which JSON spells otherwise"
         raise ValueError(f"JSON schema, {where}: pattern {schema['pattern']!r} {what}")
     return f'"{pattern}"'
 
 
 def _integer(schema: Schema, where: str) -> str:
-    low, high = schema.get("minimum"), schema.get("maximum")
-    if low is None and high is None:
+    names = [name for name in sorted(KEYWORDS["integer"]) if name in schema]
+    if not names:
         return f"-?{NATURAL}"
-    if high is None and low in (0, 1):
-        return POSITIVE if low else NATURAL
-    if type(low) is not int or type(high) is not int or not 0 <= high - low < VALUES:
-        what = f"give both, {VALUES:,} values apart at most; alone, only a minimum of 0 or 1"
-        raise ValueError(f"JSON schema, {where}: minimum {low} and maximum {high}: {what}")
-    return _either([str(value) for value in range(low, high + 1)])
+    for name in names:
+        if type(schema[name]) not in (int, float) or not abs(schema[name]) < 10**DIGITS:
+            what = f"must be a number of {DIGITS} digits at most"
+            raise ValueError(f"JSON schema, {where}: {name} {_shown(schema[name])} {what}")
+    lows = {"minimum": math.ceil, "exclusiveMinimum": lambda value: math.floor(value) + 1}
+    highs = {"maximum": math.floor, "exclusiveMaximum": lambda value: math.ceil(value) - 1}
+    low = max((lows[name](schema[name]) for name in names if name in lows), default=None)
+    high = min((highs[name](schema[name]) for name in names if name in highs), default=None)
+    if low is not None and high is not None and low > high:
+        raise ValueError(f"JSON schema, {where}: {' and '.join(names)} leave no integer")
+    parts = []
+    if low is None or low < 0:
+        parts.append(f"-{_naturals(max(1, -high if high is not None else 1), None if low is None else -low)}")
+    if high is None or high >= 0:
+        parts.append(_naturals(max(0, low or 0), high))
+    return _either(parts)
+
+
+def _naturals(low: int, high: int | None) -> str:
+    """The decimals low, low + 1, …, high."""
+    most, parts = len(str(low if high is None else high)), []
+    for digits in range(len(str(low)), most + 1):
+        least, last = 10 ** (digits - 1) if digits > 1 else 0, 10**digits - 1
+        first, last = max(least, low), last if high is None else min(last, high)
+        for span in between(str(first).encode(), str(last).encode(), b"0", b"9"):
+            parts.append("".join(spelt([ends]) for ends in span))
+    return _either(parts if high is not None else [*parts, f"[1-9][0-9]{{{most},}}"])
 
 
 def _array(schema: Schema, where: str, root: Any, above: tuple[str, ...]) -> str:
