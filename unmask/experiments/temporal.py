@@ -54,8 +54,9 @@ class Temporal:
     def corpus(self, scale: Scale, source: str, out: Path) -> Path:
         """The earlier documents, in a folder of their own, prepared; they keep their dates in their names."""
         every, folder = list(documents(source)), out / "earlier"
-        if any(each.date is None for each in every):
-            raise ValueError(f"{source}: documents without a date: a temporal experiment needs every one")
+        if undated := [each.name for each in every if each.date is None]:
+            what = f"{len(undated)} of {len(every)} documents have no date YYYY-MM-DD, the first is {undated[0]}"
+            raise ValueError(f"{source}: {what}: a temporal experiment needs every one")
         earlier = [each for each in every if (each.date or "") < self.until]
         if len(earlier) in (0, len(every)):
             first, last = (each(document.date or "" for document in every) for each in (min, max))
