@@ -275,3 +275,9 @@ def test_short_batches_and_documents_apart_train_and_an_older_run_goes_on(tmp_pa
     train(plain, tmp_path / "plain")
     refused(lambda: train(runs["short"], tmp_path / "plain"), "short_batches 0.0 there, 1.0 here")
     refused(lambda: replace(plain, short_batches=1.5), "1.5", "0 to 1")
+    shifted = replace(network, causal=False, shifted=True)
+    refused(
+        lambda: replace(plain, network=shifted, objective=AnyOrder(), documents_apart=True),
+        "documents_apart",
+        "shifted",
+    )

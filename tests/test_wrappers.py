@@ -1,6 +1,8 @@
 """Guidance and bias change a network's law as stated, whatever asks the network and in whatever chunks."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 
 import unmask.network
 from unmask.checkpoint import Model
+from unmask.conditioned import Conditioned, ConditionedConfig
 from unmask.data import byte_tokenizer
 from unmask.likelihood import log_likelihood, ordered_log_likelihood
 from unmask.objectives import AnyOrder, LambdaDCE, NextToken, TimeDCE, TimeDSE
@@ -162,8 +165,8 @@ SEGMENTS = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 3]])
 EVERY_AT = torch.arange(1, 12)
 
 
-def small(causal: bool) -> Transformer:
-    config = TransformerConfig(vocab=7, layers=3, heads=2, width=16, causal=causal)
+def small(causal: bool, shifted: bool = False) -> Transformer:
+    config = TransformerConfig(vocab=7, layers=3, heads=2, width=16, causal=causal, shifted=shifted)
     return Transformer(config, seed=3).double().eval()
 
 
@@ -198,6 +201,15 @@ def test_a_document_kept_apart_is_predicted_as_if_it_were_alone():
     assert torch.allclose(together[6:10], network(tokens[:, 6:11], torch.arange(1, 5)), atol=1e-5)
 
 
+def test_a_shifted_network_keeps_apart_what_has_begin_tokens_of_its_own():
+    """Its predictions are those of each example alone; a segment's first position, read in its neighbour, is none."""
+    network, tokens = small(False, shifted=True), some_tokens(0, False)
+    apart = Apart(network, torch.arange(12)[None] // 4)
+    assert torch.allclose(apart(tokens, torch.arange(5, 8)), network(tokens[:, 4:8], torch.arange(1, 4)), atol=1e-12)
+    with pytest.raises(ValueError, match="begin segments with a given token"):
+        apart(tokens, torch.arange(4, 8))
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_one_segment_is_the_plain_network_and_rows_find_theirs(causal):
     network, tokens = small(causal), some_tokens(0, causal).expand(2, -1)
@@ -209,6 +221,23 @@ def test_one_segment_is_the_plain_network_and_rows_find_theirs(causal):
     straight, swapped = both(tokens, at), both(tokens, at, rows=torch.tensor([1, 0]))
     assert torch.allclose(swapped, torch.cat([straight[11:], straight[:11]]), atol=1e-12)
     assert not torch.allclose(straight[11:], straight[:11])
+
+
+def test_a_counted_network_is_copied_and_pickled():
+    counted = Counted(small(False))
+    counted(some_tokens(0, False), EVERY_AT)
+    for copied in (copy.deepcopy(counted), pickle.loads(pickle.dumps(counted))):
+        assert (copied.ran, copied.vocab) == (1, 7)
+
+
+def test_what_a_wrapper_cannot_be_around_or_be_told_is_refused():
+    conditioned = Conditioned(ConditionedConfig(7, 1, 2, 16), 0)
+    with pytest.raises(ValueError, match="told the level"):
+        Apart(conditioned, SEGMENTS)
+    for causal, absent in ((False, 8), (False, -1), (True, 7)):
+        with pytest.raises(ValueError, match=f"absent {absent} is no token"):
+            Guided.of(small(causal), some_tokens(0, True), 1.0, absent)
+    Guided.of(small(False), some_tokens(0, True), 1.0, absent=7)
 
 
 def test_a_model_is_kept_apart_as_its_network_is_and_other_wrappers_go_around():

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from unmask.conditioned import Conditioned
 from unmask.draws import log_probabilities, sent
 from unmask.network import SAME, Network, Reading, Then, evaluations, read_out, remembering, require_something_left
 
@@ -84,6 +85,9 @@ class Guided:
             raise ValueError("guidance needs a network with normalised predictions")
         if self.network.causal and self.absent is None:
             raise ValueError("guidance masks the condition, which a causal network cannot read: name an `absent` token")
+        readable = range(self.network.vocab + (not self.network.causal and self.network.mask_id == self.network.vocab))
+        if self.absent is not None and self.absent not in readable:
+            raise ValueError(f"guidance: absent {self.absent} is no token that the network reads: 0..{readable[-1]}")
 
     @classmethod
     def of(
@@ -206,7 +210,7 @@ class Apart:
     """A Transformer that predicts each position from the tokens of its own document alone, though several share a row.
 
     End tokens may be masked, so the network cannot find the edges by itself: they are handed over beside the tokens.
-    Raises ValueError around another wrapper, which does not know them.
+    Raises ValueError around what does not know them: another wrapper, or a network that is told the level.
     """
 
     network: Network
@@ -221,6 +225,8 @@ class Apart:
         if isinstance(self.network, Guided | Biased | Apart | Counted):
             name = type(self.network).__name__
             raise ValueError(f"Apart goes around the model itself, others around it: {name}(Apart(model, …), …)")
+        if isinstance(getattr(self.network, "network", self.network), Conditioned):
+            raise ValueError("Apart is for a Transformer: a network that is told the level knows no segments")
 
     def __call__(
         self,
@@ -251,6 +257,8 @@ class Counted:
         return sum(self.calls)
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "network":  # asked for of a copy that holds nothing yet
+            raise AttributeError(name)
         return getattr(self.network, name)
 
     def cached(self, slots: int, length: int) -> "Counted":

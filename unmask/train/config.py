@@ -114,6 +114,9 @@ class TrainConfig:
             raise ValueError("a causal network trains with NextToken, a bidirectional one with a denoising objective")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed {self.seed} must be 0 or more and below 2^63")
+        if self.documents_apart and self.network.shifted:
+            what = "shifted reads a document's first token where the last of the one before it stands"
+            raise ValueError(f"documents_apart: {what}, and cannot keep them apart: leave out one of the two")
         if self.minutes is not None and not self.minutes > 0:
             raise ValueError(f"minutes {self.minutes} must be above 0")
         if self.optimiser.muon and self.parallel == "fsdp":
@@ -134,8 +137,7 @@ class TrainConfig:
 
     def sequences(self, tokenizer: Tokenizer) -> tuple[Packed | Pairs, Packed | Pairs]:
         """What to train on, and what is held out. Raises ValueError where the data do not serve this run."""
-        how: Row = {"length": self.length, "packed": self.packed}
-        how["causal"] = self.network.causal or self.network.shifted
+        how: Row = {"length": self.length, "packed": self.packed, "causal": self.network.causal}
         how |= {"begin": tokenizer.begin, "end": tokenizer.end}
         train, held_out = (sequences(self.data, name, **how) for name in ("train", "validation"))
         if self.drop_prompt and not isinstance(train, Pairs):

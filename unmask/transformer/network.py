@@ -90,7 +90,8 @@ class Transformer(nn.Module):
         """Logits [N V] in float32 at the flat positions `at`, or what `then` makes of them.
 
         `level` is ignored, the network being time-free, and so is `rows` without a `cache`. Given `segments`, a
-        prediction depends on the tokens of its own segment alone (`unmask.wrappers.Apart`).
+        prediction depends on the tokens of its own segment alone (`unmask.wrappers.Apart`); ValueError for a shifted
+        network that is asked for a segment's first position, whose prediction is read in the segment before.
 
         Where no gradient is wanted the output layer's product is computed in float32, whatever the precision of
         the rest: a bfloat16 logit is off by up to one part in 256, and a sequence adds its errors up. In training
@@ -101,7 +102,12 @@ class Transformer(nn.Module):
             require_something_left(tokens, at)
             at = at - 1
         elif self.config.shifted:
-            at = torch.where(at % tokens.shape[1] == 0, at, at - 1)
+            left = torch.where(at % tokens.shape[1] == 0, at, at - 1)
+            if segments is not None and at.device.type == segments.device.type == "cpu":
+                where = segments[:, : tokens.shape[1]].flatten()
+                if bool((where[at] != where[left]).any()):
+                    raise ValueError("a shifted network reads a token left of it: begin segments with a given token")
+            at = left
         if cache is None:
             state = self.hidden(tokens, at, seen=None if segments is None else self._apart(segments, tokens.shape[1]))
         else:
@@ -135,11 +141,11 @@ class Transformer(nn.Module):
     def _apart(self, segments: Int[Tensor, "B T"], length: int) -> Bool[Tensor, "B 1 L L"]:
         """What each of `length` positions may look at: its own segment.
 
-        Where a position is predicted from the state left of it, that state goes with the segment of what it predicts:
-        the end token of a text is where the next one begins. `segments` may say it of what follows the last as well.
+        A causal network's state goes with the segment of what is predicted from it: the end token of a text is where
+        the next one begins. `segments` may say it of what follows the last as well.
         """
         segments = sent(segments, self.embedding.weight.device)
-        if self.causal or self.config.shifted:
+        if self.causal:
             segments = torch.cat([segments, segments[:, -1:]], 1)[:, 1:]
         segments = segments[:, :length]
         seen = segments[:, None, :, None] == segments[:, None, None, :]

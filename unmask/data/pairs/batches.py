@@ -32,8 +32,7 @@ class Pairs:
     end: int
     packed: bool = False
     causal: bool = False
-    """Whether the network, causal or shifted, predicts a token where it reads the one before: `segments` depend on it.
-    """
+    """Whether the network is: `segments` depend on it."""
 
     def __post_init__(self) -> None:
         if not len(self.rows):
@@ -103,9 +102,9 @@ class Pairs:
 
     def segments(self, indices: Sequence[int] | np.ndarray) -> Int[Tensor, "B T"]:
         """The example of each position, for a network that keeps them apart; the filling of a packed sequence is one of
-        its own. A causal or shifted network reads a begin token where it predicts the token behind it, and one's place
-        is asked of what is predicted there: nothing, so it goes with the example before, as the first of the filling
-        does, which may stand behind the sequence (T = S + 1).
+        its own. A causal network's state goes with the segment of what is predicted from it (`unmask.wrappers.Apart`),
+        so that a begin token goes with the example before, as the first of the filling does, which may stand behind the
+        sequence (T = S + 1).
         """
         return torch.from_numpy(self._examples(indices, begin=self.causal))
 
