@@ -141,9 +141,40 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch:
 
     source = run_folder(tmp_path / "run", LLAMA)
     monkeypatch.setattr("unmask.checkpoint.tensors.save_file", full)
-    with pytest.raises(ValueError, match=r"cannot write .*model\.safetensors .*No space left.*: make room there"):
+    with pytest.raises(ValueError, match=r"cannot write .*out \(.*No space left.*: make room there"):
         convert(source, tmp_path / "out", "unmask")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+def test_files_that_are_no_results_are_passed_over(tmp_path: Path):
+    source = run_folder(tmp_path / "run", LLAMA)
+    for name, text in (("notes", "[1, 2]"), ("other", '{"rows": [{"perplexity": 3.0}]}'), ("empty", "")):
+        (source / f"{name}.json").write_text(text)
+    (source / "metrics.jsonl").write_text('{"kind": "validation", "step": 3}\n')
+    convert(source, tmp_path / "out", "unmask")
+    assert "None were measured" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+
+def test_what_fails_half_way_leaves_nothing_and_may_be_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source = run_folder(tmp_path / "run", LLAMA)
+    (source / "metrics.jsonl").write_text("nonsense\n\n")
+    with pytest.raises(ValueError, match=r"metrics.jsonl, line 1: no JSON object"):
+        convert(source, tmp_path / "out", "unmask")
+    (source / "metrics.jsonl").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr("unmask.checkpoint.publishing.model_card", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            convert(source, tmp_path / "out", "unmask")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+    (tmp_path / ".out.part").mkdir()  # of one that was killed
+    (tmp_path / "out").mkdir()
+    assert same(unmask.load(convert(source, tmp_path / "out", "unmask")), unmask.load(source))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
+
+
+def test_the_packages_of_the_package_are_there_unasked(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delattr(unmask, "checkpoint")
+    assert unmask.checkpoint.convert is convert
 
 
 def test_the_model_card(tmp_path: Path):

@@ -22,7 +22,7 @@ import unmask
 from unmask.cli import main
 from unmask.data import load_manifest, prepare, prepare_pairs, train_bpe
 from unmask.data.tokenizer import byte_letters
-from unmask.families import LLADA, RADD, SMDM, published_config, to_published
+from unmask.families import DREAM, LLADA, RADD, SMDM, config_of, published_config, to_published
 from unmask.transformer import Transformer, TransformerConfig
 
 transformers = pytest.importorskip("transformers")
@@ -538,9 +538,92 @@ def test_damaged_files(tmp_path: Path, llada):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     refused(tmp_path, "model-00001-of-00002.safetensors: no such file")
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../../etc/model.safetensors"}}')
-    refused(tmp_path, "names files outside its folder")
+    refused(tmp_path, "names what is no file of weights in its folder")
+    for name in ("", "model.safetensors.index.json"):
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+        refused(tmp_path, "names what is no file of weights in its folder")
     (tmp_path / "model.safetensors.index.json").write_text("{}")
     refused(tmp_path, 'no "weight_map"')
+
+
+def test_of_a_tensor_in_two_shards_the_index_says_which(tmp_path: Path, llada):
+    shutil.copytree(llada[0], tmp_path / "llada")
+    index = json.loads((tmp_path / "llada" / "model.safetensors.index.json").read_text())["weight_map"]
+    first, last = sorted(set(index.values()))
+    name = next(name for name, file in index.items() if file == first)
+    stale = load_file(tmp_path / "llada" / first)[name] * 2
+    save_file({**load_file(tmp_path / "llada" / last), name: stale}, tmp_path / "llada" / last)
+    ours, theirs = (unmask.load(folder).network.state_dict() for folder in (tmp_path / "llada", llada[0]))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_tied_network_with_an_output_layer_of_its_own_keeps_it(tmp_path: Path):
+    network = theirs("Llama")
+    network.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**settings, "tie_word_embeddings": True}))
+    tokens = tokens_of(61)
+    model = unmask.load(tmp_path)
+    assert not model.network.config.tied
+    with torch.no_grad():
+        close(everywhere(model, tokens, 1), network(tokens).logits[:, :-1], atol=5e-5)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file(
+        tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, tmp_path / "model.safetensors"
+    )
+    assert unmask.load(tmp_path).network.config.tied
+
+
+WRONG = {
+    "num_attention_heads": "2",
+    "hidden_size": 16.0,
+    "num_hidden_layers": 10**9,
+    "tie_word_embeddings": float("nan"),
+    "rope_parameters": {"rope_type": "llama3", "factor": 8},
+    "sliding_window": "x",
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_settings_of_the_wrong_kind(name: str, tmp_path: Path):
+    theirs("Mistral").save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**settings, name: WRONG[name]}))
+    refused(tmp_path, "model.safetensors: ")
+
+
+def test_a_sliding_window_is_refused_unless_texts_stay_inside(tmp_path: Path):
+    """What is read without it is another network from the first token that it hides."""
+    network = theirs("Mistral", sliding_window=8)
+    network.save_pretrained(tmp_path)
+    remedy = {"max_position_embeddings": 8}
+    refused(tmp_path, "mistral with sliding_window 8, which this package has not")
+    tokens, model = tokens_of(61), unmask.load(tmp_path, config=remedy)
+    assert model.length == 8
+    with torch.no_grad():
+        ours, real = everywhere(model, tokens, 1), network(tokens).logits[:, :-1]
+    close(ours[:, :8], real[:, :8], atol=5e-5)
+    assert not torch.allclose(ours[:, 8:], real[:, 8:], atol=1e-2)
+    for used in (True, False):
+        windowed = theirs("Qwen2", use_sliding_window=used, sliding_window=8, max_window_layers=0)
+        windowed.save_pretrained(tmp_path / str(used))
+    refused(tmp_path / "True", "qwen2 with sliding_window 8")
+    assert unmask.load(tmp_path / "False").length == 128
+
+
+def test_a_configuration_that_says_nothing_is_refused(tmp_path: Path):
+    file = tmp_path / "smdm.safetensors"
+    sizes = TransformerConfig(vocab=9, layers=6, heads=4, width=256)
+    save_file(to_published(SMDM, Transformer(sizes, seed=0).state_dict(), sizes), file)
+    refused(file, "says nothing of SMDM's words or ours: num_attention_heads", config={"num_attention_heads": 8})
+    assert unmask.load(file, config={"n_head": 8, "other": 1}).network.config.heads == 8
+    refused("builtin", "a run says its own configuration", config={"rotary_base": 5.0})
+
+
+def test_a_bare_dream_has_its_own_rotary_base():
+    sizes = TransformerConfig(9, 1, 2, 16, kv_heads=1, mask_id=8, shifted=True, qkv_bias=True)
+    tensors = to_published(DREAM, Transformer(sizes, seed=0).state_dict(), sizes)
+    assert config_of(DREAM, tensors, heads=2, kv_heads=1, mask_id=8).rotary_base == 1e6
 
 
 def test_two_files_are_one_too_many(tmp_path: Path):
@@ -576,6 +659,10 @@ def test_damaged_pytorch_files(tmp_path: Path):
         refused(path, "a.pth: not a")
     torch.save({"step": 3}, path)
     refused(path, "no weights in it")
+    torch.save({"model": radd_tensors(0), "ema": {"shadow_params": ["a"]}}, path)
+    refused(path, "its average has 1 tensors that do not fit")
+    torch.save({name: value.to("meta") for name, value in radd_tensors(0).items()}, path)
+    refused(path, "is sparse or without its numbers")
     torch.save(radd_tensors(0), path, _use_new_zipfile_serialization=False)  # older than PyTorch 1.6
     assert unmask.load(path, config={"heads": 2}).vocab == 11
 

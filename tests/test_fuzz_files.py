@@ -18,9 +18,13 @@ from limits import limited
 from test_cli import make_run
 from test_report import generation_row, result_row, sample, write_run
 
-from unmask import grammar
+from unmask import grammar, load
+from unmask.checkpoint.tensors import write_published
 from unmask.cli import main
+from unmask.conditioned import ConditionedConfig
 from unmask.data import byte_tokenizer, load_manifest, load_split, prepare
+from unmask.families import DREAM, LLADA, LLAMA, MDLM, RADD, SEDD, SMDM, network_of, published_config, to_published
+from unmask.transformer import TransformerConfig
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is limited through /proc and RLIMIT_AS")
 
@@ -127,6 +131,33 @@ def test_config(run, capsys):
 
     check()
     path.write_bytes(good)
+
+
+SIZES = {"vocab": 40, "layers": 2, "heads": 2, "width": 16}
+PUBLISHED = [
+    (RADD, TransformerConfig(**SIZES, flavour="dit")),
+    (SEDD, ConditionedConfig(**SIZES, condition=8, reading="scaled score")),
+    (MDLM, ConditionedConfig(**SIZES, condition=8, timed=False)),
+    (SMDM, TransformerConfig(**SIZES)),
+    (LLADA, TransformerConfig(**SIZES, mask_id=39)),
+    (LLAMA, TransformerConfig(**SIZES, causal=True, rotary_scaling=(8.0, 1.0, 4.0, 32.0))),
+    (DREAM, TransformerConfig(**SIZES, mask_id=39, shifted=True, qkv_bias=True)),
+]
+
+
+@pytest.mark.parametrize(("family", "config"), PUBLISHED, ids=[family.name for family, _ in PUBLISHED])
+def test_published_configurations(family, config, tmp_path):
+    tensors = to_published(family, network_of(config, 0).state_dict(), config)
+    write_published(tmp_path / "model.safetensors", tensors)
+    good = published_config(family, config, 32)
+
+    @LIGHT
+    @given(mutated(good).map(text_of))
+    def check(data: bytes) -> None:
+        (tmp_path / "config.json").write_bytes(data)
+        one_line(lambda: load(tmp_path).length, tmp_path.name)
+
+    check()
 
 
 def test_weights(run, capsys):

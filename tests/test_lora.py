@@ -12,6 +12,7 @@ from settings import prepared_words, small
 
 from unmask import load
 from unmask.checkpoint import convert
+from unmask.checkpoint.adapting import fingerprint
 from unmask.cli import main
 from unmask.data import prepare
 from unmask.files import read_lines
@@ -236,6 +237,50 @@ def test_a_base_in_bfloat16_stays_in_it(base, others, tmp_path):
     assert sum(rows[-10:]) / 10 < rows[0] / 2
     assert {value.dtype for value in load_file(run / "model.safetensors").values()} == {torch.float32}
     assert {value.dtype for value in load(run).network.state_dict().values()} == {torch.bfloat16}
+
+
+def test_asked_for_in_float32_it_is_merged_in_float32(base, tmp_path):
+    """Small changes of bfloat16 weights would be rounded away."""
+    from unmask.checkpoint.tensors import write_published
+
+    half = tmp_path / "half"
+    shutil.copytree(base[1], half, symlinks=True)
+    tensors = {name: value.bfloat16() for name, value in load(base[1]).network.state_dict().items()}
+    write_published(half / "model.safetensors", tensors)
+    run = train(adapting((base[0], half), precision="bfloat16", steps=2), tmp_path / "run")
+    adapters = load_file(run / "model.safetensors")
+    wide = merged({name: value.float() for name, value in tensors.items()}, adapters, 4)
+    state = load(run, dtype=torch.float32).network.state_dict()
+    assert all(torch.equal(state[name], wide[name]) for name in wide)
+    assert any(not torch.equal(value, value.bfloat16().float()) for value in state.values())
+
+
+def test_a_base_of_adapters_is_known_by_what_it_stores(base, tmp_path, monkeypatch):
+    """Not by the weights that come of it, whose last bits are the processor's; older runs, known by these, are read."""
+    first = train(adapting(base, steps=2), tmp_path / "first")
+    run = train(adapting((base[0], first), steps=2), tmp_path / "run")
+    exact = merged
+
+    def elsewhere(*given):
+        return {name: value * (1 + 1e-7) for name, value in exact(*given).items()}
+
+    with monkeypatch.context() as patch:
+        patch.setattr("unmask.checkpoint.adapting.merged", elsewhere)
+        load(run)
+    told = json.loads((run / "config.json").read_text())
+    told["adapters"]["fingerprint"] = fingerprint(load(first).network.state_dict())
+    (run / "config.json").write_text(json.dumps(told))
+    load(run)
+    told["adapters"]["fingerprint"] = "0" * 32
+    (run / "config.json").write_text(json.dumps(told))
+    with pytest.raises(ValueError, match=r"no longer the checkpoint that it was"):
+        load(run)
+    told = json.loads((first / "config.json").read_text())
+    told["adapters"]["base"] = str(run)
+    (first / "config.json").write_text(json.dumps(told))
+    with pytest.raises(ValueError, match=r"which is a base of its own") as caught:
+        load(run)
+    assert len(str(caught.value)) < 1000
 
 
 def test_the_command_takes_the_bases_network_and_says_what_it_needs(base, tmp_path, capsys):

@@ -121,8 +121,8 @@ FACES = ("checkpoint", "corruption", "likelihood", "objectives", "sampling", "tr
 
 def __getattr__(name: str) -> object:
     """A public name, looked up when it is first asked for: torch takes a second that `unmask --help` need not wait."""
-    if name == "grammar":
-        return import_module("unmask.grammar")
+    if name in ("grammar", *FACES):
+        return import_module(f"unmask.{name}")
     if name in __all__:
         homes = (import_module(f"unmask.{face}") for face in FACES)
         value = next(getattr(home, name) for home in homes if name in getattr(home, "__all__", vars(home)))

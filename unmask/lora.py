@@ -45,9 +45,11 @@ def attach(network: Transformer, rank: int, on: Sequence[Layer], seed: int) -> N
         layer.adapter = Adapter(layer, rank, keyed_generator(seed, i))
 
 
-def merged(weights: Mapping[str, Tensor], adapters: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
-    """The weights W + s B A, in the precision of W; computed in float32 or wider. Raises ValueError for adapters that
-    do not fit.
+def merged(
+    weights: Mapping[str, Tensor], adapters: Mapping[str, Tensor], rank: int, dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """The weights W + s B A, in the precision of W, or in one that holds `dtype` as well; computed in float32 or
+    wider. Raises ValueError for adapters that do not fit.
     """
     state, left = dict(weights), dict(adapters)
     for name in [name.removesuffix(".up") for name in adapters if name.endswith(".adapter.up")]:
@@ -56,8 +58,9 @@ def merged(weights: Mapping[str, Tensor], adapters: Mapping[str, Tensor], rank: 
             raise ValueError(f"{name} does not fit its weights")
         if up.shape[1:] != (rank,) or down.shape[:1] != (rank,):
             raise ValueError(f"{name} is not of rank {rank}")
-        wide = torch.promote_types(state[key].dtype, torch.float32)
-        state[key] = (state[key].to(wide) + ALPHA / rank * (up.to(wide) @ down.to(wide))).to(state[key].dtype)
+        kept = torch.promote_types(state[key].dtype, dtype or state[key].dtype)
+        wide = torch.promote_types(kept, torch.float32)
+        state[key] = (state[key].to(wide) + ALPHA / rank * (up.to(wide) @ down.to(wide))).to(kept)
     if left:
         raise ValueError(f"{min(left)} is no adapter's")
     return state

@@ -8,34 +8,31 @@ from pathlib import Path
 from typing import cast
 
 import torch
-import yaml
 from torch import Tensor
 
 from unmask.checkpoint.adapting import ADAPTERS, with_adapters
+from unmask.checkpoint.finding import Found, find, read_settings
 from unmask.checkpoint.model import Later, Model, device_of
-from unmask.checkpoint.runs import CONFIG, MANIFEST, MODEL, TOKENIZER, assign, describe, network_config, so_far
-from unmask.checkpoint.tensors import INDEX, Tensors, open_tensors
+from unmask.checkpoint.runs import CONFIG, TOKENIZER, assign, describe, network_config
+from unmask.checkpoint.tensors import Tensors, open_tensors
 from unmask.conditioned import ConditionedConfig
 from unmask.data import Tokenizer
-from unmask.families import Family, config_of, copied, family_of, length_of, network_of, to_ours
+from unmask.families import (
+    Family,
+    config_of,
+    copied,
+    family_of,
+    length_of,
+    network_of,
+    published_config,
+    to_ours,
+    with_its_output,
+)
 from unmask.files import Row, read_json
 from unmask.hub import fetched, fetched_tokenizer
 from unmask.transformer import TransformerConfig
 
-HYDRA = ".hydra/config.yaml"
-WEIGHTS = (MODEL, MODEL + INDEX, "pytorch_model.bin", "pytorch_model.bin" + INDEX, "checkpoints-meta/checkpoint.pth")
-SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 OURS = {each.name for kind in (TransformerConfig, ConditionedConfig) for each in fields(kind)}
-
-
-@dataclass(frozen=True)
-class Found:
-    """Where a checkpoint's parts are."""
-
-    weights: Path
-    config: Row
-    """What stands beside the weights: ours, the hub's, or hydra's; empty where nothing does."""
-    folder: Path
 
 
 @dataclass(frozen=True)
@@ -67,22 +64,29 @@ def load(
 
     A published one's family is recognised from its configuration and its tensors' names; `family` and `config`
     (fields of theirs or of ours, or a file of them) say what a bare file cannot. Weights are memory-mapped where dtype
-    (default: as stored) and device allow, and read one by one where they do not: there is never a second copy.
+    (default: that of most of the stored numbers) and device allow, and read one by one where they do not: there is
+    never a second copy.
     The `tokenizer` is the checkpoint's own, else its family's, looked for when it is first used.
 
     Raises ValueError for what is not there, is damaged, does not fit, is of no known family, or needs more memory than
     there is.
     """
     found = find(place := fetched(path))
-    if "network" in found.config and family is None:
-        return _run(found, tokenizer, device_of(device), dtype)
     given = _settings(config)
+    if "network" in found.config and family is None:
+        if config is not None:
+            raise ValueError(f"{found.folder}: a run says its own configuration: leave out --config (config=)")
+        return _run(found, tokenizer, device_of(device), dtype)
     known = {name: value for name, value in given.items() if name in OURS}
     published = {**found.config, **{name: value for name, value in given.items() if name not in OURS}}
     tensors = open_tensors(found.weights)
     with _named(found.weights):
         of = family_of(tensors, published, family)
         sizes = config_of(of, tensors.shapes, published, **known)
+        if given and not given.keys() & {*OURS, *published_config(of, sizes, 1)}:
+            words = ", ".join(map(str, given))
+            raise ValueError(f"--config (config=) says nothing of {of.name}'s words or ours: {words}")
+        sizes = sizes if "tied" in known else with_its_output(of, tensors, sizes)
         network, settle = network_of(sizes), _settling(tensors, device_of(device), dtype, copied(of, sizes))
         network.load_state_dict(to_ours(of, tensors, sizes, shapes=tensors.shapes, settle=settle), assign=True)
     text = cast(Tokenizer, Later(partial(_tokenizer, found, of, sizes.vocab, tokenizer)))
@@ -101,15 +105,13 @@ def _run(found: Found, tokenizer: str | Path | None, device: str, dtype: torch.d
     config, tensors = network_config(found.config, found.folder / CONFIG), open_tensors(found.weights)
     if ADAPTERS in found.config and isinstance(config, TransformerConfig):
         with _named(found.folder):
-            state = with_adapters(found.config[ADAPTERS], config, tensors, load)
+            state = with_adapters(found, config, tensors, load, dtype)
         shapes = {name: each.to("meta") for name, each in state.items()}
         tensors = Tensors(found.weights, shapes, held=state)
     if config.layers > len(tensors):  # before so many are made
         raise ValueError(f"{found.weights}: {len(tensors)} tensors, but {CONFIG} speaks of {config.layers:,} layers")
-    try:
+    with _named(found.folder / CONFIG):
         network = network_of(config)
-    except (RuntimeError, OverflowError) as error:
-        raise ValueError(f"{found.folder / CONFIG}: no such network can be made ({error})") from None
     with _named(found.weights):
         settle = _settling(tensors, device, dtype)
         assign(network, tensors.shapes, found.weights)
@@ -119,49 +121,6 @@ def _run(found: Found, tokenizer: str | Path | None, device: str, dtype: torch.d
     if text.vocab > network.vocab:  # a network may have rows to spare, but not too few
         raise ValueError(f"{path}: {text.vocab} tokens, but the network has {network.vocab}: not its tokenizer")
     return Model(network.eval().requires_grad_(False), text, found.config)
-
-
-def find(path: Path) -> Found:
-    """The weights and configuration of a folder or file. Raises ValueError where there are none, or several."""
-    if path.is_file():
-        folder = path.parent
-        places = (folder / CONFIG, folder / HYDRA, folder.parent / HYDRA)
-    elif path.is_dir():
-        folder, places = path, (path / CONFIG, path / HYDRA)
-    else:
-        raise ValueError(f"{path}: no run folder and no published checkpoint: train one with `unmask train`, or hf://…")
-    config = next((each for each in places if each.is_file()), None)
-    row = so_far(read_settings(config), folder) if config else {}
-    if path.is_file():
-        return Found(path, row, folder)
-    weights = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
-    return Found(weights or (path / MODEL if "network" in row else _only(path)), row, folder)
-
-
-def _only(path: Path) -> Path:
-    several = sorted(each for each in path.iterdir() if each.suffix in SUFFIXES)
-    if len(several) != 1:
-        if (path / MANIFEST).is_file():
-            raise ValueError(f"{path}: prepared data, and no checkpoint: `unmask train tiny --data {path}` makes one")
-        if several:
-            raise ValueError(f"{path}: {len(several)} files of weights ({several[0].name}, ...): give one of them")
-        raise ValueError(
-            f"{path}: no run folder and no published checkpoint (no {MODEL}): train one with `unmask train`"
-        )
-    return several[0]
-
-
-def read_settings(path: Path) -> Row:
-    """A configuration from JSON, or YAML as hydra writes it. Raises ValueError for what is neither."""
-    if path.suffix not in (".yaml", ".yml"):
-        return read_json(path)
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())}): restore it") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected settings, found a {type(value).__name__}")
-    return value
 
 
 def _settings(config: Mapping[str, object] | str | Path | None) -> Row:

@@ -3,19 +3,21 @@
 import math
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
 import jinja2
 
-from unmask.checkpoint.loading import find, load
+from unmask.checkpoint.finding import find
+from unmask.checkpoint.loading import load
 from unmask.checkpoint.model import Later, Model
 from unmask.checkpoint.runs import CONFIG, MODEL, TOKENIZER, describe
 from unmask.checkpoint.tensors import write_published
 from unmask.conditioned import ConditionedConfig
 from unmask.data.pairs import CHAT_TEMPLATE, DEFAULT, TOKENIZER_CONFIG, template_of
 from unmask.families import FAMILIES, LLAMA, Family, published_config, to_published
-from unmask.files import Row, atomic, read_json, read_lines, vacant, write_json
+from unmask.files import Row, atomic, is_number, read_json, read_lines, vacant, write_json
 from unmask.hub import fetched
 
 CARD, OURS, HUB = "README.md", "unmask", "hf"
@@ -80,6 +82,7 @@ def convert(source: str | Path, out: str | Path, to: str, **options) -> Path:
     model, out = load(source, **options), Path(out)
     family = _layout(model, to)
     vacant(out)
+    metrics, folder = metrics_of(source), find(fetched(source)).folder
     state, sizes = model.network.state_dict(), model.network.config
     tensors = state if family is None else to_published(family, state, sizes)
     kept = {"training", "budget", "machine", "precision", "family", "source", "requested", "parameters", "before"}
@@ -88,19 +91,26 @@ def convert(source: str | Path, out: str | Path, to: str, **options) -> Path:
         **{key: value for key, value in model.config.items() if key in kept},
         "network": describe(sizes),
     }
+    whole = out.resolve()
+    part = whole.with_name(f".{whole.name}.part")  # of which a killed process may have left some
+    shutil.rmtree(part, ignore_errors=True)
     try:
-        write_published(out / MODEL, tensors)
+        write_published(part / MODEL, tensors)
+        tokenizer = _save_tokenizer(model, folder, part)
+        card = model_card(model, family, metrics, tokenizer=tokenizer, address=str(out))
+        with atomic(part / CARD) as file:
+            file.write(card)
+        if family is not None:
+            dtype = str(next(iter(state.values())).dtype).removeprefix("torch.")
+            row = {**_tokens(model, tokenizer), "torch_dtype": dtype, **published_config(family, sizes, model.length)}
+        write_json(part / CONFIG, row)
+        if whole.exists():
+            whole.rmdir()
+        part.rename(whole)
     except OSError as error:
-        shutil.rmtree(out, ignore_errors=True)
-        raise ValueError(f"cannot write {out / MODEL} ({error}): make room there, or choose another folder") from None
-    tokenizer = _save_tokenizer(model, find(fetched(source)).folder, out)
-    card = model_card(model, family, metrics_of(source), tokenizer=tokenizer, address=str(out))
-    with atomic(out / CARD) as file:
-        file.write(card)
-    if family is not None:
-        dtype = str(next(iter(state.values())).dtype).removeprefix("torch.")
-        row = {**_tokens(model, tokenizer), "torch_dtype": dtype, **published_config(family, sizes, model.length)}
-    write_json(out / CONFIG, row)
+        raise ValueError(f"cannot write {out} ({error}): make room there, or choose another folder") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     return out
 
 
@@ -178,14 +188,18 @@ def metrics_of(source: str | Path) -> list[tuple[str, str, str]]:
 
 def _results(folder: Path) -> Iterator[tuple[str, str, str]]:
     for path in sorted(folder.glob(RESULTS)):
-        rows = read_json(path).get("rows") if path.name not in (CONFIG, TOKENIZER) else None
+        rows: object = None
+        with suppress(ValueError):  # what is no result may lie there too
+            rows = read_json(path).get("rows") if path.name not in (CONFIG, TOKENIZER) else None
         for row in rows if isinstance(rows, list) else []:
-            if not isinstance(row, dict) or row.get("yardstick") or not isinstance(row.get("perplexity"), float):
+            if not isinstance(row, dict) or row.get("yardstick"):
+                continue
+            if not is_number(row.get("perplexity")) or not is_number(row.get("tokens")) or not row["tokens"]:
                 continue
             slope = row["perplexity"] / row["tokens"]
             said = [f"{row['perplexity']:.2f}"]
             for name, of in (("stderr_mc", "maskings"), ("stderr_data", "texts")):
-                if isinstance(row.get(name), int | float):
+                if is_number(row.get(name)):
                     said.append(f"± {slope * row[name]:.2f} ({of})")
             what = f"perplexity, {row.get('corpus')} {row.get('split')}, protocol {row.get('protocol')}"
             yield what, " ".join(said), str(row.get("bound"))
@@ -195,8 +209,10 @@ def _validation(folder: Path) -> Iterator[tuple[str, str, str]]:
     path = folder / "metrics.jsonl"
     rows = [row for row in read_lines(path) if row.get("kind") == "validation"] if path.is_file() else []
     for row in rows[-1:]:
-        value, error = row["nats_per_token"], row["stderr"]
-        yield f"validation nats/token after {row['step']} steps", f"{value:.4f} ± {error:.4f} (maskings)", row["bound"]
+        value, error = row.get("nats_per_token"), row.get("stderr")
+        if is_number(value) and is_number(error):
+            what = f"validation nats/token after {row.get('step')} steps"
+            yield what, f"{value:.4f} ± {error:.4f} (maskings)", str(row.get("bound"))
 
 
 def _layout(model: Model, to: str) -> Family | None:

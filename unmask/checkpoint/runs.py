@@ -8,13 +8,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from torch import Tensor, nn
 
 from unmask.conditioned import ConditionedConfig
-from unmask.families import Config
+from unmask.families import Config, configured
 from unmask.files import Row, is_number, read_json
 from unmask.transformer import TransformerConfig
 
@@ -34,27 +32,10 @@ def network_config(config: Row, path: Path) -> Config:
         raise ValueError(f'{path}: "network" does not describe a network of this version ({surplus})')
     if absent := [name for name in SIZES if name not in values]:
         raise ValueError(f'{path}: "network" does not say its {", ".join(absent)}: restore it')
-    hints = get_type_hints(kind)
-    if wrong := [name for name, value in values.items() if not _fits(value, hints[name])]:
-        raise ValueError(f'{path}: "network": {wrong[0]} {values[wrong[0]]!r:.60} is of the wrong kind: restore it')
     try:
-        return kind(**values)
-    except (TypeError, ValueError) as error:
+        return configured(kind, values)
+    except ValueError as error:
         raise ValueError(f'{path}: "network": {error}') from None
-
-
-def _fits(value: object, kind: Any) -> bool:
-    """Whether JSON data are of a field's type; any finite number is a float."""
-    inner = get_args(kind)
-    if get_origin(kind) in (Union, UnionType):
-        return any(_fits(value, each) for each in inner)
-    if get_origin(kind) is Literal:
-        return isinstance(value, str) and value in inner
-    if get_origin(kind) is tuple:
-        return isinstance(value, list | tuple) and all(_fits(each, inner[0]) for each in value)
-    if kind is float:
-        return is_number(value)
-    return type(value) is kind
 
 
 def assign(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -70,20 +70,19 @@ def _sharded(path: Path) -> Tensors:
     shards = read_json(path).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(each, str) for each in shards.values()):
         raise ValueError(f'{path}: no "weight_map" from tensors to files in it: restore it')
-    names = sorted(set(shards.values()))
-    if any(Path(name).name != name for name in names):
-        raise ValueError(f"{path}: names files outside its folder: not a checkpoint to trust")
-    parts = [open_tensors(path.with_name(name)) for name in names]
-    joined = Tensors(
-        path,
-        {name: shape for part in parts for name, shape in part.shapes.items()},
-        {name: file for part in parts for name, file in part.files.items()},
-        {name: tensor for part in parts for name, tensor in part.held.items()},
-    )
-    absent = sorted(shards.keys() - joined.shapes.keys())
+    files = sorted(set(shards.values()))
+    if any(not file or Path(file).name != file or file.endswith(INDEX) for file in files):
+        raise ValueError(f"{path}: names what is no file of weights in its folder: not a checkpoint to trust")
+    parts = {file: open_tensors(path.with_name(file)) for file in files}
+    absent = sorted(name for name, file in shards.items() if name not in parts[file])
     if absent:
         raise ValueError(f"{path}: {absent[0]} is not in {shards[absent[0]]} ({len(absent)} such): fetch it again")
-    return joined
+    return Tensors(  # a shard may hold a tensor that the index says is another's
+        path,
+        {name: parts[file].shapes[name] for name, file in shards.items()},
+        {name: parts[file].files[name] for name, file in shards.items() if name in parts[file].files},
+        {name: parts[file].held[name] for name, file in shards.items() if name in parts[file].held},
+    )
 
 
 def _header(path: Path) -> dict[str, Tensor]:
@@ -133,6 +132,8 @@ def read_torch(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: no weights in it: a state_dict, or one under model or state_dict, is looked for")
     if isinstance(average, dict) and isinstance(average.get("shadow_params"), list):
         weights |= _averaged(path, weights, average["shadow_params"])
+    if empty := [name for name, each in weights.items() if each.is_meta or each.layout != torch.strided]:
+        raise ValueError(f"{path}: {empty[0]} is sparse or without its numbers: save it as a plain tensor")
     return weights
 
 
@@ -146,10 +147,10 @@ def _weights(stored: object) -> dict[str, Tensor]:
     return {WRAPPERS.sub("", str(name)): value for name, value in stored.items() if isinstance(value, Tensor)}
 
 
-def _averaged(path: Path, weights: dict[str, Tensor], average: list[Tensor]) -> dict[str, Tensor]:
+def _averaged(path: Path, weights: dict[str, Tensor], average: list) -> dict[str, Tensor]:
     """A moving average is a list in the order of the parameters, which is the state_dict's without its buffers."""
     names = [name for name in weights if not BUFFER.fullmatch(name)]
-    if [weights[name].shape for name in names] != [each.shape for each in average]:
+    if [weights[name].shape for name in names] != [getattr(each, "shape", None) for each in average]:
         raise ValueError(f"{path}: its average has {len(average)} tensors that do not fit its {len(names)} parameters")
     return dict(zip(names, average, strict=True))
 

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 
 from unmask import ranks
 from unmask.checkpoint import CONFIG, MODEL, Model, device_of, load
-from unmask.checkpoint.loading import SUFFIXES
+from unmask.checkpoint.finding import SUFFIXES
 from unmask.evaluate.protocols import spans
 from unmask.evaluate.scoring import shared
 from unmask.files import read_json

@@ -10,12 +10,14 @@ from unmask.families.mapping import (
     Config,
     Family,
     config_of,
+    configured,
     copied,
     length_of,
     network_of,
     published_config,
     to_ours,
     to_published,
+    with_its_output,
 )
 from unmask.families.recognise import family_of
 from unmask.families.tables import DREAM, FAMILIES, LLADA, LLAMA, MDLM, RADD, SEDD, SMDM
@@ -32,6 +34,7 @@ __all__ = [
     "Config",
     "Family",
     "config_of",
+    "configured",
     "copied",
     "family_of",
     "length_of",
@@ -39,4 +42,5 @@ __all__ = [
     "published_config",
     "to_ours",
     "to_published",
+    "with_its_output",
 ]

@@ -6,14 +6,15 @@ other; all transforms are invertible, so a table reads and writes. A configurati
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import NamedTuple, cast
+from dataclasses import asdict, dataclass, field, fields, replace
+from types import UnionType
+from typing import Any, Literal, NamedTuple, Union, cast, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
 
 from unmask.conditioned import Conditioned, ConditionedConfig
-from unmask.files import Row
+from unmask.files import Row, is_number
 from unmask.transformer import Transformer, TransformerConfig
 
 Config = TransformerConfig | ConditionedConfig
@@ -103,8 +104,37 @@ class Family:
 
 
 def network_of(config: Config, seed: int | None = None) -> Transformer | Conditioned:
-    """The network of a configuration, without memory unless there is a seed."""
-    return Conditioned(config, seed) if isinstance(config, ConditionedConfig) else Transformer(config, seed)
+    """The network of a configuration, without memory unless there is a seed. Raises ValueError for absurd sizes."""
+    try:
+        return Conditioned(config, seed) if isinstance(config, ConditionedConfig) else Transformer(config, seed)
+    except (RuntimeError, OverflowError, TypeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"no such network can be made ({reason})") from None
+
+
+def configured(kind: type[Config], values: Row) -> Config:
+    """A configuration of JSON data. Raises ValueError for a value that is of another type than its field."""
+    hints = get_type_hints(kind)
+    if wrong := [name for name, value in values.items() if not _fits(value, hints[name])]:
+        raise ValueError(f"{wrong[0]} {values[wrong[0]]!r:.60} is of the wrong kind: restore it")
+    try:
+        return kind(**values)
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"it does not describe a network ({error})") from None
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Whether JSON data are of a field's type; any finite number is a float."""
+    inner = get_args(kind)
+    if get_origin(kind) in (Union, UnionType):
+        return any(_fits(value, each) for each in inner)
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in inner
+    if get_origin(kind) is tuple:
+        return isinstance(value, list | tuple) and all(_fits(each, inner[0]) for each in value)
+    if kind is float:
+        return is_number(value)
+    return type(value) is kind
 
 
 def to_ours(
@@ -153,13 +183,14 @@ def to_published(family: Family, state_dict: Mapping[str, Tensor], config: Confi
 def config_of(family: Family, tensors: Mapping[str, Tensor], published: Row | None = None, **known: object) -> Config:
     """The configuration of published tensors: their shapes, what their configuration says, and what is `known`.
 
-    Each overrides those before it. `known` holds fields of ours. Raises ValueError where none of them tells, or our
-    network cannot be theirs.
+    Each overrides those before it. `known` holds fields of ours. Raises ValueError where none of them tells, what they
+    say is of another type, or our network cannot be theirs.
     """
     published = published or {}
     said = {ours: value for ours, paths in family.settings.items() if (value := _first(published, paths)) is not None}
-    found = {**family.config, **_from_shapes(family, tensors), **said, **(family.more(published) if published else {})}
-    found |= known
+    found = {**family.config, **_from_shapes(family, tensors), **said, **_more(family, published), **known}
+    if type(found["layers"]) is int and found["layers"] > len(tensors):  # before so many are made
+        raise ValueError(f"{family.name}: {len(tensors)} tensors, but {found['layers']!r:.60} layers are spoken of")
     if "heads" not in found:
         size = cast(tuple[int, int], (found["layers"], found["width"]))
         if size not in family.heads:
@@ -173,16 +204,32 @@ def config_of(family: Family, tensors: Mapping[str, Tensor], published: Row | No
     if unknown:
         raise ValueError(f"{family.name}: its configuration has no {', '.join(unknown)}")
     try:
-        return kind(**found)  # type: ignore[arg-type]
-    except TypeError as error:
-        raise ValueError(f"{family.name}: its configuration does not describe a network ({error})") from None
+        return configured(kind, found)
+    except ValueError as error:
+        raise ValueError(f"{family.name}: its configuration: {error}") from None
+
+
+def _more(family: Family, published: Row) -> Row:
+    try:
+        return family.more(published) if published else {}
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{family.name}: its configuration does not describe a network ({what})") from None
+
+
+def with_its_output(family: Family, tensors: Mapping[str, Tensor], config: Config) -> Config:
+    """Not tied, whatever is said, where an output layer lies there that is another than the embedding."""
+    ((output, _),), ((embedding, _),) = family.lines_of("output.weight"), family.lines_of("embedding.weight")
+    if not isinstance(config, TransformerConfig) or not config.tied or output not in tensors:
+        return config
+    return config if torch.equal(tensors[output], tensors[embedding]) else replace(config, tied=False)
 
 
 def length_of(family: Family, published: Row) -> int:
     """The longest text that it was trained on."""
     path, usual = family.length
     value = _first(published, (path, "model.length"))
-    return value if isinstance(value, int) else usual
+    return value if type(value) is int and value > 0 else usual
 
 
 def published_config(family: Family, config: Config, length: int | None = None) -> Row:

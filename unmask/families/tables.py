@@ -138,7 +138,7 @@ def _mdlm(row: Row) -> Row:
     kind = row.get("parameterization", "subs")
     if kind not in ("subs", "sedd", "d3pm"):
         raise ValueError(f"MDLM with parameterization {kind!r}: only subs, sedd and d3pm are read")
-    more: Row = {"timed": bool(row.get("time_conditioning", False)), **_end_of_noise(row)}
+    more: Row = {"timed": row.get("time_conditioning") or False, **_end_of_noise(row)}
     if kind == "sedd":
         more |= {"reading": "scaled score" if (row.get("model") or {}).get("scale_by_sigma", True) else "score"}
         more["timed"] = True
@@ -316,18 +316,19 @@ LLADA = Family(
 
 
 def _rope(name: str, row: Row) -> Row:
-    """Base and scaling of the rotary angles, as older and newer configurations have them."""
+    """Base and scaling of the rotary angles, as older and newer configurations have them, where they do."""
     rope = row.get("rope_parameters") or row.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
-    base = rope.get("rope_theta", row.get("rope_theta", 10_000.0))
+    base = rope.get("rope_theta", row.get("rope_theta"))
+    more: Row = {} if base is None else {"rotary_base": base}
     if kind == "llama3":
         names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-        return {"rotary_base": base, "rotary_scaling": tuple(float(rope[each]) for each in names)}
+        return {**more, "rotary_scaling": tuple(float(rope[each]) for each in names)}
     if kind == "linear":
-        return {"rotary_base": base, "rotary_scaling": (float(rope["factor"]),)}
+        return {**more, "rotary_scaling": (float(rope["factor"]),)}
     if kind not in ("default", None):
         raise ValueError(f"{name} with rotary scaling {kind!r}: only llama3 and linear are known")
-    return {"rotary_base": base}
+    return more
 
 
 def _hugging_face(row: Row) -> Row:
@@ -338,6 +339,10 @@ def _hugging_face(row: Row) -> Row:
         raise ValueError(
             f"{name} with head_dim {row['head_dim']}: only {width // heads} = hidden_size / heads is known"
         )
+    window, length = row.get("sliding_window"), row.get("max_position_embeddings")
+    if row.get("use_sliding_window", name == "mistral") and window is not None and (length or math.inf) > window:
+        told = f'give --config FILE (config=) with "max_position_embeddings": {window}'
+        raise ValueError(f"{name} with sliding_window {window}, which this package has not: to stay inside it, {told}")
     return _rope(name, row)
 
 
@@ -411,7 +416,8 @@ LLAMA = Family(
 DREAM = Family(
     "Dream",
     HF_LINES,
-    config={"flavour": "llama", "causal": False, "shifted": True, "mask_id": 151_666, "norm_eps": 1e-6},
+    config={"flavour": "llama", "causal": False, "shifted": True, "mask_id": 151_666, "norm_eps": 1e-6}
+    | {"rotary_base": 1e6},
     fits=lambda c: (
         isinstance(c, TransformerConfig)
         and (c.flavour, c.causal, c.shifted, c.rotary_dtype, c.mask < c.vocab)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from unmask.checkpoint import ADAPTERS, CONFIG, describe, device_of, load, same_tokenizer, starting_from
-from unmask.checkpoint.loading import find
+from unmask.checkpoint.finding import find
 from unmask.corruption import stratified
 from unmask.data import Packed, Pairs, Tokenizer, load_manifest, sequences
 from unmask.data.pairs import is_pairs, load_pairs
