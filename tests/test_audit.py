@@ -273,7 +273,7 @@ class EndsFirst:
 class Coupled:
     """Plans over the whole batch."""
 
-    exact_for = "nothing"
+    exact_for = "no stated law"
 
     def plan(self, open_, u):
         return u.flatten().argsort().argsort().view(open_.shape) // (len(open_) + 1)
@@ -285,7 +285,7 @@ class Second:
 
     over: bool = False
     looks_at_draws = False
-    exact_for = "the chain rule, second surest first"
+    exact_for = "no stated law: the second surest first"
     plan = one_stage
     score = Confidence.score
 
@@ -300,8 +300,11 @@ def test_a_policy_of_yours():
     result.check()
     assert "OrderLaw" in result.law
     result = audit(EndsFirst(), **QUICK)
-    result.check()
-    assert result.law == f"its own plans and choices, row by row; not checked without `law`: {EndsFirst.exact_for}"
+    with pytest.raises(AssertionError, match=r"the stated law +not checked: give `law`"):
+        result.check()
+    assert not result.passed
+    assert [finding.world for finding in result.findings if finding.faults] == ["the stated law"]
+    assert result.law == f"its own plans and choices, row by row; {EndsFirst.exact_for}"
     with pytest.raises(AssertionError, match=LAW):
         audit(EndsFirst(), law=OrderLaw(), **QUICK).check()
     with pytest.raises(AssertionError, match="change with their batch"):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from unmask.audit.findings import Audit, Finding
 from unmask.audit.laws import Canvas, IndependentLaw, Law, follow
-from unmask.audit.stated import in_words, own_law, stated_law
+from unmask.audit.stated import UNSTATED, in_words, own_law, stated_law
 from unmask.network import Network, evaluations
 from unmask.sampling import Draw, Policy, sample
 from unmask.world import InconsistentTable, JointTable, Wide
@@ -72,10 +72,10 @@ def audit(
 
     `worlds` are small networks, on which the law is enumerated for canvases of `length`; `wide` has a large
     vocabulary and predicts the same everywhere. The laws of the package's policies are known. Without a law, a policy
-    is held to the plans it draws and to its own choices row by row; a sampler to what every law asks: no mask left,
-    given tokens kept, evaluations counted, rows that do not see each other. `draw` is how a policy's tokens are
-    drawn, and how a sampler, which draws by itself, says it does. `progress` is told of
-    findings. Raises ValueError for fewer than 1000 draws.
+    is held to the plans it draws and to its own choices row by row, and passes only if its `exact_for` says "no stated
+    law"; a sampler to what every law asks: no mask left, given tokens kept, evaluations counted, rows that do not see
+    each other. `draw` is how a policy's tokens are drawn, and how a sampler, which draws by itself, says it does.
+    `progress` is told of findings. Raises ValueError for fewer than 1000 draws.
     """
     if draws < 1000:
         raise ValueError(f"{draws} draws show little: take 1000 or more")
@@ -97,6 +97,8 @@ def audit(
         findings.append(each())
         if progress is not None:
             progress(len(findings), len(work))
+    if policy is not None and stated is None and UNSTATED not in policy.exact_for:
+        findings.append(Finding("the stated law", faults=(f'not checked: give `law`, or state "{UNSTATED}"',)))
     name = repr(subject) if policy is not None else getattr(subject, "__name__", repr(subject))
     return Audit(name, in_words(policy, law, stated, draw), tuple(findings))
 

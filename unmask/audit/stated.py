@@ -76,6 +76,8 @@ EVERY: tuple[Policy, ...] = (
     Speculative(Blocks(3, LeftToRight()), 2),
 )
 """Each kind of policy, of a size at which four positions tell it from the others."""
+UNSTATED = "no stated law"
+"""What the `exact_for` of a policy says that can be held to nothing but its own plans and choices."""
 
 
 def stated_law(policy: Policy) -> Law | None:
@@ -127,7 +129,7 @@ def in_words(policy: Policy | None, law: Law | None, stated: Law | None, draw: D
     elif policy is None:
         return "no law stated: only what every law asks"
     elif stated is None:
-        words = f"its own plans and choices, row by row; not checked without `law`: {policy.exact_for}"
+        words = f"its own plans and choices, row by row; {policy.exact_for}"
     elif getattr(inside_of(policy), "looks_at_draws", False):
         words = "its published rule, summed over all that may be drawn"
     else:
