@@ -15,7 +15,7 @@ from unmask.cli import main
 from unmask.data import byte_tokenizer, prepare_pairs
 from unmask.data.pairs import Chat, load_template, prompt_ids, template_of
 from unmask.data.pairs.layouts import second_pass
-from unmask.evaluate.answering import EvaluateAnswers
+from unmask.evaluate.answering import EvaluateAnswers, _line
 from unmask.evaluate.answers import Asking, Question, Written, answer_file, answers, exact_match, fill, questions_of
 from unmask.evaluate.exact import final_number, same
 from unmask.evaluate.grading import Endpoint, grade_file, messages_for
@@ -239,6 +239,11 @@ def test_exact_match_has_an_error_and_needs_references():
     assert row["exact_match"] == 0.75
     assert row["stderr"] == pytest.approx((0.75 * 0.25 / 4) ** 0.5)
     assert row["values"]["right"] == [True, True, False, True]
+    for share, said in ((0, "exact match 0.0% of 4 (by the rule of three 74.9% or less)"), (1, "25.1% or more")):
+        alike = [{**record, "choices": [{"turns": [f"#### {i + share}"]}]} for i, record in enumerate(records)]
+        row = exact_match(questions, alike, "m")
+        assert row["stderr"] is None, "four of a kind are no certainty"
+        assert said in _line(row)
     with pytest.raises(ValueError, match="question 9 has no reference"):
         exact_match([Question(9, ("?",), True)], records[:1], "m")
 

@@ -133,6 +133,8 @@ NUMBERS = [
     ("prepare --pairs --source rows.jsonl --out new --malformed -1", "share of -1"),
     ("prepare --pairs --source rows.jsonl --out new --malformed 5", "share of 5"),
     ("prepare --pairs --source rows.jsonl --out new --passes 2", "--passes 2 does nothing for rows without a chain"),
+    ("evaluate perplexity --checkpoint run --corpora ptb --field body", "--field does nothing without --data"),
+    ("evaluate generation --checkpoint run --judge run --field body", "--field does nothing without --reference"),
     ("train tiny --data data --batch 0 --out new", "batch 0"),
     ("train tiny --data data --steps -3 --out new", "steps -3"),
     ("train tiny --data data --rate -1 --out new", "rate"),

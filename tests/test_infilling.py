@@ -63,7 +63,7 @@ def test_fixed_blanks_stay_and_a_causal_model_is_refused():
 
 
 def test_templates_in_batches(tmp_path):
-    rows = [{"template": "a{{2}}b"}, {"prompt": "c", "suffix": "d", "length": 3}, {"prompt": "e"}]
+    rows = [{"text": "a{{2}}b"}, {"prompt": "c", "suffix": "d", "length": 3}, {"prompt": "e"}]
     path = tmp_path / "t.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     texts = templates_of(path)
@@ -72,7 +72,7 @@ def test_templates_in_batches(tmp_path):
     network = Transformer(TransformerConfig(vocab=258, layers=1, heads=2, width=16))
     records = write(Model(network, BYTES, {}), texts, seed=1)
     assert [len(record["pieces"]) for record in records] == [5, 6, 66]
-    path.write_text('{"template": "a"}\n{"text": "b"}')
+    path.write_text('{"template": "a"}\n{"texts": "b"}')
     with pytest.raises(ValueError, match=r't\.jsonl, line 2: no "template"'):
         templates_of(path)
 

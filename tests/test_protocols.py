@@ -286,6 +286,13 @@ def test_any_text_file_or_folder(tmp_path):
     model = make(False)
     (tmp_path / "a.txt").write_text("abc", encoding="utf-8")
     (tmp_path / "b.txt").write_text("de", encoding="utf-8")
+    rows, text = tmp_path / "rows" / "a.jsonl", (tmp_path / "a.txt").read_text()
+    rows.parent.mkdir()
+    rows.write_text(json.dumps({"body": text}))
+    with pytest.raises(ValueError, match="name the one that holds the text with --field, or rename it"):
+        running_text(model, rows, length=4)
+    assert running_text(model, rows, length=4, field="body").digest == running_text(model, tmp_path / "a.txt").digest
+    rows.unlink()
     one, both = running_text(model, tmp_path / "a.txt", length=4), running_text(model, tmp_path, length=4)
     assert shown(one.windows) == [("^abc$", ".xxxx")]
     assert shown(both.windows) == [("^abc$", ".xxxx"), ("^$de$", "..xxx")]

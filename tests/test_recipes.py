@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from unmask.cli import main
+from unmask.cli.train import told_of_machine
 from unmask.data import prepare
 from unmask.files import read_lines
 from unmask.objectives import AnyOrder, LambdaDCE, NextToken
@@ -173,6 +175,37 @@ def test_a_dry_run_refuses_another_tokenizer(capsys, data):
         main(["train", "tiny", "--data", str(data), "--init", "builtin", "--dry-run"])
     said = " ".join(capsys.readouterr().err.split())
     assert "another tokenizer than this run's: prepare the data with its own, by unmask prepare --tokenizer" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--track", "wandb"], "track wandb: not installed: pip install wandb"),
+        (["--device", "cuda:99"], "device 'cuda:99' cannot be used"),
+        (["--mirror", "bogus://x"], "mirror bogus://x"),
+        ([], "exists and holds something else"),
+    ],
+)
+def test_a_dry_run_refuses_what_training_would(capsys, data, tmp_path, monkeypatch, words, message):
+    """Planted fault: it looked at the data alone."""
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    out = tmp_path if not words else tmp_path / "new"
+    (tmp_path / "mine").touch()
+    with pytest.raises(SystemExit) as end:
+        main(["train", "tiny", "--data", str(data), "--out", str(out), *words, "--dry-run"])
+    assert end.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_dry_run_says_what_a_machine_needs(data):
+    config = replace(RECIPES["tiny"](), data=str(data), accumulate=2, batch=64)
+    total = config.network.parameters()["total"] / 2**18
+    said = told_of_machine(config, 4)
+    assert "64 sequences a step = 4 processes x 8 x accumulate 2\n" in said
+    assert f"weights {total:,.1f} MiB + gradients {total:,.1f} MiB + moments {2 * total:,.1f} MiB" in said
+    assert f"{4 * total:,.1f} MiB a process under ddp, {total:,.1f} MiB a process under fsdp" in said
+    assert "1 process x 32 x accumulate 2\n" in told_of_machine(config, 1)
 
 
 @pytest.mark.parametrize("name", ["tiny", "smdm-19", "ar-2121"])

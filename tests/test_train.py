@@ -24,6 +24,7 @@ from unmask.draws import keyed_generator
 from unmask.files import read_json, read_lines, write_json
 from unmask.objectives import AnyOrder, LambdaDCE, NextToken, TimeDSE
 from unmask.train import Optimiser, checkpoints, expected_level, precision, train
+from unmask.train.budget import memory, saved
 from unmask.train.config import spent
 from unmask.transformer import Transformer, TransformerConfig
 
@@ -215,6 +216,11 @@ def test_other_settings_in_the_same_folder_are_refused(data, tmp_path):
     train(small(data, steps=1), tmp_path / "run")
     with pytest.raises(ValueError, match=r"other settings \(length 32 there, 16 here\)"):
         train(small(data, steps=1, length=16), tmp_path / "run")
+    rate = Optimiser(rate=0.5, warmup=5)
+    with pytest.raises(ValueError, match=r"\(optimiser.rate 0.01 there, 0.5 here\): choose another or remove it$"):
+        train(small(data, steps=1, optimiser=rate), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"\(steps 1 there, 3 here\).*let another begin as it, by --init and --out"):
+        train(small(data, steps=3), tmp_path / "run")
 
 
 def test_a_run_belongs_to_its_data(data, tmp_path):
@@ -241,6 +247,31 @@ def test_a_run_belongs_to_its_split(data, tmp_path):
     prepare(str(data.parent / "text"), moved, tokenizer="bytes", validation=0.6)
     with pytest.raises(ValueError, match="other settings \\(corpus"):
         train(small(moved, steps=1), tmp_path / "run")
+
+
+def test_what_a_checkpoint_takes_is_known_before(data, tmp_path):
+    """To the byte, but for AdamW's counters of steps."""
+    for name, ema in (("plain", 0.0), ("average", 0.9)):
+        config = small(data, steps=1, ema=ema)
+        tensors = weights(train(config, tmp_path / name))
+        counters = [key for key in tensors if key.startswith("step.")]
+        assert saved(config) == sum(value.nbytes for value in tensors.values()) - 4 * len(counters)
+        assert memory(config)["state"] == saved(config) + 4 * config.network.parameters()["total"]
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.2, 0.0])
+def test_the_rate_falls_over_the_last_share_of_the_steps(decay):
+    """Warm-up, stable, decay; a share of 1 falls from the warm-up on, 0 never."""
+    optimiser = Optimiser(rate=2.0, final=0.1, warmup=10, decay=decay)
+    rates = [optimiser.at(step, 100) for step in range(101)]
+    start = max(10, round(100 * (1 - decay)))
+    assert rates[:10] == pytest.approx([0.2 * step for step in range(1, 11)])
+    assert rates[10 : start + 1] == pytest.approx([2.0] * (start + 1 - 10))
+    assert rates[start:] == sorted(rates[start:], reverse=True)
+    assert rates[100] == pytest.approx(0.2 if decay else 2.0)
+    assert rates[(start + 100) // 2] == pytest.approx(1.1 if decay else 2.0)
+    with pytest.raises(ValueError, match=r"decay 1.5 is a share of the steps"):
+        Optimiser(decay=1.5)
 
 
 def test_what_a_checkpoint_took_is_what_was_done(data, tmp_path):

@@ -369,3 +369,32 @@ def test_a_tracker_gets_the_rows(data, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="track wandb: not installed: pip install wandb"):
         train(small(data, steps=2, track="wandb"), tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_tensorboard_lies_in_the_run_folder_and_forgets_what_was_lost(data, tmp_path, monkeypatch):
+    told = []
+
+    class Fake:
+        @staticmethod
+        def SummaryWriter(folder, purge_step):
+            told.append((folder, purge_step))
+            return Fake
+
+        add_scalar = staticmethod(lambda name, value, step: told.append((name, step)))
+        close = staticmethod(lambda: told.append("closed"))
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", Fake)
+    out, config = tmp_path / "run", small(data, steps=2, validate_every=2, save_every=1, track="tensorboard")
+    train(config, out)
+    assert told[0] == (str(out), 1)
+    assert ("train/loss", 2) in told
+    assert ("validation/nats_per_token", 2) in told
+    assert told[-1] == "closed"
+    shutil.rmtree(checkpoints.checkpoints(out)[0])
+    told.clear()
+    train(config, out)
+    assert told[0] == (str(out), 2)
+    assert ("train/loss", 2) in told
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ValueError, match="track tensorboard: not installed: pip install tensorboard"):
+        train(small(data, steps=2, track="tensorboard"), tmp_path / "other")

@@ -30,6 +30,22 @@ def atomic(path: Path, mode: str = "w") -> Iterator[IO]:
         raise
 
 
+def flat(row: Row, before: str = "") -> Iterator[tuple[str, str]]:
+    """A nested row as (dotted name, value as text) pairs."""
+    for name, value in row.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, f"{before}{name}.")
+        else:
+            yield before + name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def different(first: Row, second: Row) -> list[tuple[str, str | None, str | None]]:
+    """(dotted name, value, value) of what differs between two nested rows, None where one has no such thing."""
+    one, two = dict(flat(first)), dict(flat(second))
+    names = dict.fromkeys([*one, *two])
+    return [(name, one.get(name), two.get(name)) for name in names if one.get(name) != two.get(name)]
+
+
 def vacant(folder: Path, *, hidden: bool = False) -> None:
     """Raises ValueError where files of ours would come to lie in a folder among others; `hidden` ones may be there."""
     if folder.is_file() or any(folder.glob("[!.]*" if hidden else "*")):

@@ -57,7 +57,7 @@ class Metrics:
 def tracking(name: str) -> Any:
     """The module of a tracker. Raises ValueError where it is not installed."""
     try:
-        return import_module(name)
+        return import_module("torch.utils.tensorboard" if name == "tensorboard" else name)
     except ImportError:
         raise ValueError(f"track {name}: not installed: pip install {name}, or leave it out") from None
 
@@ -71,11 +71,32 @@ class Tracker:
 
     def write(self, row: Row) -> None:
         """Numbers of a row under the name of its kind, at its step."""
-        numbers = {f"{row['kind']}/{name}": value for name, value in row.items() if isinstance(value, int | float)}
-        self.module.log(numbers, step=row["step"])
+        self.module.log(_numbers(row), step=row["step"])
 
     def close(self) -> None:
         self.module.finish()
+
+
+class Board:
+    """Rows as TensorBoard's scalars, in files in a run's folder; those behind `step`, of lost work, are purged.
+
+    Raises ValueError where the package tensorboard is not installed.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self.writer = tracking("tensorboard").SummaryWriter(str(folder), purge_step=step + 1)
+
+    def write(self, row: Row) -> None:
+        """Numbers of a row under the name of its kind, at its step."""
+        for name, value in _numbers(row).items():
+            self.writer.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+def _numbers(row: Row) -> Row:
+    return {f"{row['kind']}/{name}": value for name, value in row.items() if isinstance(value, int | float)}
 
 
 class Report(Protocol):

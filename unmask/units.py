@@ -64,6 +64,11 @@ def with_error(value: Any, *errors: Any) -> tuple[str, ...]:
     return tuple(text.replace("-", "−") for text in texts)
 
 
+def unseen(draws: int, error: float = 0.05) -> float:
+    """The share that what none of so many draws showed stays below, but for an error (the rule of three): at most 1."""
+    return min(1.0, -math.log(error) / draws)
+
+
 def count(value: Any) -> str:
     """A count with an SI-like suffix: 950, 12.3 K, 124 M, 1.03 B."""
     found = finite(value)

@@ -42,7 +42,7 @@ class Sample:
     template: str | None = None
     """Text with blanks, {{8}} or {{2..12}}; @FILE reads it from a file."""
     templates: Path | None = None
-    """A .jsonl with a template each row, {"template": …} or {"prompt": …, "suffix": …, "length": …}."""
+    """A .jsonl with a template each row: {"template": …}, {"text": …}, or {"prompt": …, "suffix": …, "length": …}."""
     likely_lengths: bool = False
     """Give blanks such as {{2..12}} the length under which the text behind them is most probable, instead of drawing
     it."""

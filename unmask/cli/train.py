@@ -17,8 +17,8 @@ from unmask.log import console, say
 from unmask.recipes import RECIPES, on_its_data
 from unmask.report.read import find
 from unmask.report.runs import progress_of
-from unmask.train import TrainConfig, train
-from unmask.train.budget import memory, steps_for
+from unmask.train import TrainConfig, ready, train
+from unmask.train.budget import memory, saved, state, steps_for
 from unmask.transformer import TransformerConfig
 from unmask.units import duration
 
@@ -98,8 +98,10 @@ class Train:
         if any(value is not None for value in budget.values()):
             config = replace(config, steps=steps_for(config, **budget))
         if options.dry_run:
-            config.sequences(Tokenizer.load(Path(config.data)))  # which refuses what training would
-            tell(config)
+            with ranks.joined():
+                ready(config, out)
+                tell(config)
+                console.print(told_of_machine(config, ranks.world()))
             record = row(config, rate_here(config.device))
             console.print(f"about {duration(record['seconds'])} on this machine")
             return say(record) if options.json else None
@@ -144,3 +146,22 @@ def told_of_adapters(config: TrainConfig) -> str:
         f"{config.adapters():,} parameters of adapters of rank {config.lora} are trained: weights, gradients and "
         f"moments of {with_them:,.2f} GiB in float32, instead of {without:,.2f}"
     )
+
+
+def told_of_machine(config: TrainConfig, processes: int) -> str:
+    """How a step is shared, what a process keeps of the run, and what a checkpoint takes."""
+    part = config.batch // (processes * config.accumulate)
+    shared = f"{processes} process{'es' * (processes > 1)} x {part} x accumulate {config.accumulate}"
+    kept = {name: size for name, size in state(config).items() if size}
+    under: dict[str, int] = {"ddp": 1, "fsdp": processes} if processes > 1 else {}
+    whole = " + ".join(f"{name} {_mib(size)}" for name, size in kept.items())
+    return (
+        f"{config.batch:,} sequences a step = {shared}\n"
+        f"{whole} = {_mib(sum(kept.values()))} in float32"
+        + "".join(f", {_mib(sum(kept.values()) / parts)} a process under {name}" for name, parts in under.items())
+        + f"\na checkpoint: {_mib(saved(config))}"
+    )
+
+
+def _mib(size: float) -> str:
+    return f"{size / 2**20:,.1f} MiB"

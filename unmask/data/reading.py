@@ -235,7 +235,7 @@ def _lines(stream: IO[bytes], where: str, name: str, field: str, rule: Rule | No
             raise ValueError(f"{at} is not JSON: restore or remove the line") from None
         if not isinstance(row, dict) or field not in row:
             has = f"has the fields {', '.join(map(str, row))}" if isinstance(row, dict) else "is no object"
-            raise ValueError(f"{at} {has}, not {field!r}: name the one that holds the text with --field")
+            raise ValueError(f"{at} {has}, not {field!r}: name the one that holds the text with --field, or rename it")
         part = record(row, f"{name}:{number}", at, field, rule, share())
         found = found or part is not None
         if part is not None:
@@ -248,7 +248,9 @@ def record(row: dict, name: str, where: str, field: str, rule: Rule | None, read
     """The document of a record; None where its text is missing or blank. Raises ValueError where it is no text."""
     text = row[field]
     if text is not None and not isinstance(text, str):
-        raise ValueError(f"{where}: {field!r} is a {type(text).__name__}, no text: name another with --field")
+        raise ValueError(
+            f"{where}: {field!r} is a {type(text).__name__}, no text: name another with --field, or rename one"
+        )
     if text is None or not text.strip():
         return None
     try:
@@ -291,7 +293,7 @@ def _parquet(path: Path, name: str, field: str, rule: Rule | None) -> Iterator[P
         columns = file.schema_arrow.names
         if field not in columns:
             has = ", ".join(columns)
-            raise ValueError(f"{path} has the columns {has}, not {field!r}: name one with --field")
+            raise ValueError(f"{path} has the columns {has}, not {field!r}: name one with --field, or rename it")
         batches = file.iter_batches(batch_size=1000, columns=[field, *{"date"} & set(columns) - {field}])
         yield from rows(batches, file.metadata.num_rows, str(path), name, field, rule)
 

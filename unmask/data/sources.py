@@ -79,9 +79,9 @@ class Source:
             raise ValueError(f"cannot read {error.filename}: {error.strerror}") from None
 
 
-def documents(source: str) -> Iterator[Document]:
+def documents(source: str, field: str = "text") -> Iterator[Document]:
     """Documents of a source, see `source_of`, each in one piece."""
-    for (name, date), parts in groupby(source_of(source).read(), lambda part: (part.name, part.date)):
+    for (name, date), parts in groupby(source_of(source, field).read(), lambda part: (part.name, part.date)):
         yield Document(name, "".join(part.text for part in parts), date)
 
 
@@ -230,7 +230,7 @@ def _hub(spec: str, field: str, rule: Rule | None) -> Source:
     found = loaded(spec)
     if field not in found.column_names:
         has = ", ".join(found.column_names)
-        raise ValueError(f"{spec} has the columns {has}, not {field!r}: name one with --field")
+        raise ValueError(f"{spec} has the columns {has}, not {field!r}: name one with --field, or rename it")
     some = found.select_columns([field, *{"date"} & set(found.column_names) - {field}]).with_format("arrow")
 
     def read() -> Iterator[Part]:

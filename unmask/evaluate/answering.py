@@ -17,6 +17,7 @@ from unmask.files import Row, writable, write_json
 from unmask.hub import fetched
 from unmask.log import progress, say
 from unmask.sampling import AdaptivePolicy, Blocks, Draw, Planned, Remasking
+from unmask.units import unseen
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,8 @@ def _line(row: Row) -> str:
         return f"{row['model']}: {value}" + (f", {row['without_grade']} without" if row["without_grade"] else "")
     cost = f"NFE {row['nfe']:.1f}, {row['seconds_per_answer']:.2f} s an answer"
     cut = f", {row['prompts_cut']} prompts cut to fit" if row["prompts_cut"] else ""
-    return (
-        f"{row['model']}: exact match {row['exact_match']:.1%} ±{row['stderr']:.1%} of {row['questions']}, {cost}{cut}"
-    )
+    share, error, count = row["exact_match"], row["stderr"], row["questions"]
+    if error is None:
+        bound = f"{1 - unseen(count):.1%} or more" if share else f"{unseen(count):.1%} or less"
+        return f"{row['model']}: exact match {share:.1%} of {count} (by the rule of three {bound}), {cost}{cut}"
+    return f"{row['model']}: exact match {share:.1%} ±{error:.1%} of {count}, {cost}{cut}"

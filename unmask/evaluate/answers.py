@@ -318,7 +318,8 @@ def _read(out: Path, law: Row) -> dict[str, Row]:
 
 
 def exact_match(questions: Sequence[Question], records: Sequence[Row], name: str) -> Row:
-    """Share of the last answers that are the reference (see exact.py), with its binomial standard error.
+    """Share of the last answers that are the reference (see exact.py), with its binomial standard error, None where all
+    are or none is.
 
     Raises ValueError where a question has no reference.
     """
@@ -334,7 +335,7 @@ def exact_match(questions: Sequence[Question], records: Sequence[Row], name: str
         "model": name,
         "questions": len(right),
         "exact_match": share,
-        "stderr": math.sqrt(share * (1 - share) / len(right)),
+        "stderr": math.sqrt(share * (1 - share) / len(right)) or None,
         "nfe": statistics.fmean(record["nfe"] for record in records),
         "seconds_per_answer": statistics.fmean(record["seconds"] for record in records),
         "prompts_cut": sum(record["prompt_cut"] for record in records),

@@ -65,6 +65,8 @@ class Perplexity:
     device: str = "auto"
     """cpu, cuda, cuda:1 or mps; auto takes the first GPU there is."""
     told: Annotated[Told, tyro.conf.OmitArgPrefixes] = field(default_factory=Told)
+    field: str = "text"
+    """Of --data in JSON lines or parquet: the field that holds the text."""
     dry_run: bool = False
     """Say what it would cost, judged by its first seconds, and stop."""
     out: Path | None = None
@@ -75,6 +77,8 @@ class Perplexity:
     def run(self) -> None:
         if (self.data is None) == (not self.corpora):
             raise ValueError("say what to score: --data PATH or --corpora NAMES, one of them")
+        if self.data is None and self.field != Perplexity.field:
+            raise ValueError("--field does nothing without --data: leave it out")
         if self.order is not None and self.draws != Perplexity.draws:
             raise ValueError("--draws does nothing beside --order, whose likelihood is exact: leave it out")
         if self.local is not None and self.local.is_file() and len(self.corpora) > 1:
@@ -103,7 +107,7 @@ class Perplexity:
     def _held_out(self, model: Model, corpus: str | None) -> HeldOut:
         options: Row = {name: getattr(self, name) for name in ("length", "stride", "sequences", "seed")}
         if corpus is None:
-            return running_text(model, cast(Path, self.data), **options)
+            return running_text(model, cast(Path, self.data), field=self.field, **options)
         return benchmark(model, corpus, self.protocol, local=self.local, **options)
 
 
@@ -148,6 +152,8 @@ class Generation:
     device: str = "auto"
     """cpu, cuda, cuda:1 or mps; auto takes the first GPU there is."""
     told: Annotated[Told, tyro.conf.OmitArgPrefixes] = field(default_factory=Told)
+    field: str = "text"
+    """Of --reference in JSON lines or parquet: the field that holds the text."""
     dry_run: bool = False
     """Say what it would cost, judged by its first seconds, and stop."""
     out: Path | None = None
@@ -164,6 +170,8 @@ class Generation:
                 if mine[name] != theirs[name]:
                     option = name.replace("_", "-")
                     raise ValueError(f"--{option} does nothing beside --samples, whose texts are written: leave it out")
+        if self.reference is None and self.field != Generation.field:
+            raise ValueError("--field does nothing without --reference: leave it out")
         if self.mauve is not None and self.reference is None:
             raise ValueError("--mauve compares with people's texts: give --reference PATH")
         writable(self.out)
@@ -177,7 +185,8 @@ class Generation:
             rows.append(quality(judge, texts, said, batch=self.judge_batch, progress=bar))
         if self.reference is not None:
             length = max(1, round(rows[0]["tokens"] / len(texts)))
-            people = reference_texts(self.reference, judge, count=len(texts), length=length, seed=self.seed)
+            which: Row = {"count": len(texts), "length": length, "seed": self.seed, "field": self.field}
+            people = reference_texts(self.reference, judge, **which)
             told = {"model": f"reference: {self.reference.name}", "length": said["length"], "yardstick": True}
             rows.append(quality(judge, people, told, batch=self.judge_batch))
             if self.mauve is not None:

@@ -159,14 +159,16 @@ def diversity(texts: Sequence[str]) -> Row:
     return row
 
 
-def reference_texts(source: Path, judge: Judge | Tokenizer, *, count: int, length: int, seed: int = 0) -> list[str]:
+def reference_texts(
+    source: Path, judge: Judge | Tokenizer, *, count: int, length: int, seed: int = 0, field: str = "text"
+) -> list[str]:
     """`count` passages of `length` tokens of the judge or its tokenizer, none across documents, drawn by the seed.
 
-    From a prepared folder's validation split, a text file or a folder of them. Raises ValueError where there are
-    fewer.
+    From a prepared folder's validation split, a text file or a folder of them; `field` is the one of a row that holds
+    text. Raises ValueError where there are fewer.
     """
     cuts = []
-    for text in texts_of(source):
+    for text in texts_of(source, field):
         ids = judge.encode(text)
         cuts += [ids[start : start + length] for start, _ in spans(0, len(ids), length, length, drop=True)]
     if len(cuts) < count:

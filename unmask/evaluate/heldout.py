@@ -44,8 +44,12 @@ def benchmark(
     return HeldOut(windows, name, split, stream.digest, identity(model.tokenizer))
 
 
-def running_text(model: Model, source: Path | str, *, length: int | None = None, **options) -> HeldOut:
+def running_text(
+    model: Model, source: Path | str, *, field: str = "text", length: int | None = None, **options
+) -> HeldOut:
     """A prepared folder's validation split, a text file, or a folder of them; `options` are those of `cut`.
+
+    `field` is the one of a row that holds text, where files have rows.
 
     The length is by default that of the model's training, or 64 where its config does not say.
 
@@ -58,7 +62,7 @@ def running_text(model: Model, source: Path | str, *, length: int | None = None,
             remedy = "prepare it with the model's, by unmask prepare --tokenizer CHECKPOINT, or give the text itself"
             raise ValueError(f"{source}: prepared with another tokenizer than the model was trained with: {remedy}")
         return prepared(source, tokenizer, **options)
-    texts = texts_of(source)
+    texts = texts_of(source, field)
     stream = Stream.of(texts, tokenizer, texts, range(len(texts)))
     windows = cut(stream, PACKED, tokenizer, **options)
     return HeldOut(windows, source.name, "all", stream.digest, identity(tokenizer))
@@ -72,11 +76,11 @@ def prepared(folder: Path, tokenizer: Tokenizer, *, corpus: str | None = None, *
     return HeldOut(windows, name, "validation", stream.digest, identity(tokenizer), load_split(folder, "train"))
 
 
-def texts_of(source: Path) -> list[str]:
+def texts_of(source: Path, field: str = "text") -> list[str]:
     """The documents of a prepared folder's validation split, a text file, or a folder of them."""
     if (source / MANIFEST).is_file():
         return decoded(load_split(source, "validation"), Tokenizer.load(source))
-    return [document.text for document in documents(str(source))]
+    return [document.text for document in documents(str(source), field)]
 
 
 def identity(tokenizer: Tokenizer) -> str:

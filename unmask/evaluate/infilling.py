@@ -74,7 +74,8 @@ def _scored(model: Model, before: str, length: int, behind: str, *, draws: int, 
 
 
 def templates_of(path: Path, length: int = 64) -> list[str]:
-    """The templates of a .jsonl with one each a row: {"template": …}, or {"prompt": …, "suffix": …, "length": 8}.
+    """The templates of a .jsonl with one each a row: {"template": …}, {"text": …} as in sets of pairs, or
+    {"prompt": …, "suffix": …, "length": 8}.
 
     `length` is that of rows with a prompt and none of their own.
     Raises ValueError, naming the row, for one that holds none, or anything else.
@@ -93,16 +94,17 @@ def templates_of(path: Path, length: int = 64) -> list[str]:
 
 
 def _template(row: Row, length: int) -> str:
-    kinds = {"template": str} if "template" in row else {"prompt": str, "suffix": str, "length": int}
-    if row.keys().isdisjoint(("template", "prompt")):
-        raise ValueError('no "template" and no "prompt": give one of them')
+    whole = next((name for name in ("template", "text") if name in row), None)
+    kinds = {"prompt": str, "suffix": str, "length": int} if whole is None else {whole: str}
+    if whole is None and "prompt" not in row:
+        raise ValueError('no "template", "text" or "prompt": give one of them')
     for name, value in row.items():
         if name not in kinds:
             raise ValueError(f'"{name}" does nothing beside {", ".join(kinds)}: correct it or leave it out')
         if type(value) is not kinds[name]:
             raise ValueError(f'"{name}" is a {type(value).__name__}: give a {kinds[name].__name__}')
     told: Row = {"length": length, **row}
-    text = row["template"] if "template" in row else between(**told)
+    text = between(**told) if whole is None else row[whole]
     template(text, lambda _: [], 0)
     return text
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from scipy.special import stdtrit
 
 from unmask.files import Row
-from unmask.units import with_error
+from unmask.units import unseen, with_error
 
 
 def bounded(row: Row) -> Row:
@@ -34,12 +34,12 @@ class Contrast:
     def half(self, comparisons: int = 1) -> float:
         """Half of the interval that holds the truth in 95 of 100 cases, in all of so many comparisons.
 
-        Where all draws are equal, what no draw showed has a share below log(1 / a) / draws with error a (the rule of
-        three), and is taken to lie as far on the other side of 0.
+        Where all draws are equal, what no draw showed has a share (`unseen`), and is taken to lie as far on the other
+        side of 0.
         """
         if self.error:
             return float(stdtrit(self.freedom, 1 - 0.025 / comparisons)) * self.error
-        return 2 * abs(self.value) * math.log(comparisons / 0.05) / self.draws if self.draws else math.inf
+        return 2 * abs(self.value) * unseen(self.draws, 0.05 / comparisons) if self.draws else math.inf
 
     def sign(self, comparisons: int = 1) -> int:
         """1 or -1 where the interval lies above or below 0, else 0."""

@@ -16,7 +16,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 import unmask.report
-from unmask.files import Row, atomic, writable
+from unmask.files import Row, atomic, flat, writable
 from unmask.report import figures, results, tables
 from unmask.report.claims import Claim, overview
 from unmask.report.read import Findings, clean, find
@@ -99,7 +99,7 @@ def _content(found: Findings, claims: Sequence[Claim] = ()) -> dict[str, Any]:
         "bins": figures.BINS,
         "others": [(name, tables.generic(rows)) for name, rows in others.items()],
         "runs": tables.runs_table(found.runs) if found.runs else None,
-        "settings": [(run.name, tables.settings(run.config)) for run in found.runs if run.config],
+        "settings": [(run.name, list(flat(run.config))) for run in found.runs if run.config],
     }
 
 

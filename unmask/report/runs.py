@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from unmask import files
 from unmask.files import Row
 from unmask.report.read import Run
-from unmask.report.tables import settings
 from unmask.units import finite, number
 
 RECENT = 100  # logged rows that a speed or a loss is the mean of
@@ -66,11 +66,8 @@ def _speed(rows: Sequence[Row], key: str) -> float | None:
 
 def different(first: Run, second: Run) -> list[Row]:
     """The settings in which two runs differ: what was requested, where a run says it, else all of its config."""
-    one, two = (dict(settings(_requested(run.config))) for run in (first, second))
-    keys = list(dict.fromkeys([*one, *two]))
-    return [
-        {"setting": key, "first": one.get(key), "second": two.get(key)} for key in keys if one.get(key) != two.get(key)
-    ]
+    found = files.different(_requested(first.config), _requested(second.config))
+    return [{"setting": key, "first": one, "second": two} for key, one, two in found]
 
 
 def _requested(config: Row) -> Row:

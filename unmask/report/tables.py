@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -182,19 +182,6 @@ def generic(rows: Sequence[Mapping[str, Any]]) -> Table:
     numeric = [all(number(row[key]) is not None for row in rows if row.get(key) is not None) for key in keys]
     cells = [[say(row.get(key), key) for key in keys] for row in rows]
     return Table([(name(key), is_number) for key, is_number in zip(keys, numeric, strict=True)], [("", cells)])
-
-
-def settings(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """A configuration as (dotted key, value) pairs, whatever its keys."""
-    return list(_flat(config, ""))
-
-
-def _flat(config: Mapping[str, Any], before: str) -> Iterator[tuple[str, str]]:
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{before}{key}.")
-        else:
-            yield before + key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _get(config: Mapping[str, Any], *path: str) -> Any:

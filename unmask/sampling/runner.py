@@ -21,9 +21,14 @@ from unmask.sampling.work import Pick, Step, Work, prepared
 
 @dataclass(frozen=True)
 class Samples:
-    """Finished sequences, and what each cost."""
+    """Finished sequences, and what each cost: a tensor each, for canvases may be of several lengths.
+
+    `unmask.ordered_log_likelihood(network, tokens[i][None], reveal[i][None])` is the exact likelihood of the i-th
+    sequence's text in the order in which it was written, without what was known of a constraint.
+    """
 
     tokens: list[Int[Tensor, " L"]]
+    """The canvases with their open positions filled."""
     nfe: Int[Tensor, " S"]
     """Network evaluations of each sequence: the rows run for it."""
     calls: int

@@ -35,18 +35,33 @@ def steps_for(
 def memory(config: TrainConfig) -> Row:
     """Bytes: of weights, gradients, two moments and the average, in float32; and about what one part of a step keeps.
 
-    Muon keeps one moment of its matrices; weights that have adapters keep neither gradients nor moments. The
-    activations are in float32, of a position and layer 8 widths and 3 of the MLP's; bfloat16 takes half.
+    The activations are in float32, of a position and layer 8 widths and 3 of the MLP's; bfloat16 takes half.
     """
-    size, kept = config.network, 4 + bool(config.ema)
+    size = config.network
     positions = config.batch // config.accumulate * (config.length + 1)
-    total = size.parameters()["total"]
-    state = total + kept * config.adapters() if config.lora else kept * total
-    matrices = hidden_matrices(Transformer(size, seed=None)) if config.optimiser.muon else []
     return {
-        "state": 4 * (state - sum(p.numel() for p in matrices)),
+        "state": sum(state(config).values()),
         "activations": 4 * positions * size.layers * (8 * size.width + 3 * size.mlp_width),
     }
+
+
+def state(config: TrainConfig) -> Row:
+    """Bytes in float32 of what a run keeps from step to step; all but the gradients of what is trained is saved.
+
+    Muon keeps one moment of its matrices; weights that have adapters keep neither gradients nor moments.
+    """
+    total, matrices = config.network.parameters()["total"], 0
+    if config.optimiser.muon:
+        matrices = sum(p.numel() for p in hidden_matrices(Transformer(config.network, seed=None)))
+    learnt = config.adapters() or total
+    counts = {"weights": total + config.adapters(), "gradients": learnt, "moments": 2 * learnt - matrices}
+    return {name: 4 * count for name, count in {**counts, "average": learnt if config.ema else 0}.items()}
+
+
+def saved(config: TrainConfig) -> int:
+    """Bytes of a checkpoint: of the weights that are trained, their moments and average."""
+    kept = state(config)
+    return kept["gradients"] + kept["moments"] + kept["average"]
 
 
 PROBE = TransformerConfig(vocab=4096, layers=4, heads=8, width=512)

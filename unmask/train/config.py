@@ -16,7 +16,7 @@ from unmask.checkpoint.finding import find
 from unmask.corruption import stratified
 from unmask.data import Packed, Pairs, Tokenizer, load_manifest, sequences
 from unmask.data.pairs import is_pairs, load_pairs
-from unmask.files import Row, read_json, vacant, write_json
+from unmask.files import Row, different, read_json, vacant, write_json
 from unmask.hub import fetched
 from unmask.lora import ALL, Layer
 from unmask.lora import count as adapter_count
@@ -45,6 +45,7 @@ class TrainConfig:
     lora_on: tuple[Layer, ...] = ALL
     """The layers of each block that have adapters."""
     objective: Objective = field(default_factory=AnyOrder)
+    """AnyOrder's importance is 0 here, as published; 0.5, which `unmask train tiny` takes, learns faster."""
     name: str = "run"
     """What the run is called in tables and reports; its folder is runs/NAME unless --out says otherwise."""
     length: int = 128
@@ -95,8 +96,8 @@ class TrainConfig:
     mirror: str | None = None
     """Address of a folder that follows the run's, s3://bucket/tiny or any other that fsspec reaches; an empty run
     folder is filled from it."""
-    track: Literal["trackio", "wandb"] | None = None
-    """Send metrics to this tracker as well, where it is installed."""
+    track: Literal["trackio", "wandb", "tensorboard"] | None = None
+    """Send metrics to this tracker as well, where it is installed; tensorboard's files lie in the run folder."""
 
     def __post_init__(self) -> None:
         counts = ("length", "batch", "accumulate", "validation_sequences", "validate_every", "save_every", "keep")
@@ -218,13 +219,7 @@ def settle(config: TrainConfig, out: Path, adapters: Row | None = None) -> Train
     device, path = torch.device(device_of(config.device)), out / CONFIG
     claim(out, asked := requested(config, adapters))
     if path.exists():
-        stored = read_json(path)["precision"]
-        if config.precision not in ("auto", stored):
-            what = f"precision {stored} there, {config.precision} here"
-            raise ValueError(
-                f"{out}: holds a run with other settings ({what}): choose another or leave out --precision"
-            )
-        return replace(config, device=str(device), precision=stored)
+        return replace(config, device=str(device), precision=read_json(path)["precision"])
     precision = best_precision(device) if config.precision == "auto" else config.precision
     write_json(path, {
         "name": config.name,
@@ -252,9 +247,17 @@ def requested(config: TrainConfig, adapters: Row | None = None) -> Row:
 
 
 def claim(out: Path, requested: Row) -> None:
-    """Raises ValueError where folder `out` holds another run than one that asks for this, or what is no run."""
+    """Raises ValueError where folder `out` holds another run than one that asks for this, or this one in another
+    precision, or what is no run.
+    """
     if (out / CONFIG).exists():
-        refuse_other(str(out), read_json(out / CONFIG), requested)
+        there = read_json(out / CONFIG)
+        refuse_other(str(out), there, requested)
+        if requested["precision"] not in ("auto", stored := there["precision"]):
+            what = f"precision {stored} there, {requested['precision']} here"
+            raise ValueError(
+                f"{out}: holds a run with other settings ({what}): choose another or leave out --precision"
+            )
     else:
         vacant(out, hidden=True)  # a lock, or the half of a file that a killed process left
 
@@ -264,10 +267,17 @@ def refuse_other(where: str, stored: Row, requested: Row) -> None:
     old, new = _completed(stored.get("requested") or {}), _completed(requested)
     if isinstance(old.get("corpus"), dict) and isinstance(new.get("corpus"), dict):  # by what both are known by
         old["corpus"], new["corpus"] = {**new["corpus"], **old["corpus"]}, {**old["corpus"], **new["corpus"]}
-    different = [name for name in IDENTITY if old.get(name) != new.get(name)]
-    if different:
-        what = ", ".join(f"{name} {old.get(name)} there, {new.get(name)} here" for name in different[:3])
-        raise ValueError(f"{where}: holds a run with other settings ({what}): choose another or remove it")
+    names = [name for name in IDENTITY if old.get(name) != new.get(name)]
+    if names:
+        found = different(*({name: each.get(name) for name in names} for each in (old, new)))
+        what = ", ".join(
+            f"{name} {first or 'none'} there, {second or 'none'} here" for name, first, second in found[:3]
+        )
+        what += ", …" if found[3:] else ""
+        longer = "; to train it for longer, let another begin as it, by --init and --out: the weights go on, moments, "
+        longer += "average, learning rate and the order of the data begin anew"
+        remedy = "choose another or remove it" + (longer if names == ["steps"] else "")
+        raise ValueError(f"{where}: holds a run with other settings ({what}): {remedy}")
 
 
 def spent(checkpoint: str) -> Row:

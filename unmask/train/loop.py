@@ -14,19 +14,20 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from unmask import ranks
-from unmask.checkpoint import CONFIG, TOKENIZER, described
+from unmask.checkpoint import CONFIG, TOKENIZER, described, device_of
 from unmask.corruption import stratified
-from unmask.data import Pairs, Tokenizer, batch_indices, batch_length
+from unmask.data import Packed, Pairs, Tokenizer, batch_indices, batch_length
 from unmask.data.pairs import CHAT_TEMPLATE, is_pairs, load_template
 from unmask.draws import keyed_generator
 from unmask.files import Row, alone, atomic, read_json
 from unmask.likelihood import Estimate, log_likelihood
-from unmask.log import Metrics, Tracker, console, progress, tracking
+from unmask.log import Board, Metrics, Tracker, console, progress, tracking
 from unmask.train import checkpoints
 from unmask.train.config import TrainConfig, claim, requested, settle
 from unmask.train.mirror import Mirror
@@ -50,27 +51,52 @@ def train(config: TrainConfig, out: Path, *, begun: Callable[[], None] | None = 
     are missing or shorter than a sequence, or the loss is no longer finite; OSError where the disk is full or another
     process of the job is gone; KeyboardInterrupt after Ctrl-C, SystemExit after SIGTERM.
     """
+    with ranks.joined(), ranks.lost():
+        start = ready(config, out)
+        with ExitStack() as held:
+            ranks.agreed(lambda: held.enter_context(alone(out / ".lock", f"{out}: already being trained")))
+            run = _Run(config, out, start)
+            if begun is not None:
+                begun()
+            return _train(run, out)
+
+
+class Start(NamedTuple):
+    """What a run begins with."""
+
+    tokenizer: Tokenizer
+    initial: Weights | None
+    adapters: Row | None
+    train: Packed | Pairs
+    held_out: Packed | Pairs
+    mirror: Mirror | None
+
+
+def ready(config: TrainConfig, out: Path) -> Start:
+    """What the run in folder `out` would begin with. Writes nothing; raises ValueError for what training refuses."""
     if config.track is not None:
         tracking(config.track)
+    device_of(config.device)
     tokenizer = Tokenizer.load(Path(config.data))
     spare = config.network.vocab - tokenizer.vocab  # rows that published networks have beyond their tokenizer's
     if spare < 0 or (spare and config.init is None):
         raise ValueError(f"network vocab {config.network.vocab}, but {config.data} has {tokenizer.vocab} tokens")
-    with ranks.joined(), ranks.lost():
-        if config.batch % (config.accumulate * ranks.world()):
-            parts = f"{ranks.world()} processes x accumulate {config.accumulate}"
-            fit = [n for n in range(1, config.accumulate) if config.batch % (n * ranks.world()) == 0]
-            remedy = f"take --accumulate {fit[-1]}" if fit else f"take a --batch that {ranks.world()} divides"
-            raise ValueError(f"batch {config.batch} must be a multiple of {parts}: {remedy}")
-        sharded(config.parallel)
-        resumed = checkpoints.checkpoints(out) and not config.lora
-        initial = None if resumed else config.initial(tokenizer)
-        with ExitStack() as held:
-            ranks.agreed(lambda: held.enter_context(alone(out / ".lock", f"{out}: already being trained")))
-            run = _Run(config, out, tokenizer, initial)
-            if begun is not None:
-                begun()
-            return _train(run, out)
+    if config.batch % (config.accumulate * ranks.world()):
+        parts = f"{ranks.world()} processes x accumulate {config.accumulate}"
+        fit = [n for n in range(1, config.accumulate) if config.batch % (n * ranks.world()) == 0]
+        remedy = f"take --accumulate {fit[-1]}" if fit else f"take a --batch that {ranks.world()} divides"
+        raise ValueError(f"batch {config.batch} must be a multiple of {parts}: {remedy}")
+    sharded(config.parallel)
+    resumed = checkpoints.checkpoints(out) and not config.lora
+    initial = None if resumed else config.initial(tokenizer)
+    adapters = described(str(config.init), initial, config.lora) if config.lora and initial is not None else None
+    sides = config.sequences(tokenizer)
+    mirror = Mirror.at(config.mirror) if config.mirror else None
+    asked = requested(config, adapters)
+    ranks.agreed(lambda: claim(out, asked))
+    if mirror is not None:
+        ranks.agreed(lambda: mirror.belongs(asked))
+    return Start(tokenizer, initial, adapters, *sides, mirror)
 
 
 def _train(run: "_Run", out: Path) -> Path:
@@ -133,11 +159,9 @@ def _asked_to_stop() -> Iterator[Callable[[], int]]:
 class _Run:
     """A run between two steps."""
 
-    def __init__(self, config: TrainConfig, out: Path, tokenizer: Tokenizer, initial: Weights | None) -> None:
-        adapters = described(str(config.init), initial, config.lora) if config.lora and initial is not None else None
-        self.train, self.held_out = config.sequences(tokenizer)
-        self.mirror = Mirror.at(config.mirror) if config.mirror else None
-        ranks.agreed(lambda: _claim(out, requested(config, adapters), self.mirror))
+    def __init__(self, config: TrainConfig, out: Path, start: Start) -> None:
+        tokenizer, initial, adapters, self.train, self.held_out, self.mirror = start
+        ranks.agreed(lambda: self.mirror is not None and self.mirror.restore(out))  # into an empty folder
         begun = ranks.agreed(lambda: checkpoints.newest(out) is not None)
         ranks.agreed(lambda: _prepare(config, out, tokenizer, adapters))
         self.out, self.config = out, settle(config, out, adapters)
@@ -272,9 +296,11 @@ class _Run:
         except Exception as error:  # each filesystem has its own
             console.print(f"mirror {self.config.mirror}: {error}: tried again at the next checkpoint", markup=False)
 
-    def _tracker(self) -> Tracker | None:
+    def _tracker(self) -> Board | Tracker | None:
         if self.config.track is None:
             return None
+        if self.config.track == "tensorboard":
+            return Board(self.out, self.step)
         return Tracker(self.config.track, self.config.name, read_json(self.out / CONFIG)["requested"])
 
     def close(self) -> None:
@@ -293,14 +319,6 @@ class _Run:
 
 
 DRAWS = 8  # at as many rows, 2 maskings of 4 times the sequences err 4 times as much (benchmarks/validation.py)
-
-
-def _claim(out: Path, requested: Row, mirror: Mirror | None) -> None:
-    """Before anything is written: folder and mirror are this run's; an empty folder is filled from the mirror."""
-    claim(out, requested)
-    if mirror is not None:
-        mirror.belongs(requested)
-        mirror.restore(out)
 
 
 def _prepare(config: TrainConfig, out: Path, tokenizer: Tokenizer, adapters: Row | None) -> None:

@@ -11,7 +11,9 @@ from unmask.transformer import Transformer, TransformerConfig
 
 @dataclass(frozen=True)
 class Optimiser:
-    """AdamW with linear warm-up, then a cosine from `rate` to `final` x rate. Norms and biases do not decay."""
+    """AdamW with linear warm-up, then `rate`, which falls by a cosine to `final` x rate over the last `decay` of the
+    steps. Norms and biases do not decay. A subclass may have another schedule as its `at`.
+    """
 
     rate: float = 1e-3
     """Learning rate after the warm-up."""
@@ -19,6 +21,9 @@ class Optimiser:
     """Learning rate at the end, as a share of `rate`."""
     warmup: int = 100
     """Steps over which the learning rate rises from 0."""
+    decay: float = 1.0
+    """Share of the steps, the last ones, over which the learning rate falls: 1 as soon as it has risen, 0.2 for
+    warm-up, stable, decay (WSD), 0 never."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decays of AdamW's two moments."""
     weight_decay: float = 0.1
@@ -31,6 +36,8 @@ class Optimiser:
     def __post_init__(self) -> None:
         if not (self.rate > 0 and self.final >= 0 and self.warmup >= 0 and self.clip >= 0 and self.weight_decay >= 0):
             raise ValueError(f"{self}: rate must be positive, the others 0 or more")
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"decay {self.decay} is a share of the steps: give 0 to 1")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas {self.betas} must be in [0, 1)")
         if self.muon and not hasattr(torch.optim, "Muon"):
@@ -40,7 +47,8 @@ class Optimiser:
         """Learning rate of step `step` (from 0) of `steps`."""
         if step < self.warmup:
             return self.rate * (step + 1) / self.warmup
-        share = (step - self.warmup) / max(1, steps - self.warmup)
+        start = max(self.warmup, steps * (1 - self.decay))
+        share = max(0, step - start) / max(1, steps - start)
         return self.rate * (self.final + (1 - self.final) * (1 + math.cos(math.pi * share)) / 2)
 
 
