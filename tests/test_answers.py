@@ -19,6 +19,7 @@ from unmask.evaluate.answering import EvaluateAnswers, _line
 from unmask.evaluate.answers import Asking, Question, Written, answer_file, answers, exact_match, fill, questions_of
 from unmask.evaluate.exact import final_number, same
 from unmask.evaluate.grading import Endpoint, grade_file, messages_for
+from unmask.grammar import Form
 from unmask.hub import WANTED
 from unmask.sampling import Confidence, LeftToRight, RandomOrder, Tweedie, sample
 from unmask.transformer import Transformer, TransformerConfig
@@ -246,6 +247,20 @@ def test_exact_match_has_an_error_and_needs_references():
         assert said in _line(row)
     with pytest.raises(ValueError, match="question 9 has no reference"):
         exact_match([Question(9, ("?",), True)], records[:1], "m")
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_answers_fit_what_is_asked_for(causal, tmp_path):
+    asking, out = Asking(length=6, block=32, form=Form(choices="yes|no")), tmp_path / "a.jsonl"
+    records = answer_file(model(causal), QUESTIONS[:4], asking, out, name="m")
+    assert {record["choices"][0]["turns"][0] for record in records} == {"yes", "no"}
+    twice = replace(asking, passes=2, final=6)
+    (_, record), *_ = answers(model(causal), QUESTIONS[:1], twice)
+    assert record["choices"][0]["turns"][0].split("#### ")[1] in ("yes", "no")
+    with pytest.raises(ValueError, match="answers of another asking"):
+        answer_file(model(causal), QUESTIONS[:4], replace(asking, form=Form(choices="yes|maybe")), out, name="m")
+    with pytest.raises(ValueError, match="--regex, --schema and --choices: give one of them"):
+        Form(choices="yes", regex="y+")
 
 
 def test_a_set_may_be_compared_as_text(tmp_path):

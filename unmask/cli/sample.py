@@ -9,12 +9,13 @@ from typing import Annotated
 import tyro
 from torch import Tensor
 
-from unmask import grammar, ranks
+from unmask import ranks
 from unmask.checkpoint import Model, Told
 from unmask.cli.policies import Chosen
 from unmask.evaluate import write
 from unmask.evaluate.infilling import between, likely_lengths, templates_of
-from unmask.files import Row, read_json, writable, write_json
+from unmask.files import Row, writable, write_json
+from unmask.grammar import Form
 from unmask.log import console, progress, say
 from unmask.rehearsal import rehearsed
 from unmask.report.console import unmasking
@@ -55,12 +56,7 @@ class Sample:
     """
     ban: tuple[str, ...] = ()
     """Texts of single tokens that must not be written."""
-    regex: str | None = None
-    """What stands from the first blank to the last must fit this regular expression (Python's syntax)."""
-    schema: Path | None = None
-    """... or be JSON that this JSON schema accepts."""
-    choices: str | None = None
-    """... or be one of these texts, separated by "|"."""
+    form: Annotated[Form, tyro.conf.OmitArgPrefixes] = field(default_factory=Form)
     matching: bool = False
     """Write freely until a text fits, so that it follows p(x | fits), instead of drawing what still fits."""
     attempts: int = 1000
@@ -144,26 +140,17 @@ class Sample:
             console.print(f"{longest:,} tokens: the model was trained on {trained:,}, and is worse beyond")
 
     def _constraint(self, model: Model, canvases: Sequence[Tensor]) -> Constraint | None:
-        given = [self.regex, self.schema, self.choices]
-        if given.count(None) < 2:
-            raise ValueError("--regex, --schema and --choices: give one of them")
         # end tokens fill the rest where nothing follows, and where nothing stands before a space may be lost
         edges = {(int(canvas[-1]) == model.mask_id, int(canvas[1]) == model.mask_id) for canvas in canvases}
-        if len(edges) > 1 and given.count(None) < 3:
+        if len(edges) > 1 and self.form.given():
             raise ValueError(
                 f"{self.templates}: some texts begin or end with a blank and some do not, and what fits "
                 "is not the same for both: put them into files of their own"
             )
-        around = dict(zip(("end", "opens"), edges.pop(), strict=True))
-        if self.regex is not None:
-            return Constraint(grammar.regex(model.tokenizer, self.regex, **around))
-        if self.schema is not None:
-            return Constraint(grammar.json_schema(model.tokenizer, read_json(self.schema), **around))
-        if self.choices is not None:
-            return Constraint(grammar.choices(model.tokenizer, self.choices.split("|"), **around))
-        if self.matching:
+        if self.matching and not self.form.given():
             raise ValueError("--matching needs something to match: give --regex, --schema or --choices")
-        return None
+        end, opens = edges.pop()
+        return self.form.constraint(model.tokenizer, end=end, opens=opens)
 
     def _text(self) -> str:
         """The template that the options say."""

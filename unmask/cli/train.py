@@ -98,10 +98,9 @@ class Train:
         if any(value is not None for value in budget.values()):
             config = replace(config, steps=steps_for(config, **budget))
         if options.dry_run:
-            with ranks.joined():
-                ready(config, out)
-                tell(config)
-                console.print(told_of_machine(config, ranks.world()))
+            ready(config, out)
+            tell(config)
+            console.print(told_of_machine(config, ranks.world()))
             record = row(config, rate_here(config.device))
             console.print(f"about {duration(record['seconds'])} on this machine")
             return say(record) if options.json else None

@@ -14,6 +14,7 @@ from unmask.evaluate.answers import Asking, answer_file, cost, exact_match, ques
 from unmask.evaluate.comparing import without_values
 from unmask.evaluate.grading import Endpoint, grade_file
 from unmask.files import Row, writable, write_json
+from unmask.grammar import Form
 from unmask.hub import fetched
 from unmask.log import progress, say
 from unmask.sampling import AdaptivePolicy, Blocks, Draw, Planned, Remasking
@@ -46,6 +47,7 @@ class EvaluateAnswers:
     """2: first a chain, then, given it, the answer, for a model fine-tuned with `unmask prepare --passes 2`."""
     final: int = 16
     """Tokens of the second pass's answer at most."""
+    form: Annotated[Form, tyro.conf.OmitArgPrefixes] = field(default_factory=Form)
     told: Annotated[Told, tyro.conf.OmitArgPrefixes] = field(default_factory=Told)
     template: Path | None = None
     """A Jinja chat template; by default that of the data the checkpoint was trained on, its own, or a plain one."""
@@ -96,6 +98,7 @@ class EvaluateAnswers:
             seed=self.seed,
             batch=self.batch,
             template=self._template(model),
+            form=self.form,
         )
         if self.dry_run:
             return cost(model, questions, asking).tell(json=self.json)
@@ -108,6 +111,7 @@ class EvaluateAnswers:
             with progress("grading", "answers") as bar:
                 rows.append(ranks.agreed(lambda: grade_file(questions, records, judge, grades, bar)))
         how = {"policy": repr(self.policy), "guidance": self.guidance, "passes": self.passes, "seed": self.seed}
+        how |= self.form.given()
         rows = [{**row, **how} for row in rows]
         if self.result is not None and ranks.rank() == 0:
             write_json(self.result, {"rows": rows})

@@ -24,6 +24,7 @@ from unmask.evaluate.continuing import text_behind
 from unmask.evaluate.exact import same
 from unmask.evaluate.writing import counting
 from unmask.files import Row, atomic, is_number, read_lines
+from unmask.grammar import Form
 from unmask.network import Network
 from unmask.rehearsal import Cost, rehearsed
 from unmask.sampling import Draw, LeftToRight, Policy, RandomOrder, Remasking, inside_of, sample
@@ -67,6 +68,8 @@ class Asking:
     seed: int = 0
     batch: int = 16
     template: Template = field(default_factory=Template)
+    form: Form = field(default_factory=Form, repr=False)
+    """What an answer must fit; of two passes the second's."""
 
     def __post_init__(self) -> None:
         for name in ("final", "batch", "length"):
@@ -153,11 +156,12 @@ def _answered(
 ) -> list[list[Written]]:
     """The answers to all turns of some questions: turn after turn, each given what was answered before."""
     done: list[list[Written]] = [[] for _ in questions]
+    first = replace(asking, form=Form()) if asking.passes == 2 else asking
     for turn in range(max((len(question.turns) for question in questions), default=0)):
         here = [i for i, question in enumerate(questions) if turn < len(question.turns)]
         prompts = [_prompt(model, questions[i], done[i], asking) for i in here]
         keys = [(numbers[i] * TURNS + turn % TURNS) * 2 + (turn // TURNS << 40) for i in here]
-        written = fill(model, prompts, keys, asking)
+        written = fill(model, prompts, keys, first)
         if asking.passes == 2:
             texts = [second_pass(questions[i].turns[turn], text.text) for i, text in zip(here, written, strict=True)]
             again = [model.tokenizer.encode(text) for text in texts]
@@ -219,6 +223,7 @@ def fill(
         sequences=numbers,
         batch=asking.batch,
         end=None if revises else tokenizer.end,
+        constraint=asking.form.constraint(tokenizer),
         on_step=counting(canvases, model.mask_id, progress),
     )
     found = []
@@ -272,7 +277,8 @@ def answer_file(
     Raises ValueError where the file holds answers of another model or settings, or to other questions.
     """
     weights = fingerprint(model.network.state_dict())
-    law = {"model_id": name, "asking": repr(replace(asking, batch=1)), "weights": weights}
+    asked = " ".join([repr(replace(asking, batch=1)), *map(str, asking.form.given().items())])
+    law = {"model_id": name, "asking": asked, "weights": weights}
     done: dict[str, Row] = ranks.agreed(lambda: _begun(out, law, questions))
     missing = [i for i, question in enumerate(questions) if str(question.id) not in done]
     with out.open("a", encoding="utf-8") if ranks.rank() == 0 else nullcontext() as file:
