@@ -15,6 +15,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not instal
 
 REWRITTEN = {
     "title": "an erased word",
+    "policy": "x" * 300,
     "pieces": ["The", " sea", " is", " calm"],
     "given": [True, False, False, False],
     "step": [-1, 5, 1, 3],

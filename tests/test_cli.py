@@ -14,6 +14,7 @@ from unmask.checkpoint.tensors import write_published
 from unmask.cli import COMMANDS, main, overview
 from unmask.data import byte_tokenizer, prepare
 from unmask.files import write_json
+from unmask.report.console import harmless
 from unmask.transformer import Transformer, TransformerConfig
 
 
@@ -64,6 +65,18 @@ def test_sample_prints_text_and_law(capsys, checkpoint):
     out = capsys.readouterr().out
     assert out.startswith("ab")
     assert "NFE 5; law: the random-order law" in out
+
+
+def test_a_models_text_cannot_steer_the_terminal(capsys, checkpoint, monkeypatch):
+    """Its bytes are for files and pipes; people's text is left as it is."""
+    words = ["sample", "--checkpoint", str(checkpoint), "--prompt", "a\x1b[2Jé\n", "--length", "1"]
+    main(words)
+    piped = capsys.readouterr().out
+    assert piped.startswith("a\x1b[2Jé\n")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    main(words)
+    assert capsys.readouterr().out == harmless(piped)
+    assert harmless(piped).startswith("a\ufffd[2Jé\n")
 
 
 def test_sample_json_is_one_record_a_line(capsys, checkpoint, tmp_path):

@@ -1,5 +1,6 @@
 """Runs watched and compared: what is said is what their files say, while they are written too."""
 
+import io
 import json
 import math
 import subprocess
@@ -7,11 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from test_cli import fails
 from test_report import result_row, write_lines
 
 from unmask.cli import main
-from unmask.cli.watch import HEIGHT, WIDTH, curve
+from unmask.cli.watch import HEIGHT, WIDTH, curve, fitting
 from unmask.files import write_json
 from unmask.report.read import find
 from unmask.report.runs import progress_of
@@ -111,6 +113,21 @@ def test_watch_redraws_until_the_run_is_done(tmp_path):
     assert b"400 of 400" in b"".join(out)
 
 
+def test_every_run_is_shown_whatever_the_height_of_the_terminal(tmp_path):
+    """Curves go first; then a run is one line, its loss in it where the line is wide enough."""
+    for i in range(5):
+        write_run(tmp_path / f"run-{i}", done=100)
+    found = find([tmp_path])
+    for height, lines, curves in ((80, 65, True), (64, 20, False), (20, 20, False), (19, 5, False)):
+        terminal = Console(width=120, height=height, file=io.StringIO())
+        terminal.print(fitting(found, terminal))
+        said = terminal.file.getvalue()
+        assert said.count("\n") == lines
+        assert ("┤" in said) == curves
+        assert all(f"run-{i}  step 100 of 400" in said for i in range(5))
+        assert said.count("loss 3.000") == 5
+
+
 def test_two_runs_compared(capsys, tmp_path):
     """Settings that differ and no others; losses at what both reached; validations with their errors."""
     first = write_run(tmp_path / "a", loss=lambda step: 4.0 - step / 400, rate=1e-3)
@@ -166,6 +183,7 @@ def test_results_of_two_runs_are_paired(capsys, tmp_path):
         (["watch", "nowhere"], "nowhere: no such file or folder"),
         (["watch", "."], "nothing to report"),
         (["watch", "a", "--every", "0"], "every 0.0 must be positive"),
+        (["watch", "a", "--every", "inf"], "every inf must be positive, and a day (86400) at most"),
         (["compare", "a", "nowhere"], "give two run folders or two result files"),
         (["compare", "a", "empty"], "nothing to report"),
     ],

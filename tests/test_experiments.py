@@ -31,7 +31,7 @@ from unmask.experiments.averages import Contrast, contrast, over_seeds, rates
 from unmask.experiments.caching import occupied_variance, samplers
 from unmask.experiments.fitting import gap, interval, law, line, parabola, resampled, size_ratio, surface
 from unmask.experiments.losses import MARGIN, OBJECTIVES, noise, tukey
-from unmask.experiments.page import results_page
+from unmask.experiments.page import published, results_page
 from unmask.experiments.running import Cell, command_of
 from unmask.experiments.scaling import DIVERGED, GRIDS, WIDTHS, rate_at
 from unmask.experiments.starting import ARM as ARM_OF
@@ -486,7 +486,7 @@ def test_a_claim_runs_at_its_tiny_scale(which, text: Path, tmp_path: Path, measu
     assert weights == {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")}
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / f"{name_of(which)}.json").write_bytes(path.read_bytes())
-    assert finding.measured in results_page(tmp_path / "results")
+    assert finding.measured in results_page(published(tmp_path / "results"))
 
 
 def test_benchmarks_that_are_there_are_scored_and_others_named(
@@ -568,7 +568,7 @@ def test_the_page_of_results_is_that_of_the_committed_files():
     page = DOCS / "results.md"
     if not page.exists():
         pytest.skip("no results are committed yet")
-    assert page.read_text() == results_page(DOCS / "results")
+    assert page.read_text() == results_page(published(DOCS / "results"))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from unmask.evaluate.answers import Question
 from unmask.experiments import Guidance, Tradeoff, experiment, name_of
 from unmask.experiments.asked import together
 from unmask.experiments.guidance import LIKELIHOOD, preferred
-from unmask.experiments.page import results_page
+from unmask.experiments.page import published, results_page
 from unmask.experiments.setting import SETTINGS
 from unmask.experiments.tradeoff import exact_compared, exact_ways
 from unmask.experiments.ways import UNKNOWN, together_held
@@ -43,7 +43,7 @@ def test_it_runs_at_its_tiny_scale(which, tmp_path: Path, measured: dict):
     assert weights == {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")}
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / f"{name_of(which)}.json").write_bytes(path.read_bytes())
-    page, spent = results_page(tmp_path / "results"), json.loads(path.read_text())["trained"]
+    page, spent = results_page(published(tmp_path / "results")), json.loads(path.read_text())["trained"]
     assert which.find(rows).measured in page
     runs = [json.loads(file.read_text())["budget"] for file in out.glob("*/config.json")]
     assert spent == {"runs": len(runs), **{key: sum(budget[key] for budget in runs) for key in spent if key != "runs"}}

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import re
+import warnings
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,8 +14,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from unmask.report.drawing import style, svg
-from unmask.report.figures import loss_figure, smooth
+from unmask.report.drawing import shorten, style, svg
+from unmask.report.figures import Dot, dots_figure, loss_figure, smooth
 from unmask.report.page import replay_html, replay_page, report
 from unmask.report.read import Run, find
 from unmask.report.tables import runs_table
@@ -374,6 +375,16 @@ def test_replay_page_is_whole_and_escaped() -> None:
     assert safe(replay_page({"text": "only <b>text</b>"})).text.count("only <b>text</b>") == 1
 
 
+def test_a_title_that_the_page_does_not_bear_is_shown(tmp_path: Path) -> None:
+    """Of several texts each has its own; of one, the page bears it where the page is made for it."""
+    path = tmp_path / "samples.json"
+    for titles, title, alone in ((["a", "b"], "a", False), (["a"], "mine", False), (["a"], "a", True)):
+        path.write_text(json.dumps({"samples": [sample(title=each) for each in titles]}), encoding="utf-8")
+        html = report([path], tmp_path / "out.html", title=title).read_text(encoding="utf-8")
+        assert ('class="alone"' in html) == alone
+    assert 'class="alone"' in replay_page(sample())
+
+
 def test_text_on_a_colour_is_readable() -> None:
     """WCAG 2: contrast of at least 4.5 between each token's text and its ground."""
     looks = re.findall(r"--b:(#\w{6});--f:(#\w{3});", replay_html(sample(n=200)))
@@ -417,7 +428,7 @@ def test_cut_off_last_line_is_ignored_and_any_other_fault_named(tmp_path: Path) 
     lines = whole.split(b"\n")
     for bad, fault in (
         (b"{nonsense}", "JSON"),
-        (b"[1, 2]", "must be a JSON object"),
+        (b"[1, 2]", "no JSON object"),
         (b'{"kind": "train", "step": 3}', "'loss' must be a number, and is missing"),
         (b'{"kind": "train", "step": 3, "loss": "low"}', "'loss' must be a number, not \"low\""),
         (b'{"kind": "train", "step": 3, "loss": true}', "'loss' must be a number, not true"),
@@ -525,6 +536,39 @@ def test_runs_without_a_measure_have_no_figure() -> None:
     assert len({style(i) for i in range(36)}) == 36
 
 
+def test_the_legend_names_the_curves_that_are_drawn(tmp_path: Path) -> None:
+    """A run without metrics takes no colour: the first of the others has the first one."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config.json").write_text('{"name": "a"}', encoding="utf-8")
+    for name, loss in (("b", 3.0), ("c", 2.0)):
+        at = {"step": 1, "tokens": 10, "flops": 1e3}
+        (tmp_path / name).mkdir()
+        write_lines(tmp_path / name / "metrics.jsonl", [{"kind": "validation", **at, "nats_per_token": loss}])
+    html = report([tmp_path], tmp_path / "out.html").read_text(encoding="utf-8")
+    legend = dict(re.findall(r'<b style="color:(#\w+)">.</b> (\w)</span>', html))
+    assert legend == {style(0)[0]: "b", style(1)[0]: "c"}
+    for figure in re.findall(r"<svg.*?</svg>", html, re.DOTALL):
+        points = re.findall(r'<use [^>]*?y="([\d.]+)"[^>]*?stroke: (#\w+)', figure)
+        down = sorted({(float(y), colour.upper()) for y, colour in points if colour.upper() in legend})
+        assert [legend[colour] for _, colour in down] == ["b", "c"]  # the larger loss stands higher
+
+
+def test_labels_of_different_things_differ() -> None:
+    """Shortened to the same text, too wide, or the same twice: only a label that is repeated is left out."""
+    long = [f"prefix-of-a-long-name-{each}-step-10000-final-model" for each in ("ONE", "TWO")]
+    assert shorten([*long, "x" * 30, long[0], " "]) == [
+        *("prefix-of-a-long…al-model (1)", "prefix-of-a-long…al-model (2)", "x" * 30, "prefix-of-a-long…al-model (1)"),
+        "–",
+    ]
+    labels = [*long, long[1], "W" * 30, "日本語" * 10]
+    dots = [Dot(label, "123,456,789.00", 3.0, 0.1) for label in labels]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # axes that no room is left for
+        figure = dots_figure(dots, "unit", "spoken")
+    said = [text.text for text in ET.fromstring(figure).iter("{http://www.w3.org/2000/svg}text")]
+    assert [text for text in said if text and text.startswith("prefix")] == shorten(long)
+
+
 def test_svg_of_any_figure_is_safe_to_inline() -> None:
     figure = Figure()
     figure.add_subplot().set_title(HOSTILE.replace("\x00", "").replace("\x1b", ""), parse_math=False)
@@ -545,6 +589,9 @@ def test_numbers_read_well() -> None:
     ]
     assert with_error(38.2634, 0.0131, 1.2) == ("38.263", "0.013", "1.200")
     assert with_error(38.2634, None) == ("38.26", "–")
+    assert with_error(35.0, 2.0, 1e-9) == ("35.0", "2.0", "1.0 × 10⁻⁹")  # a rounding error
+    assert with_error(35.0, 1e-9) == ("35.00000000", "1.0 × 10⁻⁹")
+    assert with_error(-1.2346e60, 1e58, 0.0) == ("−1.235 × 10⁶⁰", "1.0 × 10⁵⁸", "0")
     assert power(1.234e18) == "1.23 × 10¹⁸"
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from unmask.cli.report import Report
 from unmask.experiments import Temporal
-from unmask.experiments.page import publish, results_page, told
+from unmask.experiments.page import publish, published, results_page, told
 from unmask.files import read_json
 from unmask.report import read as read_module
 from unmask.report.page import report
@@ -46,7 +46,7 @@ def runs(tmp_path: Path) -> Path:
 def test_the_page_is_that_of_the_files_and_publishing_twice_changes_nothing(runs: Path, tmp_path: Path):
     docs = tmp_path / "docs"
     page = publish(find([runs]).claims, docs)
-    assert page.read_text() == results_page(docs / "results")
+    assert page.read_text() == results_page(published(docs / "results"))
     files = {file: file.read_bytes() for file in docs.rglob("*") if file.is_file()}
     assert {file.name for file in files} == {
         "results.md", "temporal-laptop.json", "temporal-laptop.svg", "temporal-news.json", "temporal-news.svg",
@@ -109,6 +109,31 @@ def test_two_results_of_one_name(runs: Path, tmp_path: Path):
     put(tmp_path / "more" / "temporal-news", temporal(0.1, rows=temporal(0.1)["rows"] * 2))
     with pytest.raises(ValueError, match="temporal-news: the name of more than one result"):
         publish(find([runs, tmp_path / "more"]).claims, tmp_path / "docs")
+
+
+def test_what_is_not_ours_is_neither_written_over_nor_read(runs: Path, tmp_path: Path):
+    """And where the results cannot be published nothing is written, the page neither."""
+    docs, page = tmp_path / "docs", tmp_path / "page.html"
+    (docs / "results").mkdir(parents=True)
+    (docs / "results" / "foreign.json").write_text('{"rows": [], "experiment": 3}')
+    mine = docs / "results.md"
+    mine.write_text("# Results\n\nof my own\n")
+    with pytest.raises(ValueError, match=r"docs/results.md: is there, and no page of results"):
+        Report((runs,), page, docs).run()
+    assert mine.read_text() == "# Results\n\nof my own\n"
+    with pytest.raises(ValueError, match=r"results.md.* \(Not a directory\): choose another place"):
+        Report((runs,), page, mine).run()
+    put(tmp_path / "more", {"rows": [{"experiment": "mine", "x": 1}]})
+    with pytest.raises(ValueError, match=r"results.md: no result of an experiment that is done"):
+        Report((tmp_path / "more",), page, docs).run()
+    assert {file.name for file in docs.rglob("*")} == {"results", "foreign.json", "results.md"}
+    assert not page.exists()
+    mine.unlink()
+    Report((runs,), page, docs).run()
+    assert "foreign" not in mine.read_text()
+    (docs / "results" / "foreign.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"foreign.json: expected a JSON object"):
+        Report((runs,), page, docs).run()
 
 
 @pytest.mark.parametrize("changes", [{"machine": "another"}, {"source": "another"}, {"rows": temporal(0.3)["rows"]}])

@@ -55,13 +55,25 @@ def power(value: Any, digits: int = 3) -> str:
 
 
 def with_error(value: Any, *errors: Any) -> tuple[str, ...]:
-    """`value` and its errors, all to the decimals that show two digits of the smallest error."""
-    sizes = [size for error in errors if (size := finite(error))]
-    if not sizes or finite(value) is None:
+    """`value` and its errors, all to the place that shows two digits of the smallest error, one that is a millionth of
+    another (rounding) left out; in powers of ten what would be too long, and an error that would be shown as 0.
+    """
+    sizes = [abs(size) for error in errors if (size := finite(error))]
+    known = finite(value)
+    if not sizes or known is None:
         return tuple(plain(entry) for entry in (value, *errors))
-    decimals = min(8, max(0, 1 - math.floor(math.log10(min(abs(size) for size in sizes)))))
-    texts = [f"{float(entry):,.{decimals}f}" if finite(entry) else plain(entry) for entry in (value, *errors)]
-    return tuple(text.replace("-", "−") for text in texts)
+    last = math.floor(math.log10(min(size for size in sizes if size >= 1e-6 * max(sizes)))) - 1
+    decimals = min(8, max(0, -last))
+
+    def text(entry: Any, least: float) -> str:
+        found = finite(entry)
+        if not found:
+            return plain(entry)
+        if max(abs(known), *sizes) >= 1e9 or abs(found) < least:
+            return power(found, min(9, max(2, math.floor(math.log10(abs(found))) - last + 1)))
+        return f"{found:,.{decimals}f}".replace("-", "−")
+
+    return text(value, 0.0), *(text(error, 0.5 * 10.0**-decimals) for error in errors)
 
 
 def unseen(draws: int, error: float = 0.05) -> float:

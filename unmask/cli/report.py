@@ -31,9 +31,8 @@ class Report:
     def run(self) -> None:
         writable(self.out)
         found = find(self.paths)
-        made = {"report": str(page_of(found, self.out, told=told))}
-        if self.results is not None:
-            made["results"] = str(publish(found.claims, self.results))
+        results = {} if self.results is None else {"results": str(publish(found.claims, self.results))}
+        made = {"report": str(page_of(found, self.out, told=told)), **results}
         if not self.json:
             return say("\n".join(made.values()))
         say({**made, "runs": len(found.runs), "rows": len(found.rows), "samples": len(found.samples)})

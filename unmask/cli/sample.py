@@ -1,6 +1,7 @@
 """`unmask sample`."""
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from unmask.files import Row, writable, write_json
 from unmask.grammar import Form
 from unmask.log import console, progress, say
 from unmask.rehearsal import rehearsed
-from unmask.report.console import unmasking
+from unmask.report.console import harmless, unmasking
 from unmask.sampling import Constraint, Draw
 
 MOST = 1_000_000  # samples that are held at once
@@ -119,8 +120,10 @@ class Sample:
                 records = write(model, texts, self.policy, on_step=show, **how)
         if self.out is not None and ranks.rank() == 0:
             write_json(self.out, {"samples": records})
+        shown = harmless if sys.stdout.isatty() else str  # a file or a pipe gets every byte
         for record in records:
-            say(record if self.json else f"{record['text']}\n[NFE {record['nfe']}; law: {record['exact_for']}]")
+            said = f"{shown(record['text'])}\n[NFE {record['nfe']}; law: {record['exact_for']}]"
+            say(record if self.json else said)
 
     def _caution(self, model: Model, canvases: Sequence[Tensor]) -> None:
         """Raises ValueError for what would do nothing, or what the model cannot do."""

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from unmask.log import say
-from unmask.report.console import CONTROL
+from unmask.report.console import harmless
 from unmask.report.read import Findings, Run, find
 from unmask.report.runs import Progress, progress_of
 from unmask.report.tables import BOUNDS
@@ -41,8 +41,8 @@ class Watch:
     def run(self) -> None:
         if not self.runs:
             raise ValueError("say which: unmask watch RUN, a run folder or several")
-        if not self.every > 0:
-            raise ValueError(f"every {self.every} must be positive")
+        if not 0 < self.every <= 86400:
+            raise ValueError(f"every {self.every} must be positive, and a day (86400) at most")
         found = _found(self.runs)
         if self.json:
             for run in found.runs:
@@ -51,11 +51,12 @@ class Watch:
         if self.once or not sys.stdout.isatty():
             Console(highlight=False).print(panel(found))
             return
-        with Live(panel(found), console=Console(highlight=False), auto_refresh=False) as live:
+        console = Console(highlight=False)
+        with Live(fitting(found, console), console=console, auto_refresh=False) as live:
             while not all(_done(progress_of(run)) for run in found.runs):
                 time.sleep(self.every)
                 found = _found(self.runs)
-                live.update(panel(found), refresh=True)
+                live.update(fitting(found, console), refresh=True)
 
 
 def _found(paths: Sequence[Path]) -> Findings:
@@ -69,12 +70,30 @@ def _done(progress: Progress) -> bool:
     return progress.steps is not None and progress.step >= progress.steps
 
 
-def panel(found: Findings) -> Group:
+def panel(found: Findings, curves: bool = True) -> Group:
     """All runs below each other, then the last sample that lies with them."""
-    parts = [Group(*_lines(progress_of(run)), *(Text(line, "cyan") for line in curve(run)), "") for run in found.runs]
+    parts = []
+    for run in found.runs:
+        parts += [*_lines(progress_of(run)), *(Text(line, "cyan") for line in (curve(run) if curves else ())), ""]
     if found.samples and isinstance(text := found.samples[-1].get("text"), str):
-        parts.append(Group(Text(f"last sample: {CONTROL.sub(' ', text)[:400]}", "dim")))
+        parts.append(Text(f"last sample: {harmless(text)[:400]}", "dim"))
     return Group(*parts)
+
+
+def fitting(found: Findings, console: Console) -> Group:
+    """The panel; where the terminal is not tall enough, without curves, and then in a line a run."""
+    for shown in (panel(found), panel(found, curves=False)):
+        if len(console.render_lines(shown)) <= console.height:
+            return shown
+    return Group(*(_line(progress_of(run)) for run in found.runs))
+
+
+def _line(now: Progress) -> Text:
+    """Where a run is, in one line."""
+    head, *more = _lines(now)
+    line = Text("  ").join([head, *more])
+    line.no_wrap, line.overflow = True, "ellipsis"
+    return line
 
 
 def _lines(now: Progress) -> list[Text]:

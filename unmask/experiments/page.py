@@ -2,20 +2,19 @@
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
 from unmask.experiments import Experiment
 from unmask.experiments.running import Finding, trained
-from unmask.files import Row, atomic, finite, read_json
+from unmask.files import Row, atomic, finite, read_json, writable
 from unmask.report.claims import LONG, Claim
 from unmask.report.drawing import svg_file
-from unmask.report.read import rounded, shown
+from unmask.report.read import is_claim, rounded, shown
 
-HEAD = """# Results
-
-The papers' claims, rerun. Each section is computed from the result file beside it in [results/](results); its command
+BEGINS = "# Results\n\nThe papers' claims, rerun."
+HEAD = f"""{BEGINS} Each section is computed from the result file beside it in [results/](results); its command
 reruns it, at the scale and on the kind of machine stated. ± is a standard error, of what the table says.
 """
 
@@ -23,28 +22,43 @@ reruns it, at the scale and on the kind of machine stated. ± is a standard erro
 def publish(results: Sequence[tuple[str, Row]], folder: Path) -> Path:
     """Write folder/results/NAME.json and .svg of each (name, result), and folder/results.md of all that are there.
 
-    Raises ValueError where two results have one name.
+    Raises ValueError, before anything is written, where there is no result, two have one name, one cannot be told, or
+    a results.md is there that is not such a page.
     """
+    page = folder / "results.md"
+    if not results:
+        raise ValueError(f"{page}: no result of an experiment that is done to write it of: give its folder")
     names = [name for name, _ in results]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"{', '.join(sorted(twice))}: the name of more than one result: rename a folder")
-    for name, result in results:
-        small = brief(result)
-        with atomic(folder / "results" / f"{name}.json") as file:
-            file.write(small)
-        with atomic(folder / "results" / f"{name}.svg", "wb") as file:
-            file.write(svg_file(told(name, json.loads(small)).figure))
-    with atomic(folder / "results.md") as file:
-        file.write(results_page(folder / "results"))
-    return folder / "results.md"
+    if page.is_file() and not page.read_text(encoding="utf-8", errors="replace").startswith(BEGINS):
+        raise ValueError(f"{page}: is there, and no page of results: move it away or choose another folder")
+    small = {name: brief(result) for name, result in results}
+    made = {}
+    for name, text in small.items():
+        made[folder / "results" / f"{name}.json"] = text.encode()
+        made[folder / "results" / f"{name}.svg"] = svg_file(told(name, json.loads(text)).figure)
+    found = published(folder / "results") | {name: json.loads(text) for name, text in small.items()}
+    made[page] = results_page(found).encode()
+    for path in made:
+        writable(path)
+    for path, content in made.items():
+        with atomic(path, "wb") as file:
+            file.write(content)
+    return page
 
 
-def results_page(folder: Path) -> str:
-    """The page of all results in `folder`, NAME.json each: by experiment, then by name."""
-    found = [(file.stem, read_json(file)) for file in sorted(folder.glob("*.json"))]
+def published(folder: Path) -> dict[str, Row]:
+    """Each NAME.json of `folder` that is the result of an experiment."""
+    found = {file.stem: read_json(file) for file in folder.glob("*.json")}
+    return {name: each for name, each in found.items() if is_claim(each)}
+
+
+def results_page(found: Mapping[str, Row]) -> str:
+    """The page of results: by experiment, then by name."""
     order = [kind.__name__.lower() for kind in get_args(Experiment)]
-    kinds = {name: each["experiment"] for name, each in found}
-    claims = sorted((told(*each) for each in found), key=lambda claim: order.index(kinds[claim.name]))
+    claims = [told(name, found[name]) for name in sorted(found)]
+    claims.sort(key=lambda claim: order.index(found[claim.name]["experiment"]))
     lines = [f"| [{each.title}](#{each.name}) | {each.says} | {each.held} |" for each in claims]
     table = "\n".join(["| experiment | the paper | held |", "| --- | --- | --- |", *lines])
     return "\n".join([HEAD, f"{table}\n", *map(_section, claims)])

@@ -17,6 +17,11 @@ HOLE = "·"
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a model's text must not steer the terminal
 
 
+def harmless(text: str) -> str:
+    """A model's text for a terminal, which it cannot steer."""
+    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
 @contextmanager
 def unmasking(
     console: Console,
@@ -42,7 +47,7 @@ def unmasking(
             if token == mask_id:
                 text.append(f" {HOLE}", style="dim")
             else:
-                text.append(CONTROL.sub("\N{REPLACEMENT CHARACTER}", piece), style="bold green" if new else "")
+                text.append(harmless(piece), style="bold green" if new else "")
         return text
 
     with Live(frame(), console=console, auto_refresh=False) as live:

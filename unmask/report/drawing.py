@@ -3,10 +3,11 @@
 import io
 import math
 import re
+import unicodedata
 import warnings
 import xml.etree.ElementTree as ET
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from matplotlib import rc_context
@@ -30,9 +31,26 @@ def style(i: int) -> tuple[str, str, str]:
     return COLOURS[i % len(COLOURS)], MARKERS[j], GLYPHS[j]
 
 
-def shorten(text: str, width: int = 30) -> str:
-    text = " ".join(text.split()) or "–"
-    return text if len(text) <= width else f"{text[: width - 9]}…{text[-8:]}"
+def shorten(texts: Sequence[str]) -> list[str]:
+    """Each text about 30 ordinary letters wide at most; different ones that come out the same are numbered."""
+    texts = [" ".join(text.split()) or "–" for text in texts]
+    short = {text: _shorter(text, 30) for text in texts}
+    for each in set(short.values()):
+        same = [text for text in short if short[text] == each]
+        if len(same) > 1:
+            short |= {text: f"{_shorter(text, 26)} ({number})" for number, text in enumerate(same, 1)}
+    return [short[text] for text in texts]
+
+
+def _shorter(text: str, most: float) -> str:
+    """The text, or as much of its beginning, and its end, as are not wider than `most` letters."""
+    cut = (f"{text[:left]}…{text[-8:]}" for left in range(min(len(text), 30), 0, -1))
+    return text if _width(text) <= most else next(each for each in cut if _width(each) <= most)
+
+
+def _width(text: str) -> float:
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    return len(text) + wide + 0.6 * sum(c in "mwMW@%" for c in text)
 
 
 def panel(size: tuple[float, float]) -> tuple[Figure, Axes]:

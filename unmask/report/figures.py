@@ -139,7 +139,7 @@ def dots_figure(dots: Sequence[Dot], unit: str, spoken: str, *, zero: bool = Fal
         face = dot.colour if dot.filled else PAPER
         axes.plot(dot.x, y, marker=dot.marker, markersize=6, color=dot.colour, markerfacecolor=face, zorder=5)
         axes.text(1.02, y, dot.text, transform=across, va="center", fontsize=10.5, color=INK, parse_math=False)
-    labels = [shorten(dot.label) for dot in dots]
+    labels = shorten([dot.label for dot in dots])
     axes.set_yticks(range(len(dots)), ["" if i and labels[i - 1] == each else each for i, each in enumerate(labels)])
     for tick in axes.get_yticklabels():
         tick.set_parse_math(False)  # a "$" in a name is a dollar

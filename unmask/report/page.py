@@ -76,7 +76,8 @@ def _content(found: Findings, claims: Sequence[Claim] = ()) -> dict[str, Any]:
     for row in found.rows:
         if row["experiment"] not in KNOWN:
             others.setdefault(str(row["experiment"]), []).append(row)
-    losses = [figures.loss_figure(found.runs, against) for against in ("flops", "tokens")]
+    curves = [run for run in found.runs if run.train or run.validation]
+    losses = [figures.loss_figure(curves, against) for against in ("flops", "tokens")]
     asked, askers = results.tasks_figures(kinds["tasks"])
     return {
         "claims": claims,
@@ -95,7 +96,7 @@ def _content(found: Findings, claims: Sequence[Claim] = ()) -> dict[str, Any]:
         "comparisons": results.comparison_table(kinds["comparison"]) if kinds["comparison"] else None,
         "differences": [(unit, Markup(figure)) for unit, figure in results.comparison_figures(kinds["comparison"])],
         "losses": [Markup(loss) for loss in losses if loss],
-        "legend": figures.keys([run for run in found.runs if run.train or run.validation]),
+        "legend": figures.keys(curves),
         "bins": figures.BINS,
         "others": [(name, tables.generic(rows)) for name, rows in others.items()],
         "runs": tables.runs_table(found.runs) if found.runs else None,

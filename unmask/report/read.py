@@ -111,8 +111,12 @@ def _holds_results(content: Row) -> bool:
 def _claim(file: Path, content: Callable[[Path], Row]) -> Row | None:
     """The result of a whole experiment, None where the file is another one."""
     found = content(file) if file.suffix == ".json" and file.name != "config.json" else {}
-    whole = isinstance(found.get("rows"), list) and all(isinstance(found.get(key), str) for key in STATED)
-    return clean(found) if whole else None
+    return clean(found) if is_claim(found) else None
+
+
+def is_claim(content: Row) -> bool:
+    """Whether a file holds the result of a whole experiment."""
+    return isinstance(content.get("rows"), list) and all(isinstance(content.get(key), str) for key in STATED)
 
 
 def _name(file: Path, result: Row) -> tuple[str, ...]:
@@ -198,8 +202,6 @@ def _metrics(file: Path) -> tuple[list[Row], list[Row]]:
     validation: dict[float, Row] = {}
     for i, row in enumerate(_read(read_lines, file)):
         where = f"{file}, line {i + 1}"
-        if not isinstance(row, dict):
-            raise ValueError(f"{where}: must be a JSON object, not {_short(row)}")
         if row.get("kind") == "train":
             _check(row, where, ("step", "loss"), TRAIN)
             train[row["step"]] = row
