@@ -334,6 +334,23 @@ def test_speculation_states_its_tokens_only():
     assert result.findings[0].stated is None
 
 
+@pytest.mark.parametrize(
+    "result",
+    [
+        lambda x: x,
+        lambda x: Wrote(x[:, :-1], torch.ones(len(x))),
+        lambda x: Wrote(x.double(), torch.ones(len(x), dtype=torch.long)),
+        lambda x: Wrote(x, torch.ones(len(x), 1, dtype=torch.long)),
+        lambda x: Wrote(x, None),
+    ],
+)
+def test_what_is_no_sampler_is_refused_in_one_line(result):
+    with pytest.raises(ValueError, match=r"the sampler gave a \w+ back that is no result: its `tokens` must be"):
+        audit(lambda network, canvases, **options: result(canvases), **QUICK)
+    with pytest.raises(ValueError, match="RandomOrder is a class: audit one of it"):
+        audit(RandomOrder, **QUICK)
+
+
 WRITTEN, ERASED = (0.5, 0.4, 1.0), (0.3, 0.5, 0.0)
 
 
@@ -365,7 +382,7 @@ def test_a_law_may_erase():
 
 def test_remasking_by_confidence():
     """What is remembered makes many states: three positions."""
-    small = {"worlds": {"inconsistent": InconsistentTable(3, 3, seed=9)}, "length": 3, "wide": None, "draws": 4000}
+    small = {"worlds": {"inconsistent": InconsistentTable(3, 3, seed=9)}, "wide": None, "draws": 4000}
     policy = Remasking(3, cap=0.9, by_confidence=True)
     audit(policy, **small).check()
     with pytest.raises(AssertionError, match=LAW):

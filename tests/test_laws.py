@@ -13,11 +13,14 @@ from torch import Tensor
 
 from unmask.audit import (
     EVERY,
+    BlocksLaw,
     IndependentLaw,
     OrderLaw,
     PlansLaw,
     RandomOrderLaw,
+    RatedLaw,
     audit,
+    coins,
     euler,
     follow,
     stated_law,
@@ -163,6 +166,32 @@ def test_plans_may_be_listed():
     assert (truth.nfe, truth.variance, truth.most) == pytest.approx((2.5, 0.75, 4))
 
 
+class StepByStep(NamedTuple):
+    """Independent steps as they are published: coins at each step."""
+
+    hazards: tuple[float, ...]
+
+    def moves(self, at):
+        step = at.memory or 0
+        for chance, positions in coins(dict.fromkeys(at.open, self.hazards[step])):
+            for p, canvas in at.writing(positions):
+                yield chance * p, canvas, step + 1
+
+
+@pytest.mark.parametrize("make", [tweedie, euler])
+def test_independent_steps_are_walked_or_summed(make):
+    """In blocks too; summed, a thousand steps take no longer than a few."""
+    world, summed = InconsistentTable(2, 3, seed=9), make(5, Cosine())
+    walked = StepByStep(summed.hazards)
+    for one, other in ((summed, walked), (BlocksLaw(2, summed), BlocksLaw(2, walked))):
+        a, b = (follow(law, world, (2, 2, 2)) for law in (one, other))
+        assert a.sequences == pytest.approx(b.sequences, abs=1e-14)
+        assert (a.nfe, a.variance, a.most) == pytest.approx((b.nfe, b.variance, b.most))
+    many = follow(make(4096, Cosine()), world, (2, 2, 2))
+    assert sum(many.sequences.values()) == pytest.approx(1)
+    assert many.nfe == pytest.approx(make(4096, Cosine()).cost(3)[0])
+
+
 class Halting(NamedTuple):
     """A law with a fault."""
 
@@ -180,6 +209,12 @@ def test_bad_laws_are_refused():
         follow(Halting(0.9, True), WORLDS["joint"], FREE)
     with pytest.raises(ValueError, match="with a mask left"):
         follow(Halting(1.0, False), WORLDS["joint"], FREE)
+    with pytest.raises(ValueError, match=r"has the chance -0\.\d+, below 0"):
+        follow(Halting(-0.5, True), WORLDS["joint"], FREE)
+    for law_of in (IndependentLaw, RatedLaw):
+        for hazards, message in (((0.5, 0.5), "leave masks"), ((), "leave masks"), ((1.5, 1.0), "hazard 1.5 is no")):
+            with pytest.raises(ValueError, match=message):
+                law_of(hazards)
     with pytest.raises(ValueError, match="take 1000 or more"):
         audit(RandomOrder(), draws=10)
 
@@ -192,7 +227,7 @@ def test_the_audits_world_tells_laws_apart():
     more = [Margin(2), Entropy(2), LeftToRight(2), RandomOrder(3), Blocks(2, Entropy()), Blocks(2, Margin())]
     laws = []
     for policy in kinds + more:
-        truths = [[follow(stated_law(policy), world, row) for row in rows] for rows in _canvases(world, L).values()]
+        truths = [[follow(stated_law(policy), world, row) for row in rows] for rows in _canvases(world).values()]
         laws.append([torch.cat([of_sequences(truth) for truth in part]) / len(part) for part in truths])
     for one, other in itertools.combinations(laws, 2):
         assert max(float((a - b).abs().sum()) / 2 for a, b in zip(one, other, strict=True)) > 0.06

@@ -3,6 +3,7 @@
 import itertools
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from enumeration import Score, check_law, every, number
 from torch import Tensor
 
 from unmask.audit import IndependentLaw, RatedLaw, audit, stated_law
+from unmask.audit.checking import worlds_for
 from unmask.corruption import Cosine, Geometric, rate
 from unmask.likelihood import decoder_log_likelihood
 from unmask.network import Reading
@@ -110,6 +112,17 @@ def test_audit_of_a_score_network():
     planned = stated_law(Tweedie(3))
     assert isinstance(planned, IndependentLaw)
     assert not audit(Rated(Tweedie(3)), planned, worlds=worlds, wide=None, draws=6000).passed
+
+
+def test_an_audit_sees_whether_the_sum_of_a_prediction_is_used():
+    """By default: steps that are planned are another law where the network's predictions are ratios."""
+    stated = stated_law(Rated(Tweedie(2)))
+    worlds = worlds_for(stated)
+    assert {name for name, world in worlds.items() if not world.normalised} == {"score"}
+    assert all(world.normalised for world in worlds_for(IndependentLaw((1.0,))).values())
+    with pytest.raises(AssertionError, match=r"score, free .* chi-square"):
+        audit(partial(sample, policy=Tweedie(2)), stated, draws=1000, wide=None).check()
+    audit(Rated(Tweedie(2)), worlds={"score": worlds["score"]}, draws=1000, wide=None).check()
 
 
 def test_evaluations_are_the_steps_until_the_last_token():

@@ -78,21 +78,23 @@ class JointTable:
 @dataclass(frozen=True)
 class InconsistentTable:
     """Independent random conditionals for each canvas: orders disagree and every bound is strict, as in a trained
-    network.
+    network. With `spread` it is a score network: the log of each prediction's sum is that much off 0.
     """
 
     vocab: int = 3
     length: int = 3
     seed: int = 0
     sharpness: float = 1.5
+    spread: float = 0.0
     table: Float[Tensor, "C L V"] = field(init=False, repr=False, compare=False)
     causal = False
-    normalised = True
+    normalised = property(lambda self: self.spread == 0)
 
     def __post_init__(self) -> None:
         canvases = (self.vocab + 1) ** self.length
         noise = _noise(self.seed, canvases, self.length, self.vocab)
-        object.__setattr__(self, "table", (self.sharpness * noise).log_softmax(-1))
+        sums = self.spread * _noise(self.seed + 1, canvases, self.length, 1)
+        object.__setattr__(self, "table", (self.sharpness * noise).log_softmax(-1) + sums)
 
     @property
     def mask_id(self) -> int:

@@ -7,6 +7,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, cast
@@ -17,7 +18,7 @@ from scipy.stats import chi2, norm
 from torch import Tensor
 
 from unmask.audit.findings import Audit, Finding
-from unmask.audit.laws import Canvas, IndependentLaw, Law, follow
+from unmask.audit.laws import Canvas, IndependentLaw, Law, RatedLaw, follow
 from unmask.audit.stated import UNSTATED, in_words, own_law, stated_law
 from unmask.network import Network, evaluations
 from unmask.sampling import Draw, Policy, sample
@@ -30,6 +31,8 @@ WORLDS: Mapping[str, Network] = {
     "joint": JointTable(3, LENGTH, seed=2),
     "inconsistent": InconsistentTable(3, LENGTH, seed=9),  # any two laws of EVERY differ here by 0.067 and more
 }
+SCORES = {"score": InconsistentTable(3, LENGTH, seed=9, spread=1.0)}
+"""For a law that looks at the sum of a prediction, which elsewhere is 1."""
 WIDE = Wide()
 LONG, SHORT = 128, 8  # lengths on the wide world, where every step is planned and where every position is asked
 
@@ -60,8 +63,7 @@ def audit(
     subject: Policy | Sampler,
     law: Law | None = None,
     *,
-    worlds: Mapping[str, Network] = WORLDS,
-    length: int = LENGTH,
+    worlds: Mapping[str, Network] | None = None,
     wide: Network | None = WIDE,
     draw: Draw | None = None,
     draws: int = 10_000,
@@ -70,13 +72,16 @@ def audit(
 ) -> Audit:
     """Compare a policy, or any sampler, with its law.
 
-    `worlds` are small networks, on which the law is enumerated for canvases of `length`; `wide` has a large
-    vocabulary and predicts the same everywhere. The laws of the package's policies are known. Without a law, a policy
-    is held to the plans it draws and to its own choices row by row, and passes only if its `exact_for` says "no stated
-    law"; a sampler to what every law asks: no mask left, given tokens kept, evaluations counted, rows that do not see
-    each other. `draw` is how a policy's tokens are drawn, and how a sampler, which draws by itself, says it does.
-    `progress` is told of findings. Raises ValueError for fewer than 1000 draws.
+    `worlds` are small networks, on canvases of whose `length` the law is enumerated, by default those of
+    `worlds_for`; `wide` has a large vocabulary and predicts the same everywhere. The laws of the package's policies
+    are known. Without a law, a policy is held to the plans it draws and to its own choices row by row, and passes only
+    if its `exact_for` says "no stated law"; a sampler to what every law asks: no mask left, given tokens kept,
+    evaluations counted, rows that do not see each other. `draw` is how a policy's tokens are drawn, and how a sampler,
+    which draws by itself, says it does. `progress` is told of findings. Raises ValueError for fewer than 1000 draws, a
+    class in place of what it makes, and a sampler whose result is none.
     """
+    if isinstance(subject, type):
+        raise ValueError(f"{subject.__name__} is a class: audit one of it, {subject.__name__}(...)")
     if draws < 1000:
         raise ValueError(f"{draws} draws show little: take 1000 or more")
     draw = draw or Draw()
@@ -84,12 +89,12 @@ def audit(
     run = cast(Sampler, subject if policy is None else partial(sample, policy=policy, draw=draw))
     stated = law or (None if policy is None else stated_law(policy))
     work: list[Callable[[], Finding]] = []
-    for name, world in worlds.items():
+    for name, world in (worlds_for(stated) if worlds is None else worlds).items():
         laws = _laws(policy, stated, world.mask_id, seed)
-        for words, canvases in _canvases(world, length).items():
+        for words, canvases in _canvases(world).items():
             where = f"{name}, {words}"
             work.append(partial(_on_canvases, run, where, world, canvases, laws, draw, draws, seed))
-        work.append(partial(_on_every_canvas, run, name, world, length, seed))
+        work.append(partial(_on_every_canvas, run, name, world, seed))
     if wide is not None:
         work.append(partial(_on_the_wide, run, wide, policy, stated, draw, draws // 5, seed))
     findings = []
@@ -101,6 +106,11 @@ def audit(
         findings.append(Finding("the stated law", faults=(f'not checked: give `law`, or state "{UNSTATED}"',)))
     name = repr(subject) if policy is not None else getattr(subject, "__name__", repr(subject))
     return Audit(name, in_words(policy, law, stated, draw), tuple(findings))
+
+
+def worlds_for(law: Law | None) -> Mapping[str, Network]:
+    """The worlds on which a law is told from others."""
+    return {**WORLDS, **SCORES} if isinstance(law, RatedLaw) else WORLDS
 
 
 @dataclass(frozen=True)
@@ -124,7 +134,7 @@ def _run(
 ) -> Run:
     counted = Counted(network)
     written = run(cast(Network, counted), canvases.clone(), seed=seed, sequences=sequences, batch=batch)
-    tokens, nfe = torch.stack(list(written.tokens)).cpu(), torch.as_tensor(written.nfe).cpu()
+    tokens, nfe = _read(written, canvases)
     open_ = canvases == network.mask_id
     unfinished = int((open_ & ((tokens < 0) | (tokens >= network.vocab))).any(-1).sum())
     overwritten = int((~open_ & (tokens != canvases)).any(-1).sum())
@@ -137,6 +147,20 @@ def _run(
     if int(nfe.sum()) != counted.ran:
         faults.append(f"says NFE {float(nfe.sum()) / len(tokens):.3f} a sequence, the network ran {ran:.3f}")
     return Run(tokens, nfe, ran, tuple(faults))
+
+
+def _read(written: Written, canvases: Int[Tensor, "S L"]) -> tuple[Int[Tensor, "S L"], Int[Tensor, " S"]]:
+    """(tokens, nfe) of what a sampler gave back, which may be anything."""
+    with suppress(AttributeError, TypeError, ValueError, RuntimeError):
+        tokens, nfe = torch.stack(list(written.tokens)).cpu(), torch.as_tensor(written.nfe).cpu()
+        shapes = tokens.shape == canvases.shape and nfe.shape == tokens.shape[:1]
+        if shapes and not any(part.is_floating_point() or part.dtype == torch.bool for part in (tokens, nfe)):
+            return tokens, nfe
+    count, length = canvases.shape
+    raise ValueError(
+        f"the sampler gave a {type(written).__name__} back that is no result: its `tokens` must be {count} rows of "
+        f"{length} ids, its `nfe` {count} whole numbers"
+    )
 
 
 def _on_canvases(
@@ -179,10 +203,10 @@ def _on_canvases(
     return Finding(name, distance, limit, chance, got.ran, mean, tuple(faults))
 
 
-def _on_every_canvas(run: Sampler, name: str, world: Network, length: int, seed: int) -> Finding:
+def _on_every_canvas(run: Sampler, name: str, world: Network, seed: int) -> Finding:
     """Every canvas of a world once, in one batch, in small ones of another order, and some of them alone."""
     ids = [*range(world.vocab), world.mask_id]
-    canvases = torch.tensor([row for row in itertools.product(ids, repeat=length) if world.mask_id in row])
+    canvases = torch.tensor([row for row in itertools.product(ids, repeat=_length(world)) if world.mask_id in row])
     numbers = list(range(len(canvases)))
     whole = _run(run, world, canvases, seed, numbers, len(canvases))
     differ = set()
@@ -276,8 +300,16 @@ def chi_square(counts: Counter, law: Mapping[Any, float]) -> float:
     return float(chi2.sf(statistic, len(groups) - 1))
 
 
-def _canvases(world: Network, length: int) -> dict[str, list[Canvas]]:
+def _length(world: Any) -> int:
+    """Positions of a world, also of a wrapped one."""
+    while not hasattr(world, "length") and hasattr(world, "network"):
+        world = world.network
+    return getattr(world, "length", LENGTH)
+
+
+def _canvases(world: Network) -> dict[str, list[Canvas]]:
     """All open, and every canvas with one token given."""
+    length = _length(world)
     free = [(world.mask_id,) * length]
     given = [(*free[0][:i], v, *free[0][i + 1 :]) for i in range(length) for v in range(world.vocab)]
     return {"free": free, "one given": given}

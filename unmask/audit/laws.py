@@ -6,8 +6,9 @@ the moves out of a state with their chances, and `follow` pushes the whole mass 
 
     P(next) = sum over states P(state) P(state -> next),    NFE = moves that write a token.
 
-The laws are the published steps, one after the other. The package's policies draw plans and leave empty steps out:
-that both come to the same is what an audit shows. A new law is a frozen dataclass with `moves`, four to eight lines.
+The laws are the published steps, one after the other; of independent steps, what they come to, summed over the steps
+at which it may. The package's policies draw plans and leave empty steps out: that both come to the same is what an
+audit shows. A new law is a frozen dataclass with `moves`, four to eight lines.
 """
 
 import itertools
@@ -142,6 +143,8 @@ def follow(law: Law, network: Network, canvas: Sequence[int], draw: Draw | None 
             moves = law.moves(At(here, open_, memory, predictions)) if open_ or erases else ()
             total = 0.0
             for chance, there, remembered in moves:
+                if chance < 0:
+                    raise ValueError(f"{law}: a move from {here} has the chance {chance}, below 0")
                 total += chance
                 runs, old = _writes(here, there, mask_id), after[there, remembered]
                 after[there, remembered] = (
@@ -223,20 +226,61 @@ def coins(heads: Mapping[int, float]) -> Iterator[tuple[float, Positions]]:
             yield chance, tuple(i for _, shown in tossed for i in shown)
 
 
+def _until_all(self: "IndependentLaw | RatedLaw") -> None:
+    """Raises ValueError for hazards that are no chances, or that leave a mask."""
+    wrong = next((hazard for hazard in self.hazards if not 0 <= hazard <= 1), None)
+    if wrong is not None:
+        raise ValueError(f"hazard {wrong} is no chance: each must be within 0 and 1")
+    if not self.hazards or self.hazards[-1] != 1:
+        raise ValueError(f"hazards {self.hazards[-1:]} at the last step leave masks: the last must be 1")
+
+
+def by_stages(self: "BlocksLaw | IndependentLaw | PlansLaw", at: At) -> Iterator[Move]:
+    """Stage after stage of a drawn plan, each until `inside` has finished with it."""
+    starts = [(1.0, at.memory)] if at.memory else [(p, (plan, -1, None)) for p, plan in self.plans(at)]
+    for p, (plan, stage, memory) in starts:
+        here = tuple(i for i in at.open if plan[i] == stage)
+        going = stage >= 0 and (here or may_erase(self))
+        moves = list(self.inside.moves(replace(at, open=here, memory=memory))) if going else []
+        for chance, canvas, inner in moves:
+            yield p * chance, canvas, (plan, stage, inner)
+        later = [number for number in plan if number > stage]
+        if not moves and later:
+            yield p, at.canvas, (plan, min(later), None)
+
+
 @dataclass(frozen=True)
 class IndependentLaw:
     """At step s each open position is revealed with chance `hazards[s]`, whatever the others do: tau-leaping.
 
-    The last hazard must be 1.
+    Which positions are revealed together, and in which order, is all that tells: n of them can be parted in few ways
+    (75 for four), however many steps there are. The last hazard must be 1.
     """
 
     hazards: tuple[float, ...]
+    inside = AT_ONCE
+    __post_init__ = _until_all
 
-    def moves(self, at: At) -> Iterator[Move]:
-        step = at.memory or 0
-        for chance, positions in coins(dict.fromkeys(at.open, self.hazards[step])):
-            for p, canvas in at.writing(positions):
-                yield chance * p, canvas, step + 1
+    def plans(self, at: At) -> Iterator[tuple[float, tuple[int, ...]]]:
+        """Every way to reveal the open positions in stages, with the chance of all steps that come to it."""
+        n = len(at.open)
+        chances = cache(self._chance)
+        for stages in itertools.product(range(n), repeat=n):
+            sizes = tuple(stages.count(stage) for stage in range(max(stages) + 1))
+            if 0 not in sizes and (chance := chances(sizes)):
+                stage = dict(zip(at.open, stages, strict=True))
+                yield chance, tuple(stage.get(i, -1) for i in range(len(at.canvas)))
+
+    moves = by_stages
+
+    def _chance(self, sizes: Sequence[int]) -> float:
+        """Sum over steps s_1 < s_2 < ... of the product of q_s^size, stage by stage."""
+        q = torch.tensor(self.shares(), dtype=torch.float64)
+        now = ended = torch.ones_like(q)  # before each step, every stage so far is over
+        for size in sizes:
+            now = q**size * ended
+            ended = now.cumsum(0) - now
+        return float(now.sum())
 
     def shares(self) -> list[float]:
         """P(a position is revealed at step s) = h_s (1 - h_0) ... (1 - h_(s-1))."""
@@ -264,6 +308,7 @@ class RatedLaw:
 
     hazards: tuple[float, ...]
     counts = False  # an evaluation that writes nothing is one all the same
+    __post_init__ = _until_all
 
     def moves(self, at: At) -> Iterator[Move]:
         step = at.memory or 0
@@ -320,20 +365,6 @@ class CoinsLaw:
             for q, canvas in at.writing(write):
                 new = tuple((i, math.exp(at.log_q[i][canvas[i]]) if self.remembers else 1.0) for i in write)
                 yield p * q, at.erasing(canvas, set(heads) - set(write)), (step + 1, tuple(sorted(stay + new)))
-
-
-def by_stages(self: "BlocksLaw | PlansLaw", at: At) -> Iterator[Move]:
-    """Stage after stage of a drawn plan, each until `inside` has finished with it."""
-    starts = [(1.0, at.memory)] if at.memory else [(p, (plan, -1, None)) for p, plan in self.plans(at)]
-    for p, (plan, stage, memory) in starts:
-        here = tuple(i for i in at.open if plan[i] == stage)
-        going = stage >= 0 and (here or may_erase(self))
-        moves = list(self.inside.moves(replace(at, open=here, memory=memory))) if going else []
-        for chance, canvas, inner in moves:
-            yield p * chance, canvas, (plan, stage, inner)
-        later = [number for number in plan if number > stage]
-        if not moves and later:
-            yield p, at.canvas, (plan, min(later), None)
 
 
 @dataclass(frozen=True)

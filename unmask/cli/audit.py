@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from unmask.audit import EVERY, HEADER, audit
-from unmask.audit.checking import WIDE, WORLDS
+from unmask.audit import EVERY, HEADER, audit, stated_law
+from unmask.audit.checking import WIDE, worlds_for
 from unmask.cli.policies import Chosen
 from unmask.files import Row
 from unmask.log import progress, say
@@ -67,8 +67,8 @@ class Audit:
 
 
 def _every(policies: Sequence[Policy], how: Row, counted: Count, told: Callable[[int, int], None]) -> None:
-    worlds = {name: counted(world) for name, world in WORLDS.items()}
     for before, policy in enumerate(policies):
+        worlds = {name: counted(world) for name, world in worlds_for(stated_law(policy)).items()}
 
         def one(done: int, of: int, before: int = before) -> None:
             told(before * of + done, len(policies) * of)
