@@ -70,7 +70,7 @@ def likelihood(run: str, sequences: int) -> dict:
     documents = torch.arange(sequences) // 2
 
     def score(rows):
-        return log_likelihood(model, x_0[rows], draws=4, sequences=rows.tolist(), documents=documents[rows])
+        return log_likelihood(model, x_0[rows], draws=4, sequences=rows.tolist())
 
     estimate = ranks.likelihood(score, sequences, documents)
     return {**estimate.row(), "replicates": estimate.replicates.tolist()}

@@ -52,6 +52,13 @@ def test_yardsticks_are_no_models():
     assert _verdict(rows).strip() == "mdm beats the unigram law by more than 4 errors"
 
 
+@pytest.mark.parametrize("change", [{"tokens": 0}, {"sequences": 0}, {"draws": 0}, {"draws": 3}, {"draws": 1}])
+def test_what_would_fail_after_training_is_refused_before_it(change):
+    (name,) = change
+    with pytest.raises(ValueError, match=f"{name} {change[name]} must be"):
+        Scale(**change)
+
+
 def test_run_again_it_goes_on(made):
     """Nothing is trained or measured again."""
     files = [made / "result.json", made / "samples.json", made / "mdm" / "model.safetensors"]

@@ -26,6 +26,7 @@ from enumeration import (
 )
 from scipy.stats import norm
 
+from unmask import ranks
 from unmask.corruption import Cosine, Geometric
 from unmask.likelihood import (
     Estimate,
@@ -560,6 +561,19 @@ def test_options_of_one_question_see_the_same_maskings():
     assert compare(yes, no).stderr_mc < 0.5 * compare(yes, apart).stderr_mc
     truth = log_likelihood(Separate(), x, draws=256).nats - log_likelihood(Separate(), other, draws=256).nats
     assert abs(compare(yes, no).nats - truth) < 4.5 * compare(yes, no).stderr_mc
+
+
+def test_documents_are_told_once_of_all_sequences():
+    """Whatever the shares of processes: one has all of them."""
+    documents = torch.tensor([0, 0, 1, 1, 2, 3, 3])
+    options = {"draws": 8, "seed": 5}
+
+    def score(rows):
+        return log_likelihood(WORLDS[1], X[rows], sequences=rows.tolist(), **options)
+
+    shared = ranks.likelihood(score, len(documents), documents)
+    assert shared.row() == log_likelihood(WORLDS[1], X[: len(documents)], documents=documents, **options).row()
+    assert shared.documents == 4
 
 
 def test_rows_are_indices_into_the_texts():

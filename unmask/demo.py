@@ -49,6 +49,13 @@ class Scale:
     tokens: int = 60
     """Tokens of a written sample."""
 
+    def __post_init__(self) -> None:
+        for name in ("sequences", "tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
+        if self.draws < 2 or self.draws % 2:
+            raise ValueError(f"draws {self.draws} must be even, and at least 2: their error is that of two halves")
+
 
 def demo(out: Path, scale: Scale | None = None, source: str = "builtin") -> Path:
     """Run what is not there yet in folder `out`, and write out/report.html; returns its path."""

@@ -120,8 +120,6 @@ def share(count: int) -> list[int]:
 
 def gathered(mine: Sequence[Any], count: int) -> list[Any]:
     """JSON data of every piece of work in order, each process giving those of its `share`."""
-    if world() == 1:
-        return list(mine)
     whole: list[Any] = [None] * count
     for of, values in enumerate(_everyones(list(mine))):
         whole[of :: world()] = values
@@ -134,11 +132,10 @@ def likelihood(
     """The estimate of `count` sequences, each process scoring its share: `score` is given which ones they are.
 
     `score` must key its randomness by these numbers; then the result is that of one process, bit for bit but for the
-    size of its network calls.
+    size of its network calls. `documents` says of all sequences which belong together; what `score` says of its
+    share's is not asked.
     """
     mine = torch.tensor(share(count), dtype=torch.long)
-    if world() == 1:
-        return score(mine)
     estimate = score(mine) if len(mine) else None
     told = None if estimate is None else {**estimate.row(), "seed": estimate.seed}
     values = [] if estimate is None else list(zip(estimate.replicates.tolist(), estimate.sizes.tolist(), strict=True))
@@ -156,6 +153,8 @@ def likelihood(
 
 def _everyones(value: Any) -> list[Any]:
     """The JSON data of every process, by rank: as text, for nothing is unpickled here."""
+    if world() == 1:
+        return [value]
     data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
     sizes = [torch.zeros(1, dtype=torch.long) for _ in range(world())]
     dist.all_gather(sizes, torch.tensor([len(data)]))

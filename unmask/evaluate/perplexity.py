@@ -51,14 +51,13 @@ def perplexity(
     x_0, maskable, documents = windows.x_0, windows.maskable, windows.documents
 
     def score(rows: Int[Tensor, " s"]) -> Estimate:
-        told = {"batch": batch, "documents": documents[rows]}
+        told = {"batch": batch, "progress": progress}
         if order is None:
             numbered = {"seed": seed, "sequences": rows.tolist()}
-            return log_likelihood(model, x_0[rows], maskable[rows], draws=draws, progress=progress, **numbered, **told)
+            return log_likelihood(model, x_0[rows], maskable[rows], draws=draws, **numbered, **told)
         if isinstance(order, LeftToRight):
-            plan = draw_plan(order, maskable[rows])
-            return ordered_log_likelihood(model, x_0[rows], plan, progress=progress, **told)
-        return decoder_log_likelihood(model, x_0[rows], maskable[rows], order, progress=progress, **told)
+            return ordered_log_likelihood(model, x_0[rows], draw_plan(order, maskable[rows]), **told)
+        return decoder_log_likelihood(model, x_0[rows], maskable[rows], order, **told)
 
     estimate = ranks.likelihood(score, len(x_0), documents)
     seconds = time.perf_counter() - start

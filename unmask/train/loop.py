@@ -267,9 +267,8 @@ class _Run:
         segments = self.held_out.segments(chosen) if self.apart else None
 
         def score(rows: Tensor) -> Estimate:
-            options = {"sequences": rows.tolist(), "documents": documents[rows]}
             reader = network if segments is None else Apart(network, segments[rows])
-            return log_likelihood(reader, x_0[rows], maskable[rows], draws=DRAWS, **options)
+            return log_likelihood(reader, x_0[rows], maskable[rows], draws=DRAWS, sequences=rows.tolist())
 
         with autocast(self.device, self.config.precision), gathered_whole(network):
             estimate = ranks.likelihood(score, count, documents)
