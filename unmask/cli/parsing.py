@@ -49,7 +49,7 @@ def page(command: type, prog: str, context: Sequence[str] = ()) -> Page:
     except SystemExit:
         pass
     lines = said.getvalue().splitlines()
-    options = {name for line in lines if re.match(r"\W{2}-", line) for name in re.findall(r"(?<!\S)--[\w-]+", line)}
+    options = {name for line in lines if re.match(r"\W{2}-", line) for name in re.findall(r"(?<!\S)--[\w.-]+", line)}
     return Page(options, [found[1] for line in lines if (found := re.match(r"\W{4}[•*] ([\w-]+)", line))])
 
 
