@@ -88,7 +88,7 @@ POLICIES = [Rated(Tweedie(3)), Rated(Euler(3)), Rated(Tweedie(2, Cosine())), Rat
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 def test_samples_follow_the_published_steps(policy: Rated):
     """At each step's own level; a sampler that forgets Z fails the same comparison."""
-    network, draws = Timed(), 20_000
+    network, draws = Timed(), 6_000
     truth = law_of(policy, network, (2, 2, 2))
     assert float(truth.sum()) == pytest.approx(1)
     samples = sample(network, torch.full((draws, 3), 2), policy, seed=1, batch=draws)

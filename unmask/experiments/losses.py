@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -166,13 +167,19 @@ def tukey(samples: Sequence[Float[np.ndarray, "runs"]]) -> float:
     """Half of the interval that holds the difference of each two means in 95 of 100 cases, of all at once: Tukey's, for
     independent runs of one spread; infinite where a sample is a single run.
     """
-    from scipy.stats import studentized_range  # which takes two seconds
-
     runs, kinds = len(samples[0]), len(samples)
     if runs < 2:
         return math.inf
     pooled = float(np.mean([sample.var(ddof=1) for sample in samples]))
-    return float(studentized_range.ppf(0.95, kinds, kinds * (runs - 1))) * math.sqrt(pooled / runs)
+    return _range(kinds, kinds * (runs - 1)) * math.sqrt(pooled / runs)
+
+
+@cache
+def _range(kinds: int, freedom: int) -> float:
+    """The studentized range of so many means that is not exceeded in 95 of 100 cases."""
+    from scipy.stats import studentized_range  # which takes two seconds
+
+    return float(studentized_range.ppf(0.95, kinds, freedom))
 
 
 def gradient_noise(model: Model, config: TrainConfig, setting: Setting) -> list[Row]:
