@@ -189,7 +189,10 @@ def test_smdm_pretraining_loss(smdm):
     close(loss.detach(), losses["pretrain.loss"], rtol=2e-6)
     with torch.no_grad():
         at = masked.flatten().nonzero().squeeze(-1)
-        each = -network(losses["pretrain.noisy"], at, then=Target(x_0.flatten()[at])) / p[at // x_0.shape[1]]
+        each = (
+            -network(losses["pretrain.noisy"], at, then=Target(x_0.flatten()[at], network.vocab))
+            / p[at // x_0.shape[1]]
+        )
     close(each, losses["pretrain.per_masked_token"], rtol=2e-6)
     prefix = "pretrain.grad_norm."
     assert_norms(
@@ -208,7 +211,7 @@ def test_smdm_fine_tuning_loss(smdm, dropped: int):
     scored = masked & ~in_prompt
     at = scored.flatten().nonzero().squeeze(-1)
     with torch.no_grad():
-        nats = -network(noisy, at, then=Target(x_0.flatten()[at])) / p[at // x_0.shape[1]]
+        nats = -network(noisy, at, then=Target(x_0.flatten()[at], network.vocab)) / p[at // x_0.shape[1]]
     close(nats.sum() / (x_0.numel() - prompt.sum()), losses[f"sft.cfgdrop{dropped}.loss"], rtol=2e-6)
 
 

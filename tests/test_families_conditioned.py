@@ -191,7 +191,7 @@ def test_chunks_rows_and_indices_change_nothing(monkeypatch: pytest.MonkeyPatch)
         whole = at_level(network, tokens, level).flatten(0, 1)[at]
         monkeypatch.setattr("unmask.network.CHUNK", 14)
         ids = torch.tensor([1, 2, 3, 4, 5])
-        got = network(tokens, at, then=Target(ids), level=level)
+        got = network(tokens, at, then=Target(ids, network.vocab), level=level)
         close(got, whole.log_softmax(-1).gather(-1, ids[:, None])[:, 0], atol=1e-12)
         close(network(tokens[1:2], torch.tensor([1]), level=level[1:2]), whole[2:3], atol=1e-12)
 

@@ -21,7 +21,7 @@ def case(dtype: torch.dtype = torch.float64, bias: bool = True, banned: int | No
     ids = torch.randint(V - 1, (N,), generator=g)
     ids += banned is not None and ids >= banned
     then = Nats(
-        Target(ids),
+        Target(ids, V),
         torch.rand(N, generator=g, dtype=torch.float64) * 4,
         torch.randint(ROWS, (N,), generator=g).sort().values,
         ROWS,
@@ -131,7 +131,7 @@ def test_a_sure_target_keeps_its_small_gradient():
     """p - 1 = -1e-4 of a certain target: rounded to bfloat16 beside p = 1 it would be 0 or 40 times as much."""
     state, ids = torch.ones(1, 1, requires_grad=True), torch.zeros(1, dtype=torch.long)
     weight = torch.tensor([[9.25], [0.0]], requires_grad=True)
-    then = Nats(Target(ids), torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.long), 1)
+    then = Nats(Target(ids, 2), torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.long), 1)
     with torch.autocast("cpu", torch.bfloat16):
         value = row_nats(state, weight, None, ids, then)
     value.sum().backward()
@@ -143,7 +143,7 @@ def test_a_sure_target_keeps_its_small_gradient():
 def test_no_position_is_no_loss():
     """A batch in which nothing is masked: value 0, gradients 0, and all parameters take part."""
     state, weight, bias, ids, then, _ = case()
-    nothing = Nats(Target(ids[:0]), then.weight[:0], then.row[:0], ROWS)
+    nothing = Nats(Target(ids[:0], V), then.weight[:0], then.row[:0], ROWS)
     value = row_nats(state[:0], weight, bias, ids[:0], nothing)
     assert value.tolist() == [[0.0] * ROWS]
     assert all(not bool(g.any()) for g in gradients(value.sum(), (state[:0], weight, bias)[1:]))

@@ -137,7 +137,7 @@ def test_logits_and_gradients_are_those_of_a_plain_statement(config: Transformer
     logits = network(tokens, at)
     torch.testing.assert_close(logits, plain, atol=1e-11, rtol=1e-11)
     plain_value = plain.log_softmax(-1)[torch.arange(len(at)), goal]
-    value = network(tokens, at, then=Target(goal))
+    value = network(tokens, at, then=Target(goal, network.vocab))
     torch.testing.assert_close(value, plain_value, atol=1e-11, rtol=1e-11)
     scale = torch.linspace(-1, 2, len(at), dtype=torch.float64)
     ours = torch.autograd.grad((value * scale).sum(), list(network.parameters()))
@@ -204,19 +204,19 @@ def test_chunks_change_nothing(config: TransformerConfig, rows: int, monkeypatch
 
     def then(logits: Tensor, which: slice) -> tuple[Tensor, Tensor]:
         sizes.append(len(logits))
-        return Target(goal)(logits, which), logits.softmax(-1).amax(-1)
+        return Target(goal, network.vocab)(logits, which), logits.softmax(-1).amax(-1)
 
     value, peak = network(tokens, at, then=then)
     assert sizes == [min(rows, len(at) - i) for i in range(0, len(at), rows)]
     torch.testing.assert_close(value, whole, atol=1e-12, rtol=0)
     torch.testing.assert_close(peak, full.exp().amax(-1), atol=1e-12, rtol=0)
-    torch.testing.assert_close(network(tokens, at, then=Target(goal)), whole, atol=1e-12, rtol=0)
+    torch.testing.assert_close(network(tokens, at, then=Target(goal, network.vocab)), whole, atol=1e-12, rtol=0)
     actual = torch.autograd.grad(value.square().sum(), list(network.parameters()))
     for mine, theirs in zip(actual, expected, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-11, rtol=1e-9)
     with torch.no_grad():
-        torch.testing.assert_close(network(tokens, at, then=Target(goal)), whole, atol=1e-12, rtol=0)
-        assert network(tokens, at[:0], then=Target(goal[:0])).shape == (0,)
+        torch.testing.assert_close(network(tokens, at, then=Target(goal, network.vocab)), whole, atol=1e-12, rtol=0)
+        assert network(tokens, at[:0], then=Target(goal[:0], network.vocab)).shape == (0,)
 
 
 @pytest.mark.parametrize("through_then", [True, False])
@@ -234,7 +234,7 @@ def test_logits_are_not_kept_for_the_backward_pass(through_then: bool, monkeypat
             saved.append(tensor.numel())
         return tensor
 
-    target = Target(torch.zeros_like(at))
+    target = Target(torch.zeros_like(at), network.vocab)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         value = network(tokens, at, then=target) if through_then else target(network(tokens, at), slice(None))
     assert (max(saved) < 64 * config.vocab) == through_then
@@ -306,7 +306,7 @@ def test_a_mask_within_the_vocabulary_is_never_predicted(flavour: str):
     assert not bool(probability[:, 5].any())
     torch.testing.assert_close(probability.sum(-1), torch.ones(14, dtype=torch.float64))
     at = (tokens == 5).flatten().nonzero().squeeze(-1)
-    network(tokens, at, then=Target(torch.full_like(at, 3))).sum().backward()
+    network(tokens, at, then=Target(torch.full_like(at, 3), network.vocab)).sum().backward()
     assert all(bool(parameter.grad.isfinite().all()) for parameter in network.parameters())
     assert not bool(network.output.weight.grad[5].any())
 
@@ -328,7 +328,7 @@ def test_bfloat16_weights_give_float32_logits(flavour: str):
     )
     torch.testing.assert_close(logits.double(), product, atol=2e-6, rtol=2e-6)
     assert float((logits != logits.bfloat16()).float().mean()) > 0.9
-    value = network(tokens, torch.arange(14), then=Target(torch.zeros(14, dtype=torch.long)))
+    value = network(tokens, torch.arange(14), then=Target(torch.zeros(14, dtype=torch.long), network.vocab))
     assert value.dtype == torch.float32
 
 
@@ -484,9 +484,11 @@ def test_a_training_step_is_three_forward_passes(config: TransformerConfig, monk
         network(tokens, at).sum().backward()
     assert counter.get_total_flops() == 3 * forward
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        network(tokens, at, then=Target(torch.zeros_like(at))).sum().backward()
+        network(tokens, at, then=Target(torch.zeros_like(at), network.vocab)).sum().backward()
     assert counter.get_total_flops() == 3 * forward + 2 * 7 * config.width * config.vocab
-    then = Nats(Target(torch.ones_like(at)), torch.ones(len(at), dtype=torch.float64), torch.zeros_like(at), 1)
+    then = Nats(
+        Target(torch.ones_like(at), network.vocab), torch.ones(len(at), dtype=torch.float64), torch.zeros_like(at), 1
+    )
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         network(tokens, at, then=then).sum().backward()
     bias = 2 * 7 * config.vocab if config.flavour == "dit" and not config.tied else 0  # its gradient, a product here

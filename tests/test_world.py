@@ -85,7 +85,7 @@ def test_only_what_is_asked_for_in_the_order_asked(world, monkeypatch: pytest.Mo
     for chunk in (1, 7 * world.vocab, 10**6):
         monkeypatch.setattr(networks, "CHUNK", chunk)
         finite = want.isfinite()
-        got = world(canvases, at, then=Target(ids))
+        got = world(canvases, at, then=Target(ids, world.vocab))
         assert torch.allclose(got[finite].double(), want[finite].double(), rtol=1e-6)
         assert bool((got[~finite] < -1e300).all())
 

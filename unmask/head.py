@@ -38,7 +38,7 @@ def row_nats(
     then: Nats,
     banned: int | None = None,
 ) -> Float[Tensor, "1 B"]:
-    """`then`, of Target(ids), of the logits state weight' + bias with column `banned` -inf; differentiable.
+    """`then`, of a Target of `ids`, of the logits state weight' + bias with column `banned` -inf; differentiable.
 
     Products are in the precision of autocast, or of state and weight; softmax and sums in float32 or wider.
     """

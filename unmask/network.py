@@ -85,11 +85,10 @@ class Target:
     """`then` that reads log q(target) at each position, in float32 or wider."""
 
     ids: Int[Tensor, " N"]
-    vocab: int | None = None
-    """How wide logits must be, where that is to be checked."""
+    vocab: int
 
     def __call__(self, logits: Float[Tensor, "n V"], which: slice) -> Float[Tensor, " n"]:
-        require_width(logits, self.vocab or logits.shape[-1])
+        require_width(logits, self.vocab)
         ids = sent(self.ids[which], logits.device)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         return logits.gather(-1, ids[:, None]).squeeze(-1) - logits.logsumexp(-1)

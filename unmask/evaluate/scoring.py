@@ -138,7 +138,7 @@ def read_causally(
     """(-log p of the scored tokens in nats, whether each of them is the most probable), in one evaluation."""
     at = scored.flatten().nonzero().squeeze(-1)
     ids = x_0.flatten()[at]
-    target = Target(ids)
+    target = Target(ids, network.vocab)
 
     def read(logits: Float[Tensor, "n V"], which: slice) -> tuple[Tensor, Tensor]:
         return target(logits, which), logits.argmax(-1)

@@ -47,7 +47,7 @@ class Piece:
 class Generation(Extension):
     """{% generation %} … {% endgeneration %}, by which transformers knows what is learnt: what is inside is written."""
 
-    tags = {"generation"}  # noqa: RUF012
+    tags = {"generation"}  # noqa: RUF012 (jinja declares it so)
 
     def parse(self, parser: Parser) -> list[Node]:
         next(parser.stream)
