@@ -1,7 +1,8 @@
-"""Guidance and the trade-off as experiments: planted rows give the verdicts that they should, and both run."""
+"""Experiments that ask questions: planted rows give the verdicts that they should, and both run."""
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,11 @@ import torch
 from test_ablation import BYTES, Echo
 
 from unmask.checkpoint import Model
-from unmask.data.pairs import Template
-from unmask.evaluate.answers import Question
-from unmask.experiments import Guidance, Tradeoff, experiment, name_of
-from unmask.experiments.asked import together
+from unmask.data.pairs import Template, load_pairs
+from unmask.evaluate.answers import Question, questions_of
+from unmask.experiments import Finetuning, Guidance, Tradeoff, experiment, name_of
+from unmask.experiments.asked import asked_of, learnt_questions, prepared, together
+from unmask.experiments.finetuning import exchanged
 from unmask.experiments.guidance import LIKELIHOOD, preferred
 from unmask.experiments.page import published, results_page
 from unmask.experiments.setting import SETTINGS
@@ -26,7 +28,7 @@ def sums(path: Path, first: int, last: int) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("which", [Guidance(), Tradeoff(together=(1, 3))], ids=name_of)
+@pytest.mark.parametrize("which", [Guidance(), Tradeoff(together=(1, 3)), Finetuning()], ids=name_of)
 def test_it_runs_at_its_tiny_scale(which, tmp_path: Path, measured: dict):
     """It ends with a result, a figure and a finding; run again, it trains nothing and says the same."""
     source, out = sums(tmp_path / "learnt.jsonl", 0, 60), tmp_path / "out"
@@ -51,14 +53,12 @@ def test_it_runs_at_its_tiny_scale(which, tmp_path: Path, measured: dict):
     other = dataclasses.replace(which, questions=sums(tmp_path / "other.jsonl", 60, 90))
     with pytest.raises(ValueError, match=r"measured with '--questions \S*asked.jsonl .* name another folder by --out"):
         experiment(other, "tiny", out, source=source)
-    with pytest.raises(ValueError, match="which questions"):
-        experiment(dataclasses.replace(which, questions=None), "tiny", out, source=source)
     sums(tmp_path / "asked.jsonl", 61, 90)  # a file of that name that asks other questions
-    with pytest.raises(ValueError, match="name another folder by --out"):
+    with pytest.raises(ValueError, match="another folder"):
         experiment(which, "tiny", out, source=source)
 
 
-@pytest.mark.parametrize("which", [Guidance(), Tradeoff(together=(1,))], ids=name_of)
+@pytest.mark.parametrize("which", [Guidance(), Tradeoff(together=(1,)), Finetuning()], ids=name_of)
 def test_what_cannot_be_told_is_refused_before_training(which, tmp_path: Path):
     source, asked = sums(tmp_path / "learnt.jsonl", 0, 60), tmp_path / "asked.jsonl"
     for rows, message in (
@@ -75,18 +75,74 @@ def test_what_cannot_be_told_is_refused_before_training(which, tmp_path: Path):
     assert not (tmp_path / "out").exists()
 
 
+def test_what_is_asked_of_a_source_alone_is_what_is_held_out_of_it(tmp_path: Path):
+    """As `prepare_pairs` holds it out: nothing that is asked is learnt, one at a time or several at once."""
+    source = sums(tmp_path / "all.jsonl", 0, 99)
+    with (tmp_path / "all.jsonl").open("a") as file:
+        file.write("\n")
+    asked, learnt = asked_of(source, None), learnt_questions(source, None)
+    assert len(asked) >= 4
+    assert {each.turns for each in asked}.isdisjoint(each.turns for each in learnt)
+    assert len(asked) + len(learnt) == 99
+    pairs = prepared(source, "tiny", tmp_path / "pairs", None)
+    for side, questions in (("train", learnt), ("validation", asked)):
+        assert len(load_pairs(pairs, side).lengths) == len(questions)
+    few = sums(tmp_path / "few.jsonl", 0, 9)
+    with pytest.raises(ValueError, match=r"few.jsonl: \d to ask, of which two halves tell no error"):
+        asked_of(few, None)
+
+
+def test_an_answer_behind_anothers_question():
+    """Rows of begin 9, a question of 1s, an answer of 2s, 3s or 4s, and filling 0: the next row's question comes first,
+    as much of its end as there is room for.
+    """
+    x_0 = torch.tensor([[9, 1, 2, 2, 0, 0], [9, 11, 12, 13, 3, 0], [9, 14, 4, 4, 4, 0]])
+    maskable = (x_0 != 9) & (x_0 != 1) & (x_0 < 10)
+    behind, scored = exchanged(x_0, maskable, torch.tensor([5, 6, 6]))
+    assert behind.tolist() == [[9, 12, 13, 2, 2, 0], [9, 14, 3, 0, 0, 0], [9, 1, 4, 4, 4, 0]]
+    assert scored.tolist() == [[i >= first for i in range(6)] for first in (3, 2, 2)]
+
+
+def planted(mdm: float, right: str, arm_right: str) -> list[dict]:
+    """Three seeds of each kind: the MDM's tokens cost `mdm` nats more, and its question tells half as much."""
+    rows = []
+    for seed in range(3):
+        for kind, more, tells, hits in (("MDM", mdm, 1.0, right), ("ARM", 0.0, 2.0, arm_right)):
+            tokens = [2 + i % 3 for i in range(len(hits))]
+            nats = [n * (1.0 + more) + 0.01 * (i + seed) for i, n in enumerate(tokens)]
+            rows.append(
+                {"model": kind, "seed": seed, "tokens": tokens, "nats": nats, "bleu": [0.5] * len(hits), "nfe": 3.0}
+                | {"other": [a + n * tells for a, n in zip(nats, tokens, strict=True)], "right": hits}
+                | {"bound": "exact", "examples": len(hits), "length": 9, "left_out": 0}
+            )
+    return rows
+
+
+def test_finetuning_says_what_was_planted():
+    finding = Finetuning().find(planted(0.5, "11110" * 40, "11110" * 40))
+    assert finding.held == "yes"
+    dearer, tells = re.findall(r"(?:bound,|worth) (\S+) ±", finding.measured)
+    assert (float(dearer), float(tells.replace("−", "-"))) == (0.5, -1.0)
+    assert Finetuning().find(planted(0.5, "11000" * 40, "11110" * 40)).held == "no"
+    assert Finetuning().find(planted(0.5, "11011" * 8, "11110" * 8)).held == "not shown at this scale"
+    none = Finetuning().find(planted(0.5, "0" * 40, "0" * 40))
+    assert none.held == "not shown at this scale"
+    assert "too few to compare" in none.measured
+
+
 def test_questions_asked_at_once(tmp_path: Path):
     source = sums(tmp_path / "q.jsonl", 10, 15)
-    first, second = together(source, 2)
+    every = questions_of(source)
+    first, second = together(every, 2, source)
     assert (first.turns, first.references) == (("10+3=11+4=",), ("013\n015",))
     assert second.turns == ("12+5=13+6=",)
     assert first.as_text
-    often = together(source, 2, passes=40)
+    often = together(every, 2, source, passes=40)
     assert [question.turns for question in often[:2]] == [first.turns, second.turns]
     assert len(often) == 80
     assert len({question.turns for question in often}) == 20  # each with each other
     with pytest.raises(ValueError, match="5 questions, fewer than 6"):
-        together(source, 6)
+        together(every, 6, source)
 
 
 class Weighted(Echo):

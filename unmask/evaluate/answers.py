@@ -93,14 +93,17 @@ class Written:
     cut: bool
 
 
-def questions_of(source: str) -> list[Question]:
-    """Questions of MT-Bench's format (question_id, turns), GSM8K's, or any layout with prompts and answers.
+def questions_of(source: str, chosen: Callable[[str], bool] = lambda place: True) -> list[Question]:
+    """Questions of MT-Bench's format (question_id, turns), GSM8K's, or any layout with prompts and answers: of all
+    rows, or of those at `chosen` places.
 
     Raises ValueError for a row that is none, for two of one question_id, and where there are none.
     """
     found: list[Question] = []
     ids: set[str] = set()
     for number, (place, row) in enumerate(rows_of(source)):
+        if not chosen(place):
+            continue
         try:
             if not isinstance(row, dict):
                 raise ValueError(row.reason)

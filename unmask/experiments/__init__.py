@@ -1,6 +1,7 @@
 """The papers' claims, rerun: one file a claim, and how an experiment runs, is fitted and shown."""
 
 from unmask.experiments.caching import Caching
+from unmask.experiments.finetuning import Finetuning
 from unmask.experiments.guidance import Guidance
 from unmask.experiments.losses import Losses
 from unmask.experiments.reverse import Reverse
@@ -11,11 +12,14 @@ from unmask.experiments.temporal import Temporal
 from unmask.experiments.tradeoff import Tradeoff
 from unmask.experiments.understanding import Understanding
 
-Experiment = Losses | Caching | Scaling | Reverse | Temporal | Guidance | Tradeoff | Understanding | Starting
+Experiment = (
+    Losses | Caching | Scaling | Reverse | Temporal | Guidance | Tradeoff | Finetuning | Understanding | Starting
+)
 
 __all__ = [
     "Caching",
     "Experiment",
+    "Finetuning",
     "Guidance",
     "Losses",
     "Reverse",

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from unmask.data import batch_indices, load_manifest, prepare_pairs
-from unmask.data.pairs import load_pairs
+from unmask.data.pairs import held_out_places, load_pairs
 from unmask.data.pairs.builtin import ADDITION, PAIRS, TEST
 from unmask.data.splits import SPLITS
 from unmask.evaluate.answers import Question, questions_of
@@ -43,18 +43,27 @@ def learnt_from(source: str) -> str:
     return ADDITION if source == BUILTIN else source
 
 
-def asked_of(source: str, questions: str | None) -> str:
-    """Where the questions are. Raises ValueError where a set of one's own comes without, and for a file that holds
-    few, or some without an answer: before anything is trained.
+def asked_of(source: str, questions: str | None) -> list[Question]:
+    """The questions of a file, or else of a built-in set's other part, or those that are held out of the source.
+
+    Raises ValueError for a file that holds few, or some without an answer: before anything is trained.
     """
+    if questions is None and learnt_from(source) in PAIRS:
+        return questions_of(f"{learnt_from(source)}{TEST}")
+    name, chosen = questions or source, [] if questions else [held_out_places(source).__contains__]
+    found = questions_of(name, *chosen)
+    if any(not question.references for question in found):
+        raise ValueError(f"{name}: a question without an answer: leave it out")
+    enough(found, name)
+    return found
+
+
+def learnt_questions(source: str, questions: str | None) -> list[Question]:
+    """What is learnt from, as questions: all of the source but those that are held out of it to be asked."""
     if questions is None and learnt_from(source) not in PAIRS:
-        raise ValueError(f"{source}: which questions are to be asked? Name a file of them with --questions")
-    if questions is not None:
-        found = questions_of(questions)
-        if any(not question.references for question in found):
-            raise ValueError(f"{questions}: a question without an answer: leave it out")
-        enough(found, questions)
-    return questions or f"{learnt_from(source)}{TEST}"
+        held_out = held_out_places(source)
+        return questions_of(source, lambda place: place not in held_out)
+    return questions_of(learnt_from(source))
 
 
 def enough(questions: Sequence[Question], source: str) -> None:
@@ -63,19 +72,26 @@ def enough(questions: Sequence[Question], source: str) -> None:
         raise ValueError(f"{source}: {len(questions)} to ask, of which two halves tell no error: give {FEWEST}")
 
 
-def prepared(source: str, scale: Scale, out: Path, tokenizer: Path | None, file: str | None = None) -> Path:
+def prepared(
+    source: str,
+    scale: Scale,
+    out: Path,
+    tokenizer: Path | None,
+    file: str | None = None,
+    held_out: str | None = None,
+) -> Path:
     """The folder `out` of the pairs of `source`, or of a `file` made of it, by the `tokenizer`; without one the
-    built-in ones by characters, others by a tokenizer trained on them.
+    built-in ones by characters, others by a tokenizer trained on them. Validation is `held_out`, or a share of them.
     """
     made = "characters" if learnt_from(source) == ADDITION else SIZES[scale].tokenizer
-    return prepare_pairs(file or learnt_from(source), out, tokenizer=str(tokenizer or made)).folder
+    return prepare_pairs(file or learnt_from(source), out, tokenizer=str(tokenizer or made), held_out=held_out).folder
 
 
-def sized(scale: Scale, data: str | Path) -> Setting:
-    """The scale's setting with a folder's vocabulary, in blocks as long as its longest example."""
+def sized(data: str | Path, setting: Setting) -> Setting:
+    """The setting with a folder's vocabulary, in blocks as long as its longest example."""
     vocab = load_manifest(data)["tokenizer"]["vocab"]
     longest = max(int(load_pairs(data, side).lengths.max()) for side in SPLITS)
-    return replace(SIZES[scale], vocab=vocab, length=min(longest, SIZES[scale].length))
+    return replace(setting, vocab=vocab, length=min(longest, setting.length))
 
 
 def packed(hits: Sequence[float]) -> str:
@@ -87,13 +103,12 @@ def bits(row: Row) -> list[int]:
     return [int(digit) for digit in row["right"]]
 
 
-def together(source: str, count: int, passes: int = 1) -> list[Question]:
-    """Questions of `source`, `count` asked at once: prompts one behind the other, answers a line each.
+def together(every: list[Question], count: int, source: str, passes: int = 1) -> list[Question]:
+    """Questions, which `source` has, `count` asked at once: prompts one behind the other, answers a line each.
 
     `passes` go through all of them, the first in their order, the others each in one of its own. Raises ValueError for
     answers that are not compared as text, and where there are too few.
     """
-    every = questions_of(source)
     if count == 1:
         return every
     if not all(question.as_text for question in every):

@@ -20,7 +20,7 @@ from unmask.draws import KIND, keyed_uniforms
 from unmask.evaluate.ablation import by_weight, measured
 from unmask.evaluate.answers import Asking, Question
 from unmask.evaluate.scoring import Answer, Scorer
-from unmask.experiments.asked import SIZES, USEFUL, asked_of, bits, packed, prepared, sized, together
+from unmask.experiments.asked import SIZES, USEFUL, asked_of, bits, packed, prepared, sized
 from unmask.experiments.averages import contrast
 from unmask.experiments.beginning import Beginning
 from unmask.experiments.running import Cell, Finding, Scale, Table, above_zero, at_least_one, once
@@ -43,7 +43,8 @@ class Guidance:
     """Answers and their likelihoods under guidance of two kinds and none: the weight chosen on a development part."""
 
     questions: str | None = None
-    """Questions to ask, of which the first half chooses the weight; by default those of the built-in sums."""
+    """Questions to ask, of which the first half chooses the weight; by default those of the built-in sums, or a
+    twentieth of the source, held out."""
     weights: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
     """Weights of guidance tried beside none."""
     tokens: tuple[int, ...] = (1, 2)
@@ -65,17 +66,17 @@ class Guidance:
     def corpus(self, scale: Scale, source: str, out: Path) -> Path:
         if self.beginning.steps == 0:
             raise ValueError("steps 0: standard guidance is learnt in training: give at least 1")
-        refuse_shared(**self._parts(asked_of(source, self.questions), SIZES[scale].sequences))
+        refuse_shared(**self._parts(source, SIZES[scale].sequences))
         return prepared(source, scale, out / "pairs", self.beginning.tokenizer(out))
 
     def _parts(self, source: str, most: int) -> dict[str, list[Question]]:
         """The half that chooses the weight, and the half that is tested."""
-        questions = together(source, 1)[:most]
+        questions = asked_of(source, self.questions)[:most]
         half = len(questions) // 2
         return {"development": questions[:half], "test": questions[half:]}
 
     def plan(self, scale: Scale, data: str, rows: Sequence[Row]) -> list[Cell]:
-        setting = sized(scale, data)
+        setting = sized(data, SIZES[scale])
         cells = []
         for seed in self.beginning.seeds(scale, self.seeds):
             for kind, share in DROPPED.items():
@@ -84,8 +85,8 @@ class Guidance:
         return cells
 
     def run(self, scale: Scale, cell: Cell, folder: Path, source: str, told: Report) -> list[Row]:
-        model, setting = load(folder), sized(scale, cell.config.data)
-        parts = self._parts(asked_of(source, self.questions), setting.sequences)
+        model, setting = load(folder), sized(cell.config.data, SIZES[scale])
+        parts = self._parts(source, setting.sequences)
         template, rows = load_template(cell.config.data, model.tokenizer), []
         for tokens, temperature in itertools.product(self.tokens, self.temperatures):
             asking = Asking(

@@ -15,13 +15,14 @@ from unmask.data import Tokenizer
 from unmask.data.pairs import load_template
 from unmask.evaluate import load_judge
 from unmask.evaluate.ablation import tradeoff_rows
-from unmask.evaluate.answers import Asking
+from unmask.evaluate.answers import Asking, Question
 from unmask.experiments.asked import (
+    SIZES,
     USEFUL,
     asked_of,
     bits,
     enough,
-    learnt_from,
+    learnt_questions,
     packed,
     prepared,
     sized,
@@ -56,7 +57,7 @@ class Tradeoff:
     """Exact match against seconds and evaluations: MDM and ARM of one size, data and training, at several lengths."""
 
     questions: str | None = None
-    """Questions to ask; by default those of the built-in sums."""
+    """Questions to ask; by default those of the built-in sums, or a twentieth of the source, held out."""
     together: tuple[int, ...] = (1, 4)
     """Questions asked at once, a length each."""
     judge: str | None = None
@@ -74,17 +75,21 @@ class Tradeoff:
     def corpus(self, scale: Scale, source: str, out: Path) -> Path:
         """A folder of pairs a length, beside each other; that of the first length."""
         for count in self.together:
-            enough(together(asked := asked_of(source, self.questions), count), asked)
+            enough(self._asked(source, count), self.questions or source)
         if self.judge is not None:
             load_judge(self.judge)  # which is missed hours later otherwise
         tokenizer = self.beginning.tokenizer(out)
         for count in self.together:
             file = None
             if count > 1:
-                learnt = together(learnt_from(source), count, passes=count)  # as many examples as questions
+                learnt = learnt_questions(source, self.questions)
+                learnt = together(learnt, count, source, passes=count)  # as many examples as questions
                 file = written(learnt, out / f"together-{count}.jsonl")
             prepared(source, scale, out / f"pairs-{count}", tokenizer, file)
         return out / f"pairs-{self.together[0]}"
+
+    def _asked(self, source: str, count: int) -> list[Question]:
+        return together(asked_of(source, self.questions), count, self.questions or source)
 
     def plan(self, scale: Scale, data: str, rows: Sequence[Row]) -> list[Cell]:
         """The ARMs, then of each length and seed the MDM, which is measured beside its ARM in one run."""
@@ -95,7 +100,7 @@ class Tradeoff:
                 folder = Path(data).with_name(f"pairs-{count}")
                 for seed in self.beginning.seeds(scale, self.seeds):
                     if kind == "ARM" or (count, seed) in trained:
-                        config = sized(scale, folder).config(str(folder), objective, seed=seed)
+                        config = sized(folder, SIZES[scale]).config(str(folder), objective, seed=seed)
                         cell = Cell(f"{kind.lower()}-{count}-{seed}", config, {"together": count, "seed": seed})
                         cells.append(self.beginning(cell))
         return cells
@@ -104,8 +109,8 @@ class Tradeoff:
         cost = {"trained": True, "parameters": cell.config.network.parameters()["total"], **cell.config.cost()}
         if cell.config.network.causal:
             return [{"model": "ARM", **cost}]
-        count, seed, setting = cell.labels["together"], cell.config.seed, sized(scale, cell.config.data)
-        questions = together(asked_of(source, self.questions), count)[: setting.sequences]
+        count, seed, setting = cell.labels["together"], cell.config.seed, sized(cell.config.data, SIZES[scale])
+        questions = self._asked(source, count)[: setting.sequences]
         data = cell.config.data
         template = load_template(data, Tokenizer.load(data))
         asking = Asking(draw=Draw(0), block=setting.length, seed=seed, batch=self.batch, template=template)

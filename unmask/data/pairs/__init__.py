@@ -7,7 +7,15 @@ trainer trains on it, an MDM and an ARM from the same files.
 from unmask.data.pairs.batches import Pairs, sequences
 from unmask.data.pairs.encoding import Encoded, encode, prompt_ids
 from unmask.data.pairs.layouts import Blanks, Chat, Plain, Reading
-from unmask.data.pairs.preparing import PairSet, Prepared, is_pairs, load_pairs, load_template, prepare_pairs
+from unmask.data.pairs.preparing import (
+    PairSet,
+    Prepared,
+    held_out_places,
+    is_pairs,
+    load_pairs,
+    load_template,
+    prepare_pairs,
+)
 from unmask.data.pairs.rows import Malformed, rows_of
 from unmask.data.pairs.templates import (
     CHAT_TEMPLATE,
@@ -36,6 +44,7 @@ __all__ = [
     "Reading",
     "Template",
     "encode",
+    "held_out_places",
     "is_pairs",
     "load_pairs",
     "load_template",

@@ -24,6 +24,7 @@ from unmask.files import Row, alone, atomic, read_json, vacant, writable, write_
 from unmask.hub import fetched_tokenizer
 
 SHOWN = 5  # malformed rows named in an error
+VALIDATION = 0.05  # of the rows, where no source is held out
 
 Placed = tuple[str, Example]  # where its row stands
 
@@ -42,7 +43,7 @@ def prepare_pairs(
     out: Path | str,
     *,
     tokenizer: str = "bpe:4096",
-    validation: float = 0.05,
+    validation: float = VALIDATION,
     held_out: str | None = None,
     reading: Reading | None = None,
     template: str | None = None,
@@ -149,6 +150,12 @@ def _answered(out: Path, request: Row, template: str) -> list[Malformed] | None:
     for split in SPLITS:
         load_pairs(out, split)
     return [Malformed(*each) for each in manifest[PAIRS].get("unfit", [])]
+
+
+def held_out_places(source: str) -> set[str]:
+    """Where the rows stand (see `rows_of`) that `prepare_pairs` holds out of one source when it is given no other."""
+    examples, _, _ = _examples([source], Reading(), None)
+    return {place for place, _ in _sides(examples, VALIDATION)["validation"]}
 
 
 def _examples(
