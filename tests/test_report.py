@@ -591,6 +591,7 @@ def test_numbers_read_well() -> None:
     assert with_error(38.2634, None) == ("38.26", "–")
     assert with_error(35.0, 2.0, 1e-9) == ("35.0", "2.0", "1.0 × 10⁻⁹")  # a rounding error
     assert with_error(35.0, 1e-9) == ("35.00000000", "1.0 × 10⁻⁹")
+    assert with_error(-1e-17, 0.0054) == ("0.0000", "0.0054")  # a zero, whatever the last bits of a library
     assert with_error(-1.2346e60, 1e58, 0.0) == ("−1.235 × 10⁶⁰", "1.0 × 10⁵⁸", "0")
     assert power(1.234e18) == "1.23 × 10¹⁸"
 

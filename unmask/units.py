@@ -71,7 +71,7 @@ def with_error(value: Any, *errors: Any) -> tuple[str, ...]:
             return plain(entry)
         if max(abs(known), *sizes) >= 1e9 or abs(found) < least:
             return power(found, min(9, max(2, math.floor(math.log10(abs(found))) - last + 1)))
-        return f"{found:,.{decimals}f}".replace("-", "−")
+        return f"{round(found, decimals) + 0.0:,.{decimals}f}".replace("-", "−")  # + 0.0: no minus before a zero
 
     return text(value, 0.0), *(text(error, 0.5 * 10.0**-decimals) for error in errors)
 
