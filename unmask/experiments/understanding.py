@@ -135,8 +135,8 @@ class Understanding:
             held,
             (
                 Table(
-                    f"Zero-shot accuracy in per cent, mean of {len({row['seed'] for row in rows})} seeds; ± over "
-                    "questions and seeds",
+                    f"Zero-shot accuracy in per cent, seeds: {len({row['seed'] for row in rows})}; ± over questions "
+                    "and seeds",
                     ("task", "chance", *KINDS, "MDM − ARM, paired", "SMDM, 220M", "questions", "contexts cut"),
                     tuple(table),
                 ),
