@@ -48,13 +48,15 @@ def asked_of(source: str, questions: str | None) -> list[Question]:
 
     Raises ValueError for a file that holds few, or some without an answer: before anything is trained.
     """
-    if questions is None and learnt_from(source) in PAIRS:
+    if questions is not None:
+        found = questions_of(questions)
+    elif learnt_from(source) in PAIRS:
         return questions_of(f"{learnt_from(source)}{TEST}")
-    name, chosen = questions or source, [] if questions else [held_out_places(source).__contains__]
-    found = questions_of(name, *chosen)
+    else:
+        found = questions_of(source, held_out_places(source).__contains__)
     if any(not question.references for question in found):
-        raise ValueError(f"{name}: a question without an answer: leave it out")
-    enough(found, name)
+        raise ValueError(f"{questions or source}: a question without an answer: leave it out")
+    enough(found, questions or source)
     return found
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from unmask.checkpoint import Model, load, network_from
 from unmask.data.pairs import CHAT_TEMPLATE, template_of
 from unmask.experiments.running import Cell, Scale
+from unmask.experiments.setting import KINDS, Setting
 from unmask.files import atomic
 from unmask.hub import fetched
 from unmask.train import TrainConfig
@@ -50,6 +51,18 @@ class Beginning:
     def seeds(self, scale: Scale, most: int) -> range:
         """Seeds of each kind: one at the tiny scale, and where nothing is trained."""
         return range(1 if scale == "tiny" or self.steps == 0 else most)
+
+    def twins(self, scale: Scale, data: str, setting: Setting, most: int) -> list[Cell]:
+        """An MDM and an ARM of each seed, as they begin here. Raises ValueError as a call does."""
+        configs = {
+            (kind, seed): setting.config(data, objective, seed=seed)
+            for seed in self.seeds(scale, most)
+            for kind, objective in KINDS.items()
+        }
+        return [
+            self(Cell(f"{kind.lower()}-{seed}", config, {"model": kind, "seed": seed}))
+            for (kind, seed), config in configs.items()
+        ]
 
     def __call__(self, cell: Cell) -> Cell:
         """The run as it begins here. Raises ValueError for a causal one where no causal checkpoint is named."""

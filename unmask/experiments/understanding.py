@@ -68,16 +68,7 @@ class Understanding:
         return names
 
     def plan(self, scale: Scale, data: str, rows: Sequence[Row]) -> list[Cell]:
-        setting = SETTINGS[scale]
-        return [
-            self.beginning(
-                Cell(
-                    f"{kind.lower()}-{seed}", setting.config(data, objective, seed=seed), {"model": kind, "seed": seed}
-                )
-            )
-            for seed in self.beginning.seeds(scale, self.seeds)
-            for kind, objective in KINDS.items()
-        ]
+        return self.beginning.twins(scale, data, SETTINGS[scale], self.seeds)
 
     def run(self, scale: Scale, cell: Cell, folder: Path, source: str, told: Report) -> list[Row]:
         """Accuracy on each task. All models are asked the same questions, under the same maskings."""
