@@ -5,16 +5,16 @@ prefix again, in the same run.
 
 A call must read the weights once (the embedding's rows apart) and what is remembered of each row once: those bytes,
 over the bandwidth, bound its time from below. The bandwidth is that of the memory in which the weights lie (a machine
-may have faster and slower memory): the larger of a copy's of them all (bytes read and written) and of their sums'
-(bytes read). Lengths and bandwidths take turns in each round; the best round of each is shown, since what else the
-machine does only ever slows it down.
+may have faster and slower memory): a copy's of them all (bytes read and written), and their sums' (bytes read). Memory
+changes its pace with what else the machine does, so that each round times the calls, the copies and the sums behind one
+another, the median of as many of each; ratios are of one round, and the middle round is shown.
 """
 
 import argparse
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -32,18 +32,27 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def median(values: list[float]) -> float:
+def median(values: Sequence[float]) -> float:
     """The middle one."""
     return sorted(values)[len(values) // 2]
 
 
 @torch.inference_mode()
-def bandwidth(network: Transformer, others: list[torch.Tensor]) -> float:
-    """Bytes a second, of the network's weights."""
+def bandwidths(network: Transformer, others: list[torch.Tensor]) -> tuple[float, float]:
+    """Bytes a second of the network's weights: copied, and summed."""
     weights = list(network.parameters())
     size = sum(weight.nbytes for weight in weights)
-    copied = seconds(lambda: [other.copy_(weight) for other, weight in zip(others, weights, strict=True)])
-    return max(2 * size / copied, size / seconds(lambda: [weight.sum() for weight in weights]))
+
+    def copied() -> None:
+        for other, weight in zip(others, weights, strict=True):
+            other.copy_(weight)
+
+    def summed() -> None:
+        for weight in weights:
+            weight.sum()
+
+    copy, total = zip(*((seconds(copied), seconds(summed)) for _ in range(TOKENS)), strict=True)
+    return 2 * size / median(copy), size / median(total)
 
 
 def read_bytes(network: Transformer, batch: int, length: int) -> int:
@@ -101,34 +110,33 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    network = Transformer(CONFIG).requires_grad_(False).to(getattr(torch, args.dtype))
+    network = Transformer(CONFIG).requires_grad_(False).eval().to(getattr(torch, args.dtype))
     sampled(network, 1, LENGTHS[0])  # lays the weights out for one row, which is where they then lie
     others = [torch.empty_like(weight) for weight in network.parameters()]
-    best: dict[tuple[str, int, int], float] = defaultdict(lambda: float("inf"))
-    fastest = 0.0
-    for _ in range(args.rounds):
-        for batch in args.batches:
-            best["draw", batch, 0] = min(best["draw", batch, 0], drawing_alone(batch))
-            for length in LENGTHS:
-                fastest = max(fastest, bandwidth(network, others))
-                best["ours", batch, length] = min(best["ours", batch, length], sampled(network, batch, length))
-                again = recomputed(network, batch, length)
-                best["plain", batch, length] = min(best["plain", batch, length], again)
+    rounds: dict[tuple[int, int], list[list[float]]] = defaultdict(list)
+    drawing: dict[int, list[float]] = defaultdict(list)
+    for _, batch in itertools.product(range(args.rounds), args.batches):
+        drawing[batch].append(drawing_alone(batch))
+        for length in LENGTHS:
+            ours, again = sampled(network, batch, length), recomputed(network, batch, length)
+            bound = read_bytes(network, batch, length)
+            copied, summed = bandwidths(network, others)
+            rounds[batch, length].append([ours, ours * copied / bound, ours * summed / bound, again / ours, copied])
     print(
-        f"{args.threads} thread(s), torch {torch.__version__}, {args.dtype}, best of {args.rounds} rounds; "
-        f"{CONFIG.parameters()['non_embedding'] / 1e6:.0f}M and an output layer of {CONFIG.vocab} x {CONFIG.width}; "
-        f"bandwidth {fastest / 1e9:.1f} GB/s"
+        f"{args.threads} thread(s), torch {torch.__version__}, {args.dtype}, middle of {args.rounds} rounds; "
+        f"{CONFIG.parameters()['non_embedding'] / 1e6:.0f}M and an output layer of {CONFIG.vocab} x {CONFIG.width}"
     )
     for batch in args.batches:
-        shortest = best["ours", batch, LENGTHS[0]]
-        print(f"batch {batch}: drawing {1e3 * best['draw', batch, 0]:.2f} ms a call")
+        print(f"batch {batch}: drawing {1e3 * median(drawing[batch]):.2f} ms a call")
+        shortest = median([each[0] for each in rounds[batch, LENGTHS[0]]])
         for length in LENGTHS:
-            ours, size = best["ours", batch, length], read_bytes(network, batch, length)
+            ours, of_copy, of_sum, gain, copied = (median(each) for each in zip(*rounds[batch, length], strict=True))
+            size = read_bytes(network, batch, length)
             print(
                 f"batch {batch}, length {length:4}: {1e3 * ours:6.1f} ms a call ({ours / shortest:.2f}x that at "
                 f"{LENGTHS[0]}), {size / 1e6:.0f} MB read ({size / read_bytes(network, batch, LENGTHS[0]):.2f}x); "
-                f"{ours / (size / fastest):.2f}x the bandwidth's time; the whole prefix again "
-                f"{1e3 * best['plain', batch, length]:.0f} ms ({best['plain', batch, length] / ours:.1f}x)"
+                f"{of_copy:.2f}x the time at a copy's bandwidth ({copied / 1e9:.1f} GB/s), {of_sum:.2f}x at a sum's; "
+                f"{gain:.1f}x faster than the whole prefix again"
             )
 
 

@@ -55,6 +55,13 @@ def test_the_weight_is_chosen_on_the_first_part():
     assert found["test", 0.5]["nfe"] == 2 * found["test", 0.0]["nfe"]
 
 
+def test_no_other_part_chooses_the_weight():
+    right = {"development": {0.0: 0.0, 0.5: 1.0}, "test": {0.0: 2.0, 0.5: 0.5}, "more": {0.0: 0.0, 0.5: 0.0}}
+    parts = {part: [Question(part, (part,), False)] for part in right}
+    rows = by_weight(parts, [0.5], lambda some, weight: {"exact_match": right[str(some[0].id)][weight]})
+    assert [(row["part"], row["guidance"]) for row in rows] == [(part, weight) for part in parts for weight in (0, 0.5)]
+
+
 def test_a_question_of_both_parts_is_refused():
     with pytest.raises(ValueError, match="'3' is a question of the development and of the test part"):
         refuse_shared(questions("0123"), questions("34"))

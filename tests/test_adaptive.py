@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.stats import chi2
 
+from unmask.audit.stated import by_ratio
 from unmask.grammar.regular import regular
 from unmask.likelihood import decoder_log_likelihood, ordered_log_likelihood
 from unmask.sampling import (
@@ -221,6 +222,17 @@ def test_reveal_counts(total, steps):
     reveal = sample(network, [canvas], Greedy(steps)).reveal[0]
     assert torch.bincount(reveal).tolist() == list(greedy_counts(total, steps, 1e-5))
     assert sum(greedy_counts(total, steps, 1e-5)) == total
+
+
+def test_whole_counts_are_not_rounded_down():
+    """At eps 0 step i of T reveals left / (T - i)."""
+    for steps, total in itertools.product(range(1, 41), range(1, 33)):
+        left, expected = total, []
+        for i in range(steps):
+            expected.append(left // (steps - i))
+            left -= expected[-1]
+        assert greedy_counts(total, steps, 0.0) == tuple(count for count in expected if count)
+        assert by_ratio(total, steps, 0.0) == list(greedy_counts(total, steps, 0.0))
 
 
 def test_what_an_end_token_closed_before_is_not_counted(monkeypatch):

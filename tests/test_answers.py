@@ -73,6 +73,7 @@ QUESTIONS = [Question(i, (f"{'x' * (i % 5)} {i}?\n",), False, (f"#### {i}",)) fo
         ("12 #### ", 12),
         ("0012", 12),
         ("99999999999999999999999999", 99999999999999999999999999),
+        ("7 and 1" + "0" * 5000, 7),
     ],
 )
 def test_the_final_number(text, number):
@@ -247,6 +248,8 @@ def test_exact_match_has_an_error_and_needs_references():
         assert said in _line(row)
     with pytest.raises(ValueError, match="question 9 has no reference"):
         exact_match([Question(9, ("?",), True)], records[:1], "m")
+    with pytest.raises(ValueError, match="question 9 has no reference"):
+        exact_match([Question(9, ("?", "??"), True, ("#### 1",))], records[:1], "m")
 
 
 @pytest.mark.parametrize("causal", [False, True])

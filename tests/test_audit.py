@@ -432,7 +432,7 @@ def test_command(capsys):
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["passed"] for row in rows] == [True] * 7
     assert rows[0]["nfe_stated"] == pytest.approx(expected_nfe(3, 4))
-    assert "temperature=0.5" in rows[0]["law"]
+    assert "temperature 0.5" in rows[0]["law"]
 
 
 def test_command_for_all_and_exit_code(capsys, monkeypatch):

@@ -1,5 +1,6 @@
 """Truths of the data pipeline: nothing lost, nothing repeated, nothing half-written."""
 
+import errno
 import importlib.metadata
 import json
 import math
@@ -24,6 +25,7 @@ from unmask.data import (
     load_manifest,
     load_split,
     prepare,
+    reading,
 )
 from unmask.data.sources import source_of
 
@@ -253,6 +255,24 @@ def test_torn_files_do_not_stay(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         prepare(source, tmp_path / "out", tokenizer="bpe:300", progress=fail)
     whole = prepare(source, tmp_path / "whole", tokenizer="bpe:300")
+    assert everything(prepare(source, tmp_path / "out", tokenizer="bpe:300")) == everything(whole)
+
+
+def test_what_could_not_be_read_once_costs_no_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted fault: a passing error of a network's disk threw away the tokenizer and all tokens."""
+    source = library(tmp_path / "texts", ["a", "b", "c"])
+    whole = prepare(source, tmp_path / "whole", tokenizer="bpe:300")
+    failed = []
+
+    def fail(what: str, done: int, total: int) -> None:
+        if what == "tokens" and not failed:
+            failed.append(done)
+            with reading._named(Path("texts/b.txt")):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with pytest.raises(ValueError, match=r"cannot read texts/b\.txt: Input/output error"):
+        prepare(source, tmp_path / "out", tokenizer="bpe:300", progress=fail)
+    assert (tmp_path / ".out.partial" / "tokenizer.json").is_file()
     assert everything(prepare(source, tmp_path / "out", tokenizer="bpe:300")) == everything(whole)
 
 

@@ -89,9 +89,13 @@ def test_parquet_and_folders_of_everything(tmp_path: Path) -> None:
     assert shares[-1] == 1
 
 
+SMALL = (".gz", ".xz", ".bz2")
+
+
 @pytest.mark.parametrize("name", ["x.tar", "x.tar.gz", "x.tgz", "x.tar.xz", "x.zip"])
 def test_archives(tmp_path: Path, name: str) -> None:
     members = {"./d/a.txt": b"first", "b.jsonl": lines(ROWS), "c.md": b"no text", "d/E.TXT": b"last"}
+    members |= {f"f.txt{suffix}": compressed(tmp_path / f"one{suffix}", b"small").read_bytes() for suffix in SMALL}
     members |= dict.fromkeys(["__MACOSX/d/._a.txt", "d/.b.txt", ".d/a.txt", "d/.d/a.txt"], b"hidden")
     if name.endswith(".zip"):
         with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -104,7 +108,7 @@ def test_archives(tmp_path: Path, name: str) -> None:
                 info = tarfile.TarInfo(member)
                 info.size = len(data)
                 archive.addfile(info, io.BytesIO(data))
-    assert read(tmp_path / name) == [("first", None), *FOUND, ("last", None)]
+    assert read(tmp_path / name) == [("first", None), *FOUND, ("last", None), *[("small", None)] * len(SMALL)]
     assert next(iter(documents(str(tmp_path / name)))).name == f"{name}/./d/a.txt"
 
 

@@ -8,7 +8,7 @@ import pytest
 from unmask.checkpoint import Model
 from unmask.data import Tokenizer, load_split, prepare
 from unmask.evaluate import baselines, perplexity, prepared, write
-from unmask.sampling import Blocks, Confidence, Draw, LeftToRight, RandomOrder, Speculative, Tweedie
+from unmask.sampling import Blocks, Confidence, Draw, LeftToRight, RandomOrder, Remasking, Speculative, Tweedie
 from unmask.transformer import Transformer, TransformerConfig
 
 
@@ -90,6 +90,14 @@ def test_ends_change_the_law_but_from_the_left(model):
         assert law == f"no stated law: filling up behind an end token changes the one of {policy.exact_for}"
     for policy in (LeftToRight(2), Blocks(1), Blocks(2, LeftToRight()), Speculative(LeftToRight())):
         assert write(model, ["{{4}}"], policy, until_end=True)[0]["exact_for"] == policy.exact_for
+
+
+def test_progress_ends_where_all_is_written(model):
+    """Though some of it was written twice."""
+    told = []
+    write(model, ["{{6}}"] * 5, Remasking(12, cap=0.5), progress=lambda done, total: told.append((done, total)))
+    assert told[-1] == (30, 30)
+    assert max(done for done, _ in told) == 30
 
 
 def test_nfe_is_what_the_plan_says(model):

@@ -151,6 +151,11 @@ def test_whether_the_curse_is_lifted_is_told_from_facts():
     assert held((none, none), (good, none)) == "not shown at this scale"
     assert held((good, good), (none, none)) == "not shown at this scale"
     assert held((good, [1.0, 0.0, 1.0, 0.0]), (good, none)) == "not shown at this scale"
+    rows = [*answered("MDM", good, none), *answered("ARM", good, none)]
+    assert Reverse().find(rows).held == "no"
+    for row in rows[:4]:  # the MDM has learnt names, and no description
+        row["right"] = none if row["asked"] == TO_DESCRIPTION else row["right"]
+    assert Reverse().find(rows).held == "not shown at this scale"
     rows = [*answered("MDM", good, some), *answered("MDM", good, none, seed=1), *answered("ARM", good, none)]
     assert (
         "is 38 ± 38 points"

@@ -152,3 +152,10 @@ def test_two_cannot_hold_one_file(tmp_path):
     path.parent.write_text("", encoding="utf-8")
     with pytest.raises(ValueError, match=r"cannot write in .*new"), alone(path, "it: in use"):
         pass
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that takes no file: Linux's /proc")
+def test_a_folder_that_takes_no_file_is_told_of():
+    """Planted fault: it was taken for one that another process removes, for ever."""
+    with pytest.raises(ValueError, match="cannot write in /proc"), alone(Path("/proc/unmask.lock"), "it: in use"):
+        pass

@@ -249,6 +249,9 @@ def test_texts_of_a_file(tmp_path, arm):
         ({"samples": []}, "has no list of 'samples'"),
         ({"rows": []}, "has no list of 'samples'"),
         ({"samples": [record, {**record, "policy": "Q"}]}, "texts of several policies, P, Q"),
+        ({"samples": [record, {**record, "draw": "top_k 1"}]}, "texts of several policies, P, P with top_k 1"),
+        ({"samples": [record, {**record, "given": [True, True, False, False]}]}, "a text with a prompt"),
+        ({"samples": [record, {**record, "given": [True, False]}]}, "texts of 1, 2 tokens"),
     ):
         path.write_text(json.dumps(bad), encoding="utf-8")
         with pytest.raises(ValueError, match=message):

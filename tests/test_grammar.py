@@ -70,6 +70,7 @@ leaves = st.sampled_from(
         "(?i:k)",
         "(?s:.)",
         "(?a:\\w)",
+        "(?a:\\w(?u:\\w))",
         "",
     ]
 )

@@ -57,7 +57,7 @@ from unmask.sampling import (
 )
 from unmask.transformer import Transformer, TransformerConfig
 from unmask.world import InconsistentTable, JointTable
-from unmask.wrappers import Biased, Guided
+from unmask.wrappers import Biased, Guided, Plain
 
 WORLDS = [JointTable(3, 3), InconsistentTable(3, 3)]
 X = every(3, 3)
@@ -809,8 +809,26 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="nothing to score"):
         ordered_log_likelihood(WORLDS[0], X, torch.full_like(X, -1))
     for read in (log_likelihood, importance_log_likelihood, partial(decoder_log_likelihood, policy=Confidence())):
-        with pytest.raises(ValueError, match=r"documents \(2,\): give one number for each of 27"):
+        with pytest.raises(ValueError, match=r"documents \(2,\): give a tensor of one number for each of 27"):
             read(WORLDS[0], X, X < 3, documents=torch.tensor([0, 1]))
+        with pytest.raises(ValueError, match="documents of list: give a tensor"):
+            read(WORLDS[0], X, X < 3, documents=[0, 1])
+
+
+def test_an_estimate_says_no_draws_where_all_masks_are_enumerated():
+    for asked in ({"draws": 32}, {"stderr": 0.5}):
+        few = log_likelihood(WORLDS[0], X[:3], **asked)
+        assert (few.draws, few.stderr_mc, few.freedom) == (0, 0, 0)
+
+
+def test_a_module_without_weights_has_a_precision_of_its_own():
+    class Even(torch.nn.Module):
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(*tokens.shape, 3)
+
+    found = log_likelihood(Plain(Even(), 3, 3), torch.tensor([[0, 1, 2]]))
+    assert found.precision == "its own"
+    assert found.nats == pytest.approx(3 * math.log(3), rel=1e-6)
 
 
 def test_what_is_no_batch_of_rows_is_refused_in_a_line():

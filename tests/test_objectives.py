@@ -27,6 +27,7 @@ from enumeration import (
     score_costs,
 )
 
+from unmask.conditioned import Conditioned, ConditionedConfig
 from unmask.corruption import Cosine, Geometric, LogLinear
 from unmask.network import Network, Target
 from unmask.objectives import (
@@ -41,6 +42,7 @@ from unmask.objectives import (
     cross_entropy,
     weighted,
 )
+from unmask.transformer import Transformer, TransformerConfig
 from unmask.world import InconsistentTable, JointTable
 
 LAST = 1 - 2**-53
@@ -421,6 +423,19 @@ def test_concrete_score_is_the_ratio_of_enumerated_marginals():
     masked = torch.tensor(canvases).flatten() == 3
     shift = Score(world).shifts().flatten()[masked]
     assert torch.allclose(shifted, got + shift[:, None]), "a score network's logits are taken as they are"
+
+
+def test_concrete_score_tells_the_level_and_needs_both_sides():
+    network = Conditioned(ConditionedConfig(4, 1, 2, 16, reading="score"), 0)
+    with torch.no_grad():
+        network.output.weight.normal_(generator=torch.Generator().manual_seed(0))
+    x_t, alpha, at = torch.tensor([[0, 4, 1, 2]]), torch.tensor([0.3]), torch.tensor([1])
+    with torch.no_grad():
+        logits = network(x_t, at, level=1 - alpha)
+        assert not torch.allclose(logits, network(x_t, at)), "a quarter is masked, the level is 0.7"
+        assert torch.allclose(concrete_score(network, x_t, alpha), logits + math.log(0.3 / 0.7), atol=1e-6)
+    with pytest.raises(ValueError, match="causal"):
+        concrete_score(Transformer(TransformerConfig(4, 1, 2, 16, causal=True)), x_t, alpha)
 
 
 def test_next_token_is_the_chain_rule():

@@ -125,6 +125,13 @@ def test_an_audit_sees_whether_the_sum_of_a_prediction_is_used():
     audit(Rated(Tweedie(2)), worlds={"score": worlds["score"]}, draws=1000, wide=None).check()
 
 
+def test_euler_steps_that_are_too_large_are_cut_after_the_sum():
+    """min(1, h Z), h being above 1 in the first steps of the geometric schedule, and Z below it."""
+    policy = Rated(Euler(6, Geometric()))
+    assert float(policy.steps.hazards().amax()) > 1
+    audit(policy, wide=None).check()
+
+
 def test_evaluations_are_the_steps_until_the_last_token():
     canvas = torch.tensor([[2, 1, 2], [1, 0, 1], [0, 2, 0]])
     samples = sample(Timed(), canvas, Rated(Tweedie(6)), seed=3)

@@ -12,9 +12,10 @@ import torch
 from unmask.cli import main
 from unmask.cli.train import told_of_machine
 from unmask.data import prepare
+from unmask.families.tables import SMDM_SIZES
 from unmask.files import read_lines
 from unmask.objectives import AnyOrder, LambdaDCE, NextToken
-from unmask.recipes import FAMILY, RECIPES, SOURCES, ar, on_its_data, smdm
+from unmask.recipes import RECIPES, SOURCES, ar, on_its_data, smdm
 from unmask.train import Optimiser, TrainConfig, train
 from unmask.train.budget import measured_rate, memory, steps_for
 from unmask.transformer import Transformer, TransformerConfig
@@ -39,8 +40,8 @@ def test_the_family_has_its_published_parameter_counts():
     if not path.exists():
         pytest.skip(f"{path} is not here")
     published = json.loads(path.read_text())
-    assert {f"Diff_LLaMA_{size}M" for size in FAMILY} == set(published)
-    for size in FAMILY:
+    assert {f"Diff_LLaMA_{size}M" for size in SMDM_SIZES} == set(published)
+    for size in SMDM_SIZES:
         mdm, row = smdm(size).network, published[f"Diff_LLaMA_{size}M"]
         found = (mdm.layers, mdm.heads, mdm.width, mdm.mlp_width, mdm.groups)
         keys = ("n_layer", "n_head", "n_embd", "intermediate_size", "n_query_groups")

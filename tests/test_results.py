@@ -105,6 +105,15 @@ def test_a_result_that_cannot_be_told(changes: dict, message: str):
         told("odd", temporal(0.1, **changes))
 
 
+def test_a_folders_name_may_have_a_blank(tmp_path: Path):
+    put(tmp_path / "runs" / "my news", temporal(0.1))
+    page = publish(find([tmp_path / "runs"]).claims, tmp_path / "docs").read_text(encoding="utf-8")
+    assert "](#my-news)" in page
+    assert '<a id="my-news"></a>' in page
+    assert "](results/my%20news.svg)" in page
+    assert (tmp_path / "docs" / "results" / "my news.svg").is_file()
+
+
 def test_two_results_of_one_name(runs: Path, tmp_path: Path):
     put(tmp_path / "more" / "temporal-news", temporal(0.1, rows=temporal(0.1)["rows"] * 2))
     with pytest.raises(ValueError, match="temporal-news: the name of more than one result"):

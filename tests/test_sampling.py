@@ -30,12 +30,14 @@ from hypothesis import strategies as st
 
 from unmask.corruption import Cosine, Geometric, LogLinear, order_of
 from unmask.sampling import (
+    Blocks,
     Draw,
     Euler,
     FixedOrder,
     LeftToRight,
     RandomOrder,
     Tweedie,
+    draw_plan,
     expected_nfe,
     nfe_of,
     sample,
@@ -527,6 +529,25 @@ def test_a_sequence_is_the_same_in_any_batch(policy):
     check_batch_invariance(policy)
 
 
+def test_what_is_no_canvas_no_policy_or_no_number_a_row_is_refused():
+    world = WORLDS[1]
+    for canvas, what in (([3, 3], "not a list"), (np.array([3, 3]), "not a ndarray"), (torch.tensor(3), "shape")):
+        with pytest.raises(ValueError, match=what):
+            sample(world, [canvas])
+    with pytest.raises(ValueError, match=r"a policy is an instance: RandomOrder\(\)"):
+        sample(world, RAGGED, RandomOrder)
+    with pytest.raises(ValueError, match="1 sequence numbers for 3 rows"):
+        draw_plan(RandomOrder(), torch.ones(3, 5, dtype=torch.bool), sequences=[4])
+    for policy in (RandomOrder(), Blocks(2)):
+        assert draw_plan(policy, torch.zeros(0, 4, dtype=torch.bool)).shape == (0, 4)
+
+
+def test_a_draw_says_what_is_not_the_networks_law():
+    said = {Draw(): "temperature 1", Draw(top_k=1): "top_k 1", Draw(0.1234567, 1234567): "temperature 0.1234567, top_k "
+            "1234567", Draw(1.0, top_p=0.9): "top_p 0.9", Draw(0.0): "temperature 0.0"}  # fmt: skip
+    assert {draw: str(draw) for draw in said} == said
+
+
 def test_the_check_of_batches_sees_a_coupled_plan():
     with pytest.raises(AssertionError, match="sequence"):
         check_batch_invariance(Coupled())
@@ -599,7 +620,7 @@ def test_bad_canvases_and_policies_are_refused():
     world, row = Wide(5), torch.tensor([5, 1, 5])
     for canvases, match in (
         ([row[:0]], "at least one token"),
-        ([row[None]], "one row"),
+        ([row[None]], r"a tensor \[L\]"),
         ([torch.tensor([5, 6])], "6 .*vocabulary of 5"),
         ([torch.tensor([5, -1])], "-1 .*vocabulary of 5"),
     ):

@@ -5,8 +5,10 @@ import json
 import math
 import os
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -29,7 +31,7 @@ import lm_eval.tasks
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 
-from unmask.evaluate.harness import Harness, evaluate_tasks
+from unmask.evaluate.harness import Harness, _rows, evaluate_tasks
 
 BYTES = byte_tokenizer()
 LENGTH = 96  # the long prompts below do not fit
@@ -353,8 +355,46 @@ def test_what_cannot_be_run_is_refused_in_one_line(mdm, folder, tmp_path, monkey
 
 
 @pytest.mark.parametrize(
+    "row", ['{"foo": 1}', '{"goal": "g", "sol1": "a", "sol2": "b", "label": 5}', '{"goal": "g", "sol1": "a"}']
+)
+def test_a_row_that_is_no_question_is_named_before_any_is_asked(mdm, row, tmp_path):
+    good = '{"goal": "g", "sol1": "a", "sol2": "b", "label": 1}'
+    (tmp_path / "piqa.jsonl").write_text(f"{good}\n{row}\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"piqa\.jsonl, row 2: no question of piqa") as caught:
+        evaluate_tasks(Harness(mdm), ["piqa"], local=tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_answers_are_kept_by_network_and_not_by_weights_alone(mdm):
+    other = Transformer(replace(mdm.network.config, rotary_base=5e5)).eval()
+    other.load_state_dict(mdm.network.state_dict())
+    assert Harness(mdm).fingerprint() != Harness(replace(mdm, network=other)).fingerprint()
+    assert Harness(mdm).fingerprint() == Harness(replace(mdm)).fingerprint()
+
+
+def test_each_filter_keeps_its_own_answers(arm):
+    """lm-eval logs a document once a filter."""
+    samples = [
+        {"doc_id": i, "filter": name, "exact_match": value, "arguments": []}
+        for name, values in (("strict", (1, 1, 0)), ("loose", (0, 0, 1)))
+        for i, value in enumerate(values)
+    ]
+    results = {
+        "results": {"t": {"exact_match,strict": 2 / 3, "exact_match,loose": 1 / 3}},
+        "samples": {"t": samples},
+        "n-samples": {"t": {"effective": 3}},
+        "versions": {"t": 1},
+    }
+    task = SimpleNamespace(OUTPUT_TYPE="generate_until", config=SimpleNamespace(dataset_path="hub/t"))
+    rows = list(_rows(Harness(arm), "t", task, results, None, 0))
+    assert [row["values"]["score"] for row in rows] == [[1, 1, 0], [0, 0, 1]]
+
+
+@pytest.mark.parametrize(
     ("task", "path", "text"),
     [
+        ("piqa", "piqa.jsonl", "[1, 2]\n"),
+        ("piqa", "piqa.jsonl", ""),
         ("hellaswag", "hellaswag/hellaswag_val_full.txt", "context\n7\na\nb\nc\nd\n"),
         ("hellaswag", "hellaswag/hellaswag_val_full.txt", "context\n1\na\n"),
         ("piqa", "piqa.jsonl", '{"goal": '),

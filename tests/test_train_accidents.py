@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -341,12 +342,58 @@ def test_a_mirror_that_fails_does_not_stop_a_run(data, tmp_path, monkeypatch, ca
         train(small(data, steps=2, mirror="nosuch://x"), tmp_path / "none")
 
 
-def test_a_truncated_mirror_is_not_taken(data, tmp_path):
+def test_a_truncated_mirror_is_not_taken(data, tmp_path, capsys):
     train(small(data, steps=2, mirror=f"file://{tmp_path / 'mirror'}"), tmp_path / "run")
     path = tmp_path / "mirror" / "checkpoints" / "00000002" / "state.safetensors"
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(ValueError, match=r"state\.safetensors: missing or damaged"):
+    with pytest.raises(ValueError, match=r"mirror .*: no checkpoint there is whole"):
         train(small(data, steps=2, mirror=f"file://{tmp_path / 'mirror'}"), tmp_path / "new")
+    assert "left out" in capsys.readouterr().err
+
+
+def test_a_mirror_gives_back_all_that_a_run_kept(data, tmp_path, capsys):
+    """Planted faults: only the newest came back, the others, the best among them, were then deleted there as well; and
+    a damaged newest one kept the whole ones before it from coming back.
+    """
+    url, mirror = f"file://{tmp_path / 'mirror'}", tmp_path / "mirror"
+    options = {"data": str(data), "steps": 8, "save_every": 1, "keep": 2, "validate_every": 1, "mirror": url}
+    processes.stopped_training(str(tmp_path / "run"), 4, dict(options))
+    manifest = mirror / "checkpoints" / "00000003" / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "nats_per_token": 0.5}))  # the best by far
+    weights = mirror / "checkpoints" / "00000004" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    half = mirror / "checkpoints" / "00000001"  # of an upload that was cut off
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"...")
+    processes.stopped_training(str(tmp_path / "new"), 6, dict(options))
+    assert names(tmp_path / "new") == names(mirror) == ["00000003", "00000005", "00000006"]
+    assert (tmp_path / "new" / "best").resolve().name == "00000003"
+    assert not half.exists()
+
+
+def test_a_mirror_that_cannot_be_read_is_told_of_in_a_line(data, tmp_path, monkeypatch):
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    def gone(self, path: str, **_: object) -> bool:
+        raise RuntimeError("no credentials")
+
+    monkeypatch.setattr(MemoryFileSystem, "exists", gone)
+    monkeypatch.setattr(MemoryFileSystem, "glob", gone)
+    with pytest.raises(ValueError, match=r"mirror .* cannot be read \(RuntimeError: no credentials\)"):
+        train(small(data, steps=1, mirror="memory://runs/gone"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mirrored_run_needs_no_longer_what_it_began_as(data, tmp_path, capsys):
+    first, second, mirror = tmp_path / "first", tmp_path / "second", f"file://{tmp_path / 'mirror'}"
+    train(small(data, steps=1), first)
+    words = ["train", "tiny", "--data", str(data), "--init", str(first), "--mirror", mirror, "--out", str(second)]
+    words += ["--steps", "2", "--batch", "2", "--length", "8"]
+    main(words)
+    shutil.rmtree(first)
+    shutil.rmtree(second)
+    main(words)
+    assert "2 steps done" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_tracker_gets_the_rows(data, tmp_path, monkeypatch):

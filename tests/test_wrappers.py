@@ -232,8 +232,11 @@ def test_a_counted_network_is_copied_and_pickled():
 
 def test_what_a_wrapper_cannot_be_around_or_be_told_is_refused():
     conditioned = Conditioned(ConditionedConfig(7, 1, 2, 16), 0)
-    with pytest.raises(ValueError, match="told the level"):
-        Apart(conditioned, SEGMENTS)
+    for other in (conditioned, InconsistentTable(3, 3), Plain(torch.nn.Identity(), 3, 3)):
+        with pytest.raises(ValueError, match="Apart is for a Transformer"):
+            Apart(other, SEGMENTS)
+    with pytest.raises(ValueError, match=r"segments \(0, 12\) for tokens"):
+        Apart(small(False), SEGMENTS[:0])(some_tokens(0, False), EVERY_AT)
     for causal, absent in ((False, 8), (False, -1), (True, 7)):
         with pytest.raises(ValueError, match=f"absent {absent} is no token"):
             Guided.of(small(causal), some_tokens(0, True), 1.0, absent)

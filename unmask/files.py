@@ -103,6 +103,8 @@ def _held(path: Path, what: str) -> int:
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except FileNotFoundError:  # the folder went with another process's lock
+            if path.parent.is_dir():  # or takes no file, as /proc
+                raise
             continue
         try:
             import fcntl

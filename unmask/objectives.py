@@ -260,10 +260,12 @@ Objective = AnyOrder | LambdaDCE | TimeDCE | TimeDSE | NextToken
 def concrete_score(network: Network, x_t: Int[Tensor, "B L"], alpha: Float[Tensor, " B"]) -> Float[Tensor, "N V"]:
     """log p_t(x with token v written on a masked position) / p_t(x_t), at every masked position of x_t in order.
 
-    = log(alpha / (1 - alpha)) + log q(v | visible tokens): RADD's Theorem 1. Time enters as a factor only.
+    = log(alpha / (1 - alpha)) + log q(v | visible tokens): RADD's Theorem 1. Time enters as a factor only, but for a
+    network that is told the level, which is told 1 - alpha. Raises ValueError for a causal network.
     """
+    require_bidirectional(network)
     at = (x_t == network.mask_id).flatten().nonzero().squeeze(-1)
-    logits = network(x_t, at)
+    logits = network(x_t, at, level=1 - alpha)
     assert isinstance(logits, Tensor)
     log_q = log_probabilities(logits) if network.normalised else logits
     ratio = (alpha / (1 - alpha)).log()

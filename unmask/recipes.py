@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from unmask.data import Tokenizer, prepare
 from unmask.data.splits import MANIFEST
+from unmask.families.tables import SMDM_SIZES
 from unmask.objectives import AnyOrder, LambdaDCE, NextToken
 from unmask.train import Optimiser, TrainConfig
 from unmask.train.budget import steps_for
@@ -91,18 +92,6 @@ def _radd(name: str, network: TransformerConfig) -> TrainConfig:
     )
 
 
-# fmt: off
-FAMILY = {
-    6: (6, 4, 256), 19: (8, 6, 384), 34: (8, 8, 512), 48: (9, 9, 576), 66: (10, 10, 640), 75: (16, 8, 640),
-    85: (13, 10, 640), 113: (12, 12, 768), 142: (15, 12, 768), 170: (18, 12, 768), 180: (14, 14, 896),
-    206: (16, 14, 896), 231: (18, 14, 896), 268: (16, 16, 1024), 302: (18, 16, 1024), 336: (20, 16, 1024),
-    472: (18, 10, 1280), 551: (21, 10, 1280), 571: (18, 11, 1408), 629: (24, 10, 1280), 666: (21, 11, 1408),
-    717: (19, 12, 1536), 761: (24, 11, 1408), 831: (22, 12, 1536), 944: (25, 12, 1536), 1028: (20, 14, 1792),
-    1233: (24, 14, 1792), 1476: (22, 16, 2048), 1678: (25, 16, 2048), 2121: (28, 17, 2176),
-}
-# fmt: on
-"""SMDM's sizes: millions of non-embedding parameters: layers, heads, width. The MLP is 4 x wide, but for 75's 1600."""
-
 LARGEST_BUDGET = 1e20  # FLOPs, 6ND: the last of the scaling law's
 
 
@@ -115,9 +104,9 @@ def smdm(size: int = 113) -> TrainConfig:
     λ = u^2, reweighted. That trainer cuts no batch (`--short-batches 0`); a second one, train_mdm_rl.py, cuts a share
     of them to a random length, one part of a step at a time: here a hundredth, whole steps.
     """
-    if size not in FAMILY:
-        raise ValueError(f"SMDM has no size {size}: there is {', '.join(map(str, FAMILY))}")
-    layers, heads, width = FAMILY[size]
+    if size not in SMDM_SIZES:
+        raise ValueError(f"SMDM has no size {size}: there is {', '.join(map(str, SMDM_SIZES))}")
+    layers, heads, width = SMDM_SIZES[size]
     config = TrainConfig(
         network=TransformerConfig(32_000, layers, heads, width, mlp=1600 if size == 75 else None),
         data=SLIMPAJAMA,
@@ -149,8 +138,8 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "tiny-ar": tiny_ar,
     "radd-small": radd_small,
     "radd-medium": radd_medium,
-    **{f"smdm-{size}": partial(smdm, size) for size in FAMILY},
-    **{f"ar-{size}": partial(ar, size) for size in FAMILY},
+    **{f"smdm-{size}": partial(smdm, size) for size in SMDM_SIZES},
+    **{f"ar-{size}": partial(ar, size) for size in SMDM_SIZES},
 }
 
 

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from unmask.conditioned import Conditioned
 from unmask.draws import log_probabilities, sent
 from unmask.network import SAME, Network, Reading, Then, evaluations, read_out, remembering, require_something_left
+from unmask.transformer import Transformer
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,8 +225,8 @@ class Apart:
         if isinstance(self.network, Guided | Biased | Apart | Counted):
             name = type(self.network).__name__
             raise ValueError(f"Apart goes around the model itself, others around it: {name}(Apart(model, …), …)")
-        if isinstance(getattr(self.network, "network", self.network), Conditioned):
-            raise ValueError("Apart is for a Transformer: a network that is told the level knows no segments")
+        if not isinstance(getattr(self.network, "network", self.network), Transformer):
+            raise ValueError(f"Apart is for a Transformer or a model of one: {type(self.network).__name__} is none")
 
     def __call__(
         self,
@@ -239,6 +239,8 @@ class Apart:
     ) -> Reading:
         """See `unmask.network.Network`."""
         segments = self.segments if rows is None else self.segments[rows.cpu()]
+        if segments.shape[0] != tokens.shape[0] or segments.shape[1] < tokens.shape[1]:
+            raise ValueError(f"segments {tuple(self.segments.shape)} for tokens {tuple(tokens.shape)}: give one each")
         network: Callable[..., Reading] = getattr(self.network, "network", self.network)  # a model's own
         return network(tokens, at, then=then, rows=rows, level=level, segments=segments)
 

@@ -226,15 +226,6 @@ def coins(heads: Mapping[int, float]) -> Iterator[tuple[float, Positions]]:
             yield chance, tuple(i for _, shown in tossed for i in shown)
 
 
-def _until_all(self: "IndependentLaw | RatedLaw") -> None:
-    """Raises ValueError for hazards that are no chances, or that leave a mask."""
-    wrong = next((hazard for hazard in self.hazards if not 0 <= hazard <= 1), None)
-    if wrong is not None:
-        raise ValueError(f"hazard {wrong} is no chance: each must be within 0 and 1")
-    if not self.hazards or self.hazards[-1] != 1:
-        raise ValueError(f"hazards {self.hazards[-1:]} at the last step leave masks: the last must be 1")
-
-
 def by_stages(self: "BlocksLaw | IndependentLaw | PlansLaw", at: At) -> Iterator[Move]:
     """Stage after stage of a drawn plan, each until `inside` has finished with it."""
     starts = [(1.0, at.memory)] if at.memory else [(p, (plan, -1, None)) for p, plan in self.plans(at)]
@@ -259,7 +250,14 @@ class IndependentLaw:
 
     hazards: tuple[float, ...]
     inside = AT_ONCE
-    __post_init__ = _until_all
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for hazards that are no chances, or that leave a mask."""
+        wrong = next((hazard for hazard in self.hazards if not 0 <= hazard <= 1), None)
+        if wrong is not None:
+            raise ValueError(f"hazard {wrong} is no chance: each must be within 0 and 1")
+        if not self.hazards or self.hazards[-1] != 1:
+            raise ValueError(f"hazards {self.hazards[-1:]} at the last step leave masks: the last must be 1")
 
     def plans(self, at: At) -> Iterator[tuple[float, tuple[int, ...]]]:
         """Every way to reveal the open positions in stages, with the chance of all steps that come to it."""
@@ -307,8 +305,13 @@ class RatedLaw:
     """
 
     hazards: tuple[float, ...]
+    """Of any size: it is their product with Z that is cut."""
     counts = False  # an evaluation that writes nothing is one all the same
-    __post_init__ = _until_all
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for no step, and for a hazard below 0."""
+        if not self.hazards or not all(hazard >= 0 for hazard in self.hazards):
+            raise ValueError(f"hazards {self.hazards}: give at least one, each 0 or more")
 
     def moves(self, at: At) -> Iterator[Move]:
         step = at.memory or 0

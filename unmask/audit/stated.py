@@ -89,10 +89,8 @@ def stated_law(policy: Policy) -> Law | None:
             return OrderLaw((), tokens)
         case FixedOrder(order, tokens):
             return OrderLaw(order, tokens)
-        case Tweedie(steps, schedule):
-            return tweedie(steps, schedule)
-        case Euler(steps, schedule):
-            return euler(steps, schedule)
+        case Tweedie() | Euler():
+            return leaping(policy)
         case Confidence(tokens):
             return RankedLaw(surest, lambda scores, turn, total: tokens)
         case Margin(tokens):
@@ -110,9 +108,8 @@ def stated_law(policy: Policy) -> Law | None:
             return RankedLaw(of_the_draw, lambda scores, turn, total: by_ratio(total, steps, eps)[turn])
         case Remasking():
             return remasking(policy)
-        case Rated(steps):
-            law = stated_law(steps)
-            return RatedLaw(law.hazards) if isinstance(law, IndependentLaw) else None
+        case Rated(Tweedie() | Euler() as steps):
+            return RatedLaw(hazards_of(steps))
         case Speculative(inside):
             law = stated_law(inside)
             return None if law is None else TokensOnly(law)
@@ -134,21 +131,31 @@ def in_words(policy: Policy | None, law: Law | None, stated: Law | None, draw: D
         words = "its published rule, summed over all that may be drawn"
     else:
         words = policy.exact_for
-    return words if draw == Draw() else f"{words}, tokens drawn by {draw}"
+    return words if draw == Draw() else f"{words}, tokens drawn with {draw}"
 
 
 def tweedie(steps: int, schedule: Schedule) -> IndependentLaw:
-    """From t to s: (alpha_s - alpha_t) / (1 - alpha_t), and at the last step what is left."""
-    alpha = [float(schedule.alpha(t)) for t in _times(steps)]
-    hazards = [(later - earlier) / (1 - earlier) for earlier, later in itertools.pairwise(alpha)]
-    return IndependentLaw((*hazards[:-1], 1.0))
+    """Tau-leaping in so many equal steps of time."""
+    return leaping(Tweedie(steps, schedule))
 
 
 def euler(steps: int, schedule: Schedule) -> IndependentLaw:
-    """From t to s: (t - s) (-alpha'_t) / (1 - alpha_t), cut to [0, 1], and at the last step what is left."""
-    times = _times(steps)[:-1]
-    hazards = [min(1.0, float(rate(schedule, t) / (1 - schedule.alpha(t))) / steps) for t in times]
-    return IndependentLaw((*hazards[:-1], 1.0))
+    """The same by Euler's rule."""
+    return leaping(Euler(steps, schedule))
+
+
+def leaping(policy: Tweedie | Euler) -> IndependentLaw:
+    """At each step its hazard, cut to [0, 1], and at the last one what is left."""
+    return IndependentLaw((*(min(1.0, hazard) for hazard in hazards_of(policy)[:-1]), 1.0))
+
+
+def hazards_of(policy: Tweedie | Euler) -> tuple[float, ...]:
+    """From t to s: (alpha_s - alpha_t) / (1 - alpha_t), or Euler's (t - s) (-alpha'_t) / (1 - alpha_t)."""
+    schedule, times = policy.schedule, _times(policy.steps)
+    if isinstance(policy, Euler):
+        return tuple(float(rate(schedule, t) / (1 - schedule.alpha(t))) / policy.steps for t in times[:-1])
+    alpha = [float(schedule.alpha(t)) for t in times]
+    return tuple((later - earlier) / (1 - earlier) for earlier, later in itertools.pairwise(alpha))
 
 
 def remasking(policy: Remasking) -> CoinsLaw:
@@ -215,13 +222,16 @@ def even(total: int, steps: int) -> list[int]:
     return [total // steps + (i < total % steps) for i in range(steps)]
 
 
+ROUNDING = 1e-9  # of a product that is a whole number
+
+
 def by_ratio(total: int, steps: int, eps: float) -> list[int]:
     """SMDM: int(left (1 - s/t)) from t to s, all that is left at the last step; steps that reveal nothing left out."""
     times = [1 + (eps - 1) * i / steps for i in range(steps + 1)]
     counts: list[int] = []
     for i, (t, s) in enumerate(itertools.pairwise(times)):
         left = total - sum(counts)
-        counts.append(left if i == steps - 1 else int(left * (1 - s / t)))
+        counts.append(left if i == steps - 1 else int(left * (1 - s / t) + ROUNDING))
     return [count for count in counts if count]
 
 

@@ -1,7 +1,7 @@
 """Run folders, in files that hold numbers and never code.
 
 config.json (network, training, data), model.safetensors (the weights to use: the average where one is kept),
-tokenizer.json, and state.safetensors (weights, optimiser moments, average, step: what resuming needs).
+tokenizer.json, and checkpoints/ (what resuming needs: unmask/train/checkpoints.py).
 """
 
 from collections.abc import Mapping

@@ -12,13 +12,14 @@ from unmask.checkpoint import CONFIG, load, network_config, network_from, same_t
 from unmask.cli.parsing import nearest
 from unmask.cli.recipes import rate_here, row
 from unmask.data import Tokenizer
-from unmask.files import read_json
+from unmask.files import Row, read_json
 from unmask.log import console, say
 from unmask.recipes import RECIPES, on_its_data
 from unmask.report.read import find
 from unmask.report.runs import progress_of
 from unmask.train import TrainConfig, ready, train
 from unmask.train.budget import memory, saved, state, steps_for
+from unmask.train.mirror import Mirror
 from unmask.transformer import TransformerConfig
 from unmask.units import duration
 
@@ -114,8 +115,8 @@ def begun(config: TrainConfig, out: Path) -> TrainConfig:
     """With the network of what it begins as, whatever the recipe's; of what it goes on from, where `out` is there."""
     if config.init is None:
         return config
-    if (out / CONFIG).exists() and not config.lora:  # what it began as may be gone
-        theirs = network_config(read_json(out / CONFIG), out / CONFIG)
+    if (told := going_on(config, out)) is not None and not config.lora:  # what it began as may be gone
+        theirs = network_config(told, out / CONFIG)
     else:
         donor = load(config.init)
         same_tokenizer(config.init, donor, Tokenizer.load(Path(config.data)))
@@ -124,6 +125,13 @@ def begun(config: TrainConfig, out: Path) -> TrainConfig:
         return replace(config, network=network_from(theirs, config.network))
     except ValueError as error:
         raise ValueError(f"init {config.init}: {error}") from None
+
+
+def going_on(config: TrainConfig, out: Path) -> Row | None:
+    """config.json of the run that is in `out`, or in its mirror; None where there is none."""
+    if (out / CONFIG).exists():
+        return read_json(out / CONFIG)
+    return None if config.mirror is None else ranks.agreed(Mirror.at(config.mirror).told)
 
 
 def tell(config: TrainConfig) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from unmask.data.planning import Plan, digest_of_bytes, dtype_of, learnt_from
+from unmask.data.reading import UnreadError
 from unmask.data.sides import Sides
 from unmask.data.sources import Source
 from unmask.data.splits import MANIFEST, SHARD, SPLITS, load_manifest, load_split
@@ -41,9 +42,9 @@ def prepare(
     splitting is undone, line by line in text files. A document is held out for validation by a hash of its name or of a
     record's text, see `Sides`.
 
-    Where `out` already answers the same request it is returned at once. A call that was interrupted or killed goes on
-    from where it was: until it ends it keeps a hidden folder beside `out`. Raises ValueError where `out` answers
-    another request, and for what cannot be used.
+    Where `out` already answers the same request it is returned at once. A call that was interrupted or killed, or that
+    a source could not be read for, goes on from where it was: until it ends it keeps a hidden folder beside `out`.
+    Raises ValueError where `out` answers another request, and for what cannot be used.
     """
     out = Path(out)
     plan = Plan.of(
@@ -65,6 +66,8 @@ def prepare(
             _open(partial, request)
             _fill(partial, plan, request, report)
             _rename(partial, out, request)
+        except UnreadError:
+            raise
         except ValueError:
             shutil.rmtree(partial, ignore_errors=True)
             raise

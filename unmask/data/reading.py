@@ -11,7 +11,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -98,14 +98,19 @@ def text_of(path: Path) -> str:
         return "".join(_decoded(stream, str(path)))
 
 
+class UnreadError(ValueError):
+    """The system did not let a file be read, which it may another time."""
+
+
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """What cannot be read as a ValueError that names it."""
+    """What cannot be read as a ValueError that names it; an UnreadError where it is the system's doing."""
     try:
         yield
     except (OSError, EOFError, RuntimeError, UnicodeDecodeError, *DAMAGE) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"cannot read {path}: {reason}") from None
+        kind = UnreadError if getattr(error, "errno", None) else ValueError
+        raise kind(f"cannot read {path}: {reason}") from None
 
 
 Share = Callable[[], float]
@@ -117,24 +122,26 @@ def _opened(path: Path) -> Iterator[tuple[IO[bytes], Share]]:
     with ExitStack() as stack:
         raw = stack.enter_context(path.open("rb"))
         size = max(1, path.stat().st_size)
-        stream: Any = raw
-        suffix = path.suffix.lower()
-        if suffix in (".gz", ".tgz"):
-            stream = stack.enter_context(gzip.GzipFile(fileobj=raw))
-        elif suffix == ".xz":
-            stream = stack.enter_context(lzma.LZMAFile(raw))
-        elif suffix == ".bz2":
-            stream = stack.enter_context(bz2.BZ2File(raw))
-        elif suffix == ".zst":
-            stream = stack.enter_context(_zstandard(raw, path))
-        yield stream, lambda: min(1.0, raw.tell() / size)
+        yield stack.enter_context(_inflated(raw, str(path))), lambda: min(1.0, raw.tell() / size)
 
 
-def _zstandard(raw: IO[bytes], path: Path) -> IO[bytes]:
+def _inflated(raw: IO[bytes], name: str) -> Any:
+    """The bytes of a file or of a member of an archive, decompressed by the suffix of its name."""
+    suffix = Path(name).suffix.lower()
+    if suffix in (".gz", ".tgz"):
+        return gzip.GzipFile(fileobj=raw)
+    if suffix == ".xz":
+        return lzma.LZMAFile(raw)
+    if suffix == ".bz2":
+        return bz2.BZ2File(raw)
+    return _zstandard(raw, name) if suffix == ".zst" else nullcontext(raw)
+
+
+def _zstandard(raw: IO[bytes], name: str) -> IO[bytes]:
     try:
         import zstandard
     except ImportError:
-        raise ValueError(f"{path} needs the package zstandard: pip install 'unmask[data]'") from None
+        raise ValueError(f"{name} needs the package zstandard: pip install 'unmask[data]'") from None
 
     class Reader(io.RawIOBase):
         """Its own errors, which are neither OSError nor RuntimeError, as OSError."""
@@ -319,8 +326,9 @@ def _tar(path: Path, stream: IO[bytes], name: str, field: str, rule: Rule | None
             file = archive.extractfile(member) if member.isfile() else None
             if file is not None and _ours(member.name):
                 check(f"{path}/{member.name}")
-                found, kind = True, kind_of(member.name)
-                yield from _stream(file, f"{path}/{member.name}", f"{name}/{member.name}", kind, field, rule, share)
+                found, where, inner = True, f"{path}/{member.name}", f"{name}/{member.name}"
+                with _inflated(file, member.name) as text:
+                    yield from _stream(text, where, inner, kind_of(member.name), field, rule, share)
     _require(found, path)
 
 
@@ -333,7 +341,8 @@ def _zip(path: Path, name: str, field: str, rule: Rule | None) -> Iterator[Part]
             with archive.open(info) as file:
                 where, inner = f"{path}/{info.filename}", f"{name}/{info.filename}"
                 share = partial(_behind, file, info, done, total)
-                yield from _stream(file, where, inner, kind_of(info.filename), field, rule, share)
+                with _inflated(file, info.filename) as text:
+                    yield from _stream(text, where, inner, kind_of(info.filename), field, rule, share)
             done += info.compress_size
 
 
@@ -343,7 +352,7 @@ def _behind(file: IO[bytes], info: zipfile.ZipInfo, done: int, total: int) -> fl
 
 
 def _ours(member: str) -> bool:
-    return Path(member).suffix.lower() in TEXT + LINES and not hidden(member) and not member.endswith("/")
+    return kind_of(member) in TEXT + LINES and not hidden(member) and not member.endswith("/")
 
 
 def _require(found: bool, path: Path) -> None:

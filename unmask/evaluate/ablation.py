@@ -29,10 +29,11 @@ def by_weight(
     `guidance`.
     """
     rows: list[Row] = []
-    tried = {0.0, *weights}
+    tried, chosen = {0.0, *weights}, None
     for part, questions in parts.items():
         rows += [{**measure(questions, weight), "part": part, "guidance": weight} for weight in sorted(tried)]
-        tried = {0.0, max(rows, key=lambda row: (row["exact_match"], -row["guidance"]))["guidance"]}
+        chosen = chosen or max(rows, key=lambda row: (row["exact_match"], -row["guidance"]))
+        tried = {0.0, chosen["guidance"]}
     return rows
 
 

@@ -105,13 +105,14 @@ class EvaluateAnswers:
         with progress("answering", "answers") as bar:
             records = answer_file(model, questions, asking, self.out, name=name, progress=bar)
         rows: list[Row] = []
-        if all(question.references for question in questions) and judge is None:
+        if all(question.reference is not None for question in questions) and judge is None:
             rows.append(exact_match(questions, records, name))
         if judge is not None:
             with progress("grading", "answers") as bar:
                 rows.append(ranks.agreed(lambda: grade_file(questions, records, judge, grades, bar)))
-        how = {"policy": repr(self.policy), "guidance": self.guidance, "passes": self.passes, "seed": self.seed}
-        how |= self.form.given()
+        how: Row = {"source": Path(self.questions).name, "policy": repr(asking.policy_for(model))}
+        how |= {"draw": str(self.draw), "block": block, "length": self.length, "guidance": self.guidance}
+        how |= {"passes": self.passes, "seed": self.seed, **self.form.given()}
         rows = [{**row, **how} for row in rows]
         if self.result is not None and ranks.rank() == 0:
             write_json(self.result, {"rows": rows})

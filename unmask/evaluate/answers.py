@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -46,6 +47,11 @@ class Question:
     """The reference is compared letter by letter even where it is a number (a row's field `match`: "text")."""
     system: str = ""
     """A chat's system message, which stands before the turns."""
+
+    @property
+    def reference(self) -> str | None:
+        """The last turn's; None where the turns have fewer."""
+        return self.references[len(self.turns) - 1] if len(self.references) >= len(self.turns) else None
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,10 @@ class Asking:
             raise ValueError(f"passes {self.passes} must be 1 or 2")
         if not is_number(self.guidance):
             raise ValueError(f"guidance {self.guidance} must be a number")
+
+    def policy_for(self, network: Network) -> Policy:
+        """The one stated, or the exact one."""
+        return self.policy or (LeftToRight() if network.causal else RandomOrder())
 
 
 @dataclass(frozen=True)
@@ -215,7 +225,7 @@ def fill(
     network: Network = model
     if asking.guidance:
         network = Guided.of(model, canvases, asking.guidance, tokenizer.begin if model.causal else None)
-    policy = asking.policy or (LeftToRight() if model.causal else RandomOrder())
+    policy = asking.policy_for(model)
     revises = isinstance(inside_of(policy), Remasking)
     samples = sample(
         network,
@@ -279,7 +289,7 @@ def answer_file(
 
     Raises ValueError where the file holds answers of another model or settings, or to other questions.
     """
-    weights = fingerprint(model.network.state_dict())
+    weights = fingerprint(model.network.state_dict(), repr(model.network.config))
     asked = " ".join([repr(replace(asking, batch=1)), *map(str, asking.form.given().items())])
     law = {"model_id": name, "asking": asked, "weights": weights}
     done: dict[str, Row] = ranks.agreed(lambda: _begun(out, law, questions))
@@ -326,17 +336,23 @@ def _read(out: Path, law: Row) -> dict[str, Row]:
     return rows
 
 
+def references(questions: Sequence[Question]) -> list[str]:
+    """Of the last turns. Raises ValueError where a question has none."""
+    found = [question.reference for question in questions]
+    if bare := [question.id for question, reference in zip(questions, found, strict=True) if reference is None]:
+        raise ValueError(f"question {bare[0]!r} has no reference for its last answer: put one there")
+    return cast(list[str], found)
+
+
 def exact_match(questions: Sequence[Question], records: Sequence[Row], name: str) -> Row:
     """Share of the last answers that are the reference (see exact.py), with its binomial standard error, None where all
     are or none is.
 
     Raises ValueError where a question has no reference.
     """
-    if bare := [question.id for question in questions if not question.references]:
-        raise ValueError(f"question {bare[0]!r} has no reference answer: exact match needs one for each")
     right = [
-        same(record["choices"][0]["turns"][-1], question.references[-1], as_text=question.as_text)
-        for question, record in zip(questions, records, strict=True)
+        same(record["choices"][0]["turns"][-1], reference, as_text=question.as_text)
+        for question, reference, record in zip(questions, references(questions), records, strict=True)
     ]
     share = statistics.fmean(right)
     return {

@@ -183,7 +183,7 @@ def _read(file: Path, corpus: Corpus) -> list[str]:
         with file.open(encoding="utf-8") as stream:
             lines = list(stream)
         if file.suffix in (".jsonl", ".json"):
-            return [json.loads(line)[corpus.column] for line in lines if line.strip()]
+            return _texts([json.loads(line)[corpus.column] for line in lines if line.strip()])
         return [corpus.row(line) for line in lines]
     except ImportError:
         raise ValueError(f"{file}: {INSTALL}") from None
@@ -197,9 +197,17 @@ def _parquet(file: Path, column: str) -> list[str]:
     from pyarrow.parquet import read_table
 
     try:
-        return read_table(file, columns=[column]).column(column).to_pylist()
+        return _texts(read_table(file, columns=[column]).column(column).to_pylist())
     except ArrowInvalid as error:
         raise OSError(str(error)) from None
+
+
+def _texts(values: list) -> list[str]:
+    """Raises TypeError for what is no text."""
+    other = next((i for i, value in enumerate(values) if not isinstance(value, str)), None)
+    if other is not None:
+        raise TypeError(f"row {other + 1} is no text but {type(values[other]).__name__}")
+    return values
 
 
 def _saved(folder: Path, column: str) -> list[str]:

@@ -6,6 +6,7 @@ from fractions import Fraction
 MARKS = re.compile(r"####|\\boxed\{|\banswer\s*(?:is\b\s*[:=]?|[:=])", re.IGNORECASE)
 NUMBER = re.compile(r"(?<![\w.])([-−–]?)[$€£]?([-−]?)(\d{1,3}(?:,\d{3})+|\d+)?(\.\d+)?(?:/(\d+))?(?!\d)")
 """An optional sign and currency, digits with or without groups of three, a decimal part or a denominator."""
+LONGEST = 1000  # characters of a number: Python refuses to read more than 4,300 digits
 
 
 def final_number(text: str) -> Fraction | None:
@@ -22,11 +23,11 @@ def final_number(text: str) -> Fraction | None:
 
 
 def numbers(text: str) -> list[Fraction]:
-    """All numbers of a text, in order. A denominator of zero makes none."""
+    """All numbers of a text, in order. A denominator of zero, and 1,000 digits, make none."""
     found = []
     for match in NUMBER.finditer(text.replace("\\$", "$").replace("\\!", "").replace("{,}", ",")):
         before, inside, whole, part, below = match.groups()
-        if whole is None and part is None:
+        if (whole is None and part is None) or len(match[0]) > LONGEST:
             continue
         if below is not None and int(below) == 0:
             continue

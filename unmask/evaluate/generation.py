@@ -44,6 +44,7 @@ def generation(
     said = {
         "model": name,
         "policy": first["policy"],
+        **({"draw": first["draw"]} if "draw" in first else {}),
         "law": first["exact_for"],
         "length": length,
         "seed": seed,
@@ -56,18 +57,25 @@ def generation(
 def read_texts(path: Path) -> tuple[list[str], Row]:
     """The texts of a file that `unmask sample --out` wrote, and how they were written.
 
-    Raises ValueError where it holds none, or texts of more than one policy.
+    Raises ValueError where it holds none, texts written in several ways or of several lengths, or any that began with
+    something given.
     """
     records = read_json(path).get("samples")
     if not (isinstance(records, list) and records and all(isinstance(r, dict) and "text" in r for r in records)):
         raise ValueError(f"{path}: has no list of 'samples' with a text each: write one with unmask sample --out")
-    policies = {str(record.get("policy")) for record in records}
+    policies = {" with ".join(str(record[key]) for key in ("policy", "draw") if key in record) for record in records}
     if len(policies) > 1:
         raise ValueError(f"{path}: texts of several policies, {', '.join(sorted(policies))}: judge one at a time")
+    given = [each for record in records if isinstance(each := record.get("given"), list)]
+    lengths = sorted({each.count(False) for each in given}) or [None]
+    if any(any(each[1:]) for each in given):
+        raise ValueError(f"{path}: a text with a prompt, which the judge would score too: write them from nothing")
+    if len(lengths) > 1:
+        raise ValueError(f"{path}: texts of {', '.join(map(str, lengths))} tokens: judge those of one length")
     first = records[0]
     said = {"model": path.stem, "policy": first.get("policy"), "law": first.get("exact_for")}
-    given = first.get("given")
-    said |= {"length": given.count(False) if isinstance(given, list) else None, "seed": first.get("seed")}
+    said |= {name: first[name] for name in ("draw", "guidance") if name in first}
+    said |= {"length": lengths[0], "seed": first.get("seed")}
     told = [record.get(key) for record in records for key in ("nfe", "seconds")]
     if all(isinstance(value, float | int) and 0 <= value < 1e18 for value in told):
         said["nfe"] = statistics.fmean(record["nfe"] for record in records)

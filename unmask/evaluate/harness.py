@@ -6,6 +6,7 @@ the entry point `lm_eval.models`. Needs the extra `eval`.
 
 import copy
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -149,9 +150,9 @@ class Harness(LM):
         return self._notes.get(key) or (None if stored is None else stored.get(key))
 
     def fingerprint(self) -> str:
-        """What the answers depend on (weights, tokenizer, estimator, seed, …), in 16 letters; not the batch."""
-        scorer = self.scorer
-        settings = (self.length, scorer.estimator, scorer.draws, scorer.seed, scorer.guidance)
+        """What the answers depend on (network, tokenizer, estimator, seed, …), in 16 letters; not the batch."""
+        scorer, network = self.scorer, self.model.network.config
+        settings = (network, self.length, scorer.estimator, scorer.draws, scorer.seed, scorer.guidance)
         digest = hashlib.blake2b(repr(settings).encode(), digest_size=8)
         digest.update(self.model.tokenizer.inner.to_str().encode())
         for weights in self.model.parameters():
@@ -238,7 +239,7 @@ def evaluate_tasks(
     if not names:
         raise ValueError(f"{local}: no file of a known task; put NAME.jsonl there, for one of {', '.join(TASKS)}")
     with _quiet():
-        tasks, sources = _load(names, local)
+        tasks, sources = _loaded(names, local, limit)
         for task in tasks.values():
             task.set_config(key="num_fewshot", value=shots)
             task.set_fewshot_seed(seed=harness.scorer.seed)
@@ -251,14 +252,45 @@ def evaluate_tasks(
 
 def check_tasks(names: Sequence[str], local: Path | None) -> None:
     """Read the tasks' questions. Raises ValueError where they cannot be had, from local files or from the hub."""
+    with _quiet():
+        _loaded(names, local)
+
+
+def _loaded(names: Sequence[str], local: Path | None, limit: int | None = None) -> tuple[dict[str, Any], dict]:
+    """Tasks by name, of whose local questions the first `limit` were read once, and the files of those that are local.
+
+    Raises ValueError where they cannot be had.
+    """
     try:
-        with _quiet():
-            _load(names, local)
+        tasks, sources = _load(names, local)
+        for name, source in sources.items():
+            for number, row in enumerate(itertools.islice(tasks[name].eval_docs, limit), 1):
+                _ask(tasks[name], row, f"{source}, row {number}: no question of {name}")
     except ValueError:
         raise
     except Exception as error:  # no network, no data set: each library has its own exception
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ValueError(f"the tasks' questions cannot be had from the hub ({reason}): give --local FOLDER") from None
+        where, remedy = ("the hub", ": give --local FOLDER") if local is None else (local, "")
+        raise ValueError(f"the tasks' questions cannot be had from {where} ({_reason(error)}){remedy}") from None
+    return tasks, sources
+
+
+def _ask(task: Any, row: Row, otherwise: str) -> None:
+    """Whether a row is a question. Raises ValueError, which says `otherwise`, where it is none."""
+    try:
+        task.doc_to_text(row)
+        answer = task.doc_to_target(row)
+        if task.OUTPUT_TYPE == "multiple_choice":
+            choices = task.doc_to_choice(row)
+            if not all(isinstance(choice, str) for choice in choices):
+                raise TypeError("a choice that is no text")
+            if isinstance(answer, int) and not 0 <= answer < len(choices):
+                raise IndexError(f"answer {answer} of {len(choices)} choices")
+    except Exception as error:  # of the templates' library, or of a task's own functions
+        raise ValueError(f"{otherwise} ({_reason(error)})") from None
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def _load(names: Sequence[str], local: Path | None) -> tuple[dict[str, Any], dict[str, Path]]:
@@ -298,7 +330,8 @@ def _rows(harness: Harness, name: str, task: Any, results: Any, source: Path | N
         if not filter_ or metric.endswith("_stderr"):
             continue
         stderr = found.get(f"{metric}_stderr,{filter_}")
-        each = {sample["doc_id"]: sample[metric] for sample in results["samples"][name] if metric in sample}
+        asked_so = [sample for sample in results["samples"][name] if sample.get("filter", filter_) == filter_]
+        each = {sample["doc_id"]: sample[metric] for sample in asked_so if metric in sample}
         yield {
             "experiment": "tasks",
             "model": str(harness.model.config.get("name", "model")),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from unmask.checkpoint import Model
-from unmask.evaluate.answers import Asking, Question, answered
+from unmask.evaluate.answers import Asking, Question, answered, references
 from unmask.evaluate.generation import quality
 from unmask.evaluate.judge import Judge, judge_texts
 from unmask.files import Row
@@ -46,10 +46,7 @@ def around_entropy(measure: Callable[[float], Row], target: float, attempts: int
 
 def varied(judge: Judge, questions: Sequence[Question]) -> float:
     """Mean unigram entropy of the reference answers, in the judge's tokens. Raises ValueError where one is missing."""
-    if bare := [question.id for question in questions if not question.references]:
-        raise ValueError(f"question {bare[0]!r} has no reference answer, whose entropy the answers are matched with")
-    texts = [question.references[-1] for question in questions]
-    return float(judge_texts(judge, texts, behind=_prompts(questions)).entropy.mean())
+    return float(judge_texts(judge, references(questions), behind=_prompts(questions)).entropy.mean())
 
 
 def judged(

@@ -146,7 +146,13 @@ def local_rows(name: str, folder: Path) -> tuple[list[Row], Row, Path]:
     if local is None or path.name == f"{name}.jsonl":
         local = Local(path.name, _json)
     try:
-        return list(local.read(path)), dict(local.changes), path
+        rows = list(local.read(path))
+        if not rows or not all(isinstance(row, dict) for row in rows):
+            raise ValueError(f"{path}: {'a row is no object' if rows else 'no rows'}")
+        if bare := next((i for i, row in enumerate(rows, 1) if rows[0].keys() - row.keys()), None):
+            absent = ", ".join(sorted(rows[0].keys() - rows[bare - 1].keys()))
+            raise ValueError(f"{path}, row {bare}: no question of {name} (without {absent}, which row 1 has)")
+        return rows, dict(local.changes), path
     except (KeyError, IndexError, TypeError, ValueError) as error:
         what = str(error) if str(error).startswith(str(path)) else f"{path}: not in the published layout ({error!r})"
         raise ValueError(what) from None

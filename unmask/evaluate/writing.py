@@ -101,6 +101,8 @@ def write(
             "title": titles[number] if titles else texts[number],
             "text": text_of(i),
             "policy": repr(policy),
+            **({} if draw == Draw() else {"draw": str(draw)}),
+            **({"guidance": guidance} if guidance else {}),
             "exact_for": law,
             "nfe": int(samples.nfe[i]),
             **({} if constraint is None else {"log_weight": float(samples.log_weight[i])}),
@@ -127,14 +129,13 @@ def counting(
     canvases: Sequence[Tensor], mask_id: int, progress: Callable[[int, int], None] | None
 ) -> Callable[[Step], None]:
     """An `on_step` that tells how many of the open positions are written."""
-    done, total = 0, sum(int((canvas == mask_id).sum()) for canvas in canvases)
+    written, total = set(), sum(int((canvas == mask_id).sum()) for canvas in canvases)
 
     def on_step(step: Step) -> None:
-        nonlocal done
-        erased = int((step.token == mask_id).sum())
-        done += len(step.token) - 2 * erased
+        for *place, token in zip(step.sequence.tolist(), step.position.tolist(), step.token.tolist(), strict=True):
+            (written.discard if token == mask_id else written.add)(tuple(place))
         if progress is not None and total:
-            progress(done, total)
+            progress(len(written), total)
 
     return on_step
 

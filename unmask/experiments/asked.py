@@ -54,7 +54,7 @@ def asked_of(source: str, questions: str | None) -> list[Question]:
         return questions_of(f"{learnt_from(source)}{TEST}")
     else:
         found = questions_of(source, held_out_places(source).__contains__)
-    if any(not question.references for question in found):
+    if any(question.reference is None for question in found):
         raise ValueError(f"{questions or source}: a question without an answer: leave it out")
     enough(found, questions or source)
     return found

@@ -15,7 +15,7 @@ from torch import Tensor
 from unmask.checkpoint import Model, load
 from unmask.data import Tokenizer
 from unmask.data.pairs import Pairs, load_template
-from unmask.evaluate.answers import Asking, Question, answered, exact_match
+from unmask.evaluate.answers import Asking, Question, answered, exact_match, references
 from unmask.experiments.asked import SIZES, asked_of, bits, packed, prepared, sized
 from unmask.experiments.averages import contrast, rates
 from unmask.experiments.beginning import Beginning
@@ -188,7 +188,7 @@ def written(model: Model, questions: Sequence[Question], asking: Asking, told: C
     records = answered(model, questions, asking, told)
     row = exact_match(questions, records, "model")
     texts = [record["choices"][0]["turns"][-1] for record in records]
-    alike = [bleu(text, question.references[-1]) for text, question in zip(texts, questions, strict=True)]
+    alike = [bleu(text, reference) for text, reference in zip(texts, references(questions), strict=True)]
     return {"right": packed(row["values"]["right"]), "bleu": [round(each, 3) for each in alike], "nfe": row["nfe"]}
 
 

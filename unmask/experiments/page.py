@@ -1,10 +1,12 @@
 """The results of experiments as a page: docs/results.md, a pure function of result files, and what a report tells."""
 
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
+from urllib.parse import quote
 
 from unmask.experiments import Experiment
 from unmask.experiments.running import Finding, trained
@@ -20,7 +22,16 @@ reruns it, at the scale and on the kind of machine stated. ± is a standard erro
 
 
 def publish(results: Sequence[tuple[str, Row]], folder: Path) -> Path:
-    """Write folder/results/NAME.json and .svg of each (name, result), and folder/results.md of all that are there.
+    """Write what `pages` makes; returns the page of results, which comes last."""
+    made = pages(results, folder)
+    for path, content in made.items():
+        with atomic(path, "wb") as file:
+            file.write(content)
+    return [*made][-1]
+
+
+def pages(results: Sequence[tuple[str, Row]], folder: Path) -> dict[Path, bytes]:
+    """folder/results/NAME.json and .svg of each (name, result), and folder/results.md of all that are there.
 
     Raises ValueError, before anything is written, where there is no result, two have one name, one cannot be told, or
     a results.md is there that is not such a page.
@@ -42,10 +53,7 @@ def publish(results: Sequence[tuple[str, Row]], folder: Path) -> Path:
     made[page] = results_page(found).encode()
     for path in made:
         writable(path)
-    for path, content in made.items():
-        with atomic(path, "wb") as file:
-            file.write(content)
-    return page
+    return made
 
 
 def published(folder: Path) -> dict[str, Row]:
@@ -59,7 +67,7 @@ def results_page(found: Mapping[str, Row]) -> str:
     order = [kind.__name__.lower() for kind in get_args(Experiment)]
     claims = [told(name, found[name]) for name in sorted(found)]
     claims.sort(key=lambda claim: order.index(found[claim.name]["experiment"]))
-    lines = [f"| [{each.title}](#{each.name}) | {each.says} | {each.held} |" for each in claims]
+    lines = [f"| [{each.title}](#{_anchor(each.name)}) | {each.says} | {each.held} |" for each in claims]
     table = "\n".join(["| experiment | the paper | held |", "| --- | --- | --- |", *lines])
     return "\n".join([HEAD, f"{table}\n", *map(_section, claims)])
 
@@ -112,7 +120,7 @@ def _command(words: str) -> str:
 def _section(each: Claim) -> str:
     """One claim: the paper's words, ours, and the numbers."""
     lines = [
-        f'<a id="{each.name}"></a>',
+        f'<a id="{_anchor(each.name)}"></a>',
         "",
         f"## {each.title}",
         "",
@@ -124,10 +132,15 @@ def _section(each: Claim) -> str:
         "",
         f"Scale {each.scale}; `{each.command}`; {each.how}.",
         "",
-        f"![{each.title}: the figure](results/{each.name}.svg)",
+        f"![{each.title}: the figure](results/{quote(each.name)}.svg)",
         "",
     ]
     return "\n".join([*lines, *(markdown(*table) for table in each.tables)])
+
+
+def _anchor(name: str) -> str:
+    """A name as what a link within a page can hold."""
+    return re.sub(r"[^\w.-]+", "-", name)
 
 
 def markdown(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

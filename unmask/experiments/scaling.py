@@ -20,7 +20,7 @@ from unmask.data import load_manifest
 from unmask.evaluate import perplexity, prepared
 from unmask.experiments.averages import bounded
 from unmask.experiments.fitting import Law, gap, interval, law, line, parabola, resampled, size_ratio, surface
-from unmask.experiments.running import Cell, Finding, Scale, Table
+from unmask.experiments.running import Cell, Finding, Scale, Table, at_least_one
 from unmask.experiments.setting import KINDS
 from unmask.files import Row
 from unmask.log import Report
@@ -79,6 +79,9 @@ class Scaling:
 
     seeds: int = 1
     """Runs of each size and budget, which differ by their seed."""
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "seeds")
 
     def corpus(self, scale: Scale, source: str, out: Path) -> tuple[str, str]:
         return source, f"bpe:{GRIDS[scale].vocab}"

@@ -177,16 +177,17 @@ MDLM = Family(
     url="https://github.com/kuleshov-group/mdlm",
 )
 
-# (layers, heads, width) of the thirty sizes; MLP 4 x width, but for the 75 M one, whose MLP is 1600.
 # fmt: off
-SMDM_SIZES = (
-    (6, 4, 256), (8, 6, 384), (8, 8, 512), (9, 9, 576), (10, 10, 640), (13, 10, 640), (16, 8, 640), (12, 12, 768),
-    (15, 12, 768), (18, 12, 768), (14, 14, 896), (16, 14, 896), (18, 14, 896), (16, 16, 1024), (18, 16, 1024),
-    (20, 16, 1024), (18, 10, 1280), (21, 10, 1280), (18, 11, 1408), (24, 10, 1280), (21, 11, 1408), (19, 12, 1536),
-    (24, 11, 1408), (22, 12, 1536), (25, 12, 1536), (20, 14, 1792), (24, 14, 1792), (22, 16, 2048), (25, 16, 2048),
-    (28, 17, 2176),
-)
+SMDM_SIZES = {
+    6: (6, 4, 256), 19: (8, 6, 384), 34: (8, 8, 512), 48: (9, 9, 576), 66: (10, 10, 640), 75: (16, 8, 640),
+    85: (13, 10, 640), 113: (12, 12, 768), 142: (15, 12, 768), 170: (18, 12, 768), 180: (14, 14, 896),
+    206: (16, 14, 896), 231: (18, 14, 896), 268: (16, 16, 1024), 302: (18, 16, 1024), 336: (20, 16, 1024),
+    472: (18, 10, 1280), 551: (21, 10, 1280), 571: (18, 11, 1408), 629: (24, 10, 1280), 666: (21, 11, 1408),
+    717: (19, 12, 1536), 761: (24, 11, 1408), 831: (22, 12, 1536), 944: (25, 12, 1536), 1028: (20, 14, 1792),
+    1233: (24, 14, 1792), 1476: (22, 16, 2048), 1678: (25, 16, 2048), 2121: (28, 17, 2176),
+}
 # fmt: on
+"""SMDM's sizes: millions of non-embedding parameters: layers, heads, width. The MLP is 4 x wide, but for 75's 1600."""
 
 SMDM = Family(
     "SMDM",
@@ -222,7 +223,7 @@ SMDM = Family(
         "rotary_dtype": ("unmask.rotary_dtype",),  # their code has no choice: said for ours alone
     },
     constants=lambda c: {"name": "unmask", "padded_vocab_size": c.vocab, "norm_eps": 1e-5, "bias": False},
-    heads={(layers, width): heads for layers, heads, width in SMDM_SIZES},
+    heads={(layers, width): heads for layers, heads, width in SMDM_SIZES.values()},
     length=("block_size", 2048),
     tokenizer=("TinyLlama/TinyLlama_v1.1", 32_000),
     url="https://github.com/ML-GSAI/SMDM",

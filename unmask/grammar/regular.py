@@ -132,6 +132,7 @@ class Paths:
             return self.join([self.all(branch, here, flags) for branch in value[1]])
         if name == "SUBPATTERN":
             _, added, removed, items = value
+            removed |= re.ASCII if added & re.UNICODE else 0
             return self.all(items, here, (flags | added) & ~removed)
         if name in REPEATS:
             least, most, items = value

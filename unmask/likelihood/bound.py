@@ -81,7 +81,6 @@ def log_likelihood(
     strata, spent = torch.full((len(x_0),), draws // replicates), 0
     if stderr is not None:
         strata, spent = _allocation(design, stderr, tally, kept)
-        draws = round(replicates * float(strata.double().mean()))
     strata = design.with_few(strata)
     rows = design.rows(strata)
     return Estimate.of(
@@ -89,7 +88,7 @@ def log_likelihood(
         maskable,
         estimator=_name(estimator),
         bound="upper bound" if bounds(estimator) else "no bound",
-        draws=draws,
+        draws=round(replicates * float(strata[strata > 0].double().mean())) if bool(strata.any()) else 0,
         evaluations=evaluations(network) * (spent + int(rows.sum())),
         seed=seed,
         **told,

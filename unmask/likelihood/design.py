@@ -2,7 +2,8 @@
 
 E sum_m w_m sum_{i masked by m} -log q(x^i | visible): a draw m is a level and a set of masked positions. Any coupling
 of draws keeps the mean as long as each draw alone follows its law. Four are used, all within a replicate, so that the
-spread of independent replicates is an honest error:
+spread of the replicates is an honest error (their controls tie them to second order, which tells in designs of a few
+draws; docs/theory.md):
 
 levels     antithetic pairs in equal strata (`corruption.antithetic`).
 positions  dealt like cards: a draw masks the least masked positions so far, ties at random (`deal`). The rule

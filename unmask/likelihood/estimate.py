@@ -35,13 +35,13 @@ class Estimate:
     bound: Bound
     estimator: str
     draws: int
-    """Maskings, or orders, a sequence (their mean where it differs); 0 where nothing is random."""
+    """Maskings, or orders, a sequence whose are random (their mean where it differs); 0 where nothing is random."""
     freedom: float
     """Degrees of freedom of stderr_mc; 0 where nothing is random."""
     precision: str
     seed: int
     replicates: Float[Tensor, "S R"]
-    """Nats of each sequence by each independent replicate of the design, float64."""
+    """Nats of each sequence by each replicate of the design, float64."""
     sizes: Int[Tensor, " S"]
     """Tokens scored of each sequence."""
     clusters: Int[Tensor, " S"]
@@ -157,7 +157,8 @@ def precision_of(network: Network) -> str:
     """The dtype of the weights of a network, or of the one that it wraps."""
     parameters = getattr(network, "parameters", None)
     if callable(parameters):
-        return str(next(parameters()).dtype).removeprefix("torch.")
+        first = next(parameters(), None)
+        return "its own" if first is None else str(first.dtype).removeprefix("torch.")
     inside = getattr(network, "network", None)
     return "its own" if inside is None else precision_of(inside)
 

@@ -45,8 +45,9 @@ def checked(
     numbers = list(range(len(x_0))) if sequences is None else list(sequences)
     if maskable.shape != x_0.shape or len(numbers) != len(x_0):
         raise ValueError(f"x_0 {tuple(x_0.shape)}, maskable {tuple(maskable.shape)}, {len(numbers)} numbers do not fit")
-    if documents is not None and documents.shape != x_0.shape[:1]:
-        raise ValueError(f"documents {tuple(documents.shape)}: give one number for each of {len(x_0)} sequences")
+    if documents is not None and (not isinstance(documents, Tensor) or documents.shape != x_0.shape[:1]):
+        what = tuple(documents.shape) if isinstance(documents, Tensor) else f"of {type(documents).__name__}"
+        raise ValueError(f"documents {what}: give a tensor of one number for each of {len(x_0)} sequences")
     if not bool(maskable.any()):
         raise ValueError("nothing to score: no position is maskable")
     hidden = x_0 == network.mask_id

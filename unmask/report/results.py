@@ -5,7 +5,7 @@ from typing import Any
 
 from unmask.report.drawing import COLOURS, style
 from unmask.report.figures import Dot, Series, cost_figure, dots_figure
-from unmask.report.tables import Table, notes, say
+from unmask.report.tables import Table, labels_of, notes, say
 from unmask.units import drawable, duration, plain, with_error
 
 Row = Mapping[str, Any]
@@ -24,7 +24,8 @@ def _judged_by(judge: str, length: str) -> str:
 
 
 JUDGED = ("model", "judge", "length", "generative_perplexity", "stderr", "entropy", "entropy_stderr")
-JUDGED += ("distinct_2", "repetition_4", "bits_per_byte", "nfe", "seconds_per_text", "caution", "nats", "sweep", "law")
+JUDGED += ("distinct_2", "repetition_4", "bits_per_byte", "nfe", "seconds_per_text", "caution", "nats", "sweep")
+JUDGED += ("draw", "law")
 
 
 def generation_table(rows: Sequence[Row]) -> Table:
@@ -53,7 +54,7 @@ def _judged(row: Row) -> list[str]:
 def _writer(row: Row) -> str:
     """Whose texts, and in which way they were written."""
     way = row.get("sweep") or str(row.get("policy") or "").partition("(")[0]
-    return f"{say(row.get('model'))}, {way}" if way else say(row.get("model"))
+    return ", ".join(filter(None, (say(row.get("model")), way, row.get("draw"))))
 
 
 def generation_figures(rows: Sequence[Row]) -> list[tuple[str, list[str], list[tuple[str, str, str]]]]:
@@ -119,16 +120,24 @@ def tasks_table(rows: Sequence[Row]) -> Table:
     """Accuracies in per cent, with the error of the questions."""
     columns = [("task", False), ("model", False), ("metric", False), ("value", True), ("± questions", True)]
     columns += [("questions", True), ("kind", False)]
-    cells = []
-    for row in rows:
+    cells, names = [], _asked_by(rows)
+    for row, name in zip(rows, names, strict=True):
         scale = _scale(row)
         value, error = (drawable(row.get(key)) for key in ("value", "stderr"))
         shown = with_error(None if value is None else scale * value, None if error is None else scale * error)
         unit = " %" if scale == 100 else ""
-        words = [say(row.get(key)) for key in ("task", "model", "metric")]
+        words = [say(row.get("task")), name, say(row.get("metric"))]
         cells.append([*words, shown[0] + unit, shown[1], plain(row.get("documents")), say(row.get("bound"))])
-    named = [(f"{say(row.get('model'))}, {say(row.get('task'))}", row) for row in rows]
+    named = [(f"{name}, {say(row.get('task'))}", row) for row, name in zip(rows, names, strict=True)]
     return Table(columns, [("", cells)], notes(named, (*ASKED, "bound")))
+
+
+def _asked_by(rows: Sequence[Row]) -> list[str]:
+    """Each row's model, and what tells its ways of answering one task apart."""
+    found: dict[int, str] = {}
+    for same in by(rows, "task", "metric").values():
+        found |= zip(map(id, same), labels_of(same), strict=True)
+    return [found[id(row)] for row in rows]
 
 
 def _scale(row: Row) -> int:
@@ -137,15 +146,16 @@ def _scale(row: Row) -> int:
 
 def tasks_figures(rows: Sequence[Row]) -> tuple[list[tuple[str, str]], list[tuple[str, str, str]]]:
     """((metric, figure of all tasks and models), legend)."""
-    models = list(dict.fromkeys(say(row.get("model")) for row in rows))
+    named = [{**row, "asked": name} for row, name in zip(rows, _asked_by(rows), strict=True)]
+    models = list(dict.fromkeys(row["asked"] for row in named))
     figures = []
-    for (metric,), group in by(rows, "metric").items():
+    for (metric,), group in by(named, "metric").items():
         dots = []
         for _, same in by(group, "task").items():
             for row in same:
                 scale, value, error = _scale(row), drawable(row.get("value")), drawable(row.get("stderr"))
                 if value is not None:
-                    colour, marker, _ = style(models.index(say(row.get("model"))))
+                    colour, marker, _ = style(models.index(row["asked"]))
                     text = with_error(scale * value, error and scale * error)[0]
                     look = {"colour": colour, "marker": marker, "filled": True}
                     dots.append(Dot(say(row.get("task")), text, scale * value, error and scale * error, **look))

@@ -42,15 +42,15 @@ def perplexities(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, ...], lis
         groups.setdefault(tuple(say(row.get(key)) for key in LIKE), []).append(entry)
     for entries in groups.values():
         entries.sort(key=lambda entry: (math.isnan(entry["perplexity"]), entry["perplexity"]))
-        for entry, label in zip(entries, _labels([entry["row"] for entry in entries]), strict=True):
+        for entry, label in zip(entries, labels_of([entry["row"] for entry in entries]), strict=True):
             entry["label"], entry["text"] = label, _perplexity(entry)[0]
     return groups
 
 
-def _labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def labels_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Each row's model, followed by what tells rows of the same model apart."""
     labels = [say(row.get("model")) for row in rows]
-    for key in ("estimator", "draws", "precision", "seed"):
+    for key in ("estimator", "draws", "guidance", "precision", "seed"):
         for label in {label for label in labels if labels.count(label) > 1}:
             same = [i for i, other in enumerate(labels) if other == label]
             if len({say(rows[i].get(key)) for i in same}) > 1:

@@ -246,7 +246,7 @@ def greedy_counts(total: int, steps: int, eps: float) -> tuple[int, ...]:
     times = torch.linspace(1, eps, steps + 1, dtype=torch.float64).tolist()
     counts, left = [], total
     for i, (t, s) in enumerate(itertools.pairwise(times)):
-        count = left if i == steps - 1 else int(left * (1 - s / t))
+        count = left if i == steps - 1 else int(left * (1 - s / t) + 1e-9)  # a whole number may be rounded down
         counts.append(count)
         left -= count
     return tuple(count for count in counts if count)

@@ -41,7 +41,7 @@ class Blocks:
         """Block after block, the steps (or the one stage) that `inside` plans for it alone."""
         block = ((open_.long().cumsum(-1) - 1) // self.size).masked_fill(~open_, -1)
         plan, start = torch.full_like(block, -1), 0
-        for number in range(int(block.max()) + 1):
+        for number in range(int(block.amax() if block.numel() else -1) + 1):
             here = block == number
             steps = self.inside.plan(here, u)
             plan = torch.where(here, start + steps, plan)

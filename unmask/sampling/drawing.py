@@ -1,6 +1,6 @@
 """How a token is drawn from a prediction."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -34,6 +34,11 @@ class Draw:
         if self.top_p == 1:
             object.__setattr__(self, "top_p", None)
 
+    def __str__(self) -> str:
+        """What is not as in the network's own law: "temperature 0.7, top_p 0.9"."""
+        told = [(each.name, getattr(self, each.name), each.default) for each in fields(self)]
+        return ", ".join(f"{name} {value}" for name, value, own in told if value != own) or "temperature 1"
+
     def among(self, vocab: int) -> "Draw":
         """The same draw from `vocab` tokens, without a top_k that keeps them all."""
         return replace(self, top_k=None) if self.top_k is not None and self.top_k >= vocab else self
@@ -52,7 +57,8 @@ class Draw:
     def adjust(self, logits: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
         """Logits of the law that tokens are drawn from, in float64."""
         logits = logits.to(widest(logits.device))
-        logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature  # the largest is 0: no overflow
+        if self.temperature != 1:
+            logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature  # the largest is 0: no overflow
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             least = logits.topk(self.top_k, -1).values[:, -1:]
             logits = logits.masked_fill(logits < least, -torch.inf)

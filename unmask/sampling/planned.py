@@ -162,6 +162,8 @@ def draw_plan(
     """
     require_rows("open_", open_, of_bool=True)
     numbers = range(len(open_)) if sequences is None else sequences
+    if len(numbers) != len(open_):
+        raise ValueError(f"{len(numbers)} sequence numbers for {len(open_)} rows: give one each")
     return plan_of(policy, open_, keyed_uniforms(seed, numbers, open_.shape[1:], PLAN))
 
 

@@ -23,8 +23,11 @@ from unmask.sampling.work import Pick, Step, Work, prepared
 class Samples:
     """Finished sequences, and what each cost: a tensor each, for canvases may be of several lengths.
 
-    `unmask.ordered_log_likelihood(network, tokens[i][None], reveal[i][None])` is the exact likelihood of the i-th
-    sequence's text in the order in which it was written, without what was known of a constraint.
+    `-confidence[i].log().sum()` is the exact -log p, in nats, of the i-th sequence's text in the order in which it was
+    written, without what was known of a constraint, and of a policy that looks at drawn tokens or erases them.
+    `unmask.ordered_log_likelihood(network, tokens[i][None], reveal[i][None])` computes it anew where the tokens of one
+    call were drawn independently of each other: not of Speculative, whose calls judge one after the other, nor where an
+    end token (`end`) wrote others.
     """
 
     tokens: list[Int[Tensor, " L"]]
@@ -96,6 +99,8 @@ def stream(
 
     Arguments are checked at once, before the first step is asked for.
     """
+    if isinstance(policy, type):
+        raise ValueError(f"a policy is an instance: {policy.__name__}(), not the class itself")
     policy, pick = policy or RandomOrder(), Pick(draw or Draw(), end=end, constraint=constraint)
     numbers = list(range(len(canvases))) if sequences is None else list(sequences)
     rows = list(range(len(canvases))) if rows is None else list(rows)
@@ -203,7 +208,8 @@ def _run(network: Network, work: Work, policy: Policy, pick: Pick, batch: int, c
 def _same_length(canvases: Sequence[Tensor] | Tensor) -> list[list[int]]:
     groups: dict[int, list[int]] = {}
     for i, canvas in enumerate(canvases):
-        if canvas.dim() != 1 or not len(canvas):
-            raise ValueError(f"a canvas is one row of at least one token, not a tensor of shape {tuple(canvas.shape)}")
+        if not isinstance(canvas, Tensor) or canvas.dim() != 1 or not len(canvas):
+            what = f"tensor of shape {tuple(canvas.shape)}" if isinstance(canvas, Tensor) else type(canvas).__name__
+            raise ValueError(f"a canvas is a tensor [L] of at least one token, not a {what}")
         groups.setdefault(len(canvas), []).append(i)
     return [groups[length] for length in sorted(groups)]

@@ -87,11 +87,12 @@ def ready(config: TrainConfig, out: Path) -> Start:
         remedy = f"take --accumulate {fit[-1]}" if fit else f"take a --batch that {ranks.world()} divides"
         raise ValueError(f"batch {config.batch} must be a multiple of {parts}: {remedy}")
     sharded(config.parallel)
-    resumed = checkpoints.checkpoints(out) and not config.lora
+    mirror = Mirror.at(config.mirror) if config.mirror else None
+    saved = checkpoints.checkpoints(out) or (mirror is not None and ranks.agreed(lambda: bool(mirror.there())))
+    resumed = saved and not config.lora  # what it began as may be gone
     initial = None if resumed else config.initial(tokenizer)
     adapters = described(str(config.init), initial, config.lora) if config.lora and initial is not None else None
     sides = config.sequences(tokenizer)
-    mirror = Mirror.at(config.mirror) if config.mirror else None
     asked = requested(config, adapters)
     ranks.agreed(lambda: claim(out, asked))
     if mirror is not None:
@@ -190,6 +191,11 @@ class _Run:
         return OVERTIME if minutes is not None and time.monotonic() - self.start > 60 * minutes else 0
 
     @property
+    def rows(self) -> int:
+        """Sequences that each process has in the network at once."""
+        return self.config.batch // (self.config.accumulate * ranks.world())
+
+    @property
     def apart(self) -> bool:
         return self.config.documents_apart or self.train.apart
 
@@ -268,7 +274,8 @@ class _Run:
 
         def score(rows: Tensor) -> Estimate:
             reader = network if segments is None else Apart(network, segments[rows])
-            return log_likelihood(reader, x_0[rows], maskable[rows], draws=DRAWS, sequences=rows.tolist())
+            numbers = rows.tolist()
+            return log_likelihood(reader, x_0[rows], maskable[rows], draws=DRAWS, sequences=numbers, batch=self.rows)
 
         with autocast(self.device, self.config.precision), gathered_whole(network):
             estimate = ranks.likelihood(score, count, documents)

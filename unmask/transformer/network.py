@@ -165,7 +165,7 @@ class Transformer(nn.Module):
                 attends = [partial(cache.attend, layer, window) for layer in range(len(self.blocks))]
                 states.append(self.hidden(window.tokens, window.at, rotary=(cos, sin), attends=attends))
             asked.append(window.asked)
-        return torch.cat(states)[sent(torch.cat(asked).argsort(), device)]
+        return states[0] if len(states) == 1 else torch.cat(states)[sent(torch.cat(asked).argsort(), device)]
 
     def _tables(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         key = (length, device)
