@@ -161,7 +161,11 @@ class Scaling:
             SIZE: measured(size_ratio, pairs),
         }
         tables.insert(0, _laws_table(rows, fits, drawn))
-        told = [f"{each} {name}" if isinstance(each, Interval) else f"{name}: {each}" for name, each in found.items()]
+        wanted = {name: f" (claimed: {low:g} to {high:g})" for name, (low, high) in CLAIMED.items()}
+        told = [
+            f"{each} {name}{wanted.get(name, '')}" if isinstance(each, Interval) else f"{name}: {each}"
+            for name, each in found.items()
+        ]
         verdicts = [
             each.within(*CLAIMED[name]) if isinstance(each := found[name], Interval) else None for name in CLAIMED
         ]
@@ -385,7 +389,7 @@ def _laws_table(rows: Sequence[Row], fits: dict, drawn: dict) -> Table:
         body.append((
             kind, _around(fit.loss.slope, [each.loss.slope for each in drawn[kind]], 4),
             _around(fit.size.slope, [each.size.slope for each in drawn[kind]], 3),
-            f"{true.loss.slope:.4f}", f"{true.size.slope:.3f}", said,
+            _around(true.loss.slope, (), 4), _around(true.size.slope, (), 3), said,
         ))  # fmt: skip
     header = ("model", "slope of log L* in log C", "slope of log N*", "L*, true FLOPs", "N*, true FLOPs", "L(N, D)")
     title = "Power laws of the optima at equal 6ND, with 95% bootstrap intervals; against their true FLOPs as well"
@@ -394,7 +398,7 @@ def _laws_table(rows: Sequence[Row], fits: dict, drawn: dict) -> Table:
 
 def _around(value: float, drawn: Sequence[float], digits: int) -> str:
     """A number with its interval, where there is one."""
-    said = [f"{each:.{digits}f}" for each in (value, *(interval(drawn) if drawn else ()))]
+    said = [f"{each:.{digits}f}".replace("-", "−") for each in (value, *(interval(drawn) if drawn else ()))]
     return f"{said[0]} [{', '.join(said[1:])}]" if drawn else said[0]
 
 
