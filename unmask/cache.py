@@ -55,11 +55,6 @@ class Window:
     at: Int[Tensor, " m"]
     """Flat indices of their states in the window."""
 
-    @property
-    def single(self) -> bool:
-        """One position of one slot, and one prediction."""
-        return self.tokens.numel() == len(self.asked) == 1
-
 
 class Cache:
     """Keys and values of some layers, for up to `slots` sequences of up to `length` tokens, allocated once."""
@@ -75,6 +70,18 @@ class Cache:
     @property
     def length(self) -> int:
         return self.read.shape[1]
+
+    def single(self, tokens: Int[Tensor, "R L"], at: Int[Tensor, " N"]) -> int | None:
+        """The position to be read where there is one slot and it lacks nothing else; it counts as read when `read`
+        says so.
+        """
+        if not len(self.owner) == len(tokens) == len(at) == 1 or tokens.shape[1] > self.length:
+            return None
+        position = int(at)
+        if not torch.equal(tokens[0, :position], self.read[0, :position]):
+            return None
+        self.read[0, position:] = UNREAD
+        return position
 
     def windows(
         self, tokens: Int[Tensor, "R L"], at: Int[Tensor, " N"], rows: Int[Tensor, " R"] | None, device: torch.device

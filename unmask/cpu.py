@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -153,10 +153,16 @@ def _summed(weight: Float[Tensor, "E D"]) -> Product:
     table = weight.t().view(inputs * shares, outputs // shares)
 
     def product(x: Tensor) -> Tensor:
-        scales = x if shares == 1 else x.repeat(shares)
-        return torch.embedding_bag(table, columns, begins, False, SUM, False, scales)[0].view(-1)
+        return summed(table, columns, begins, x if shares == 1 else x.repeat(shares)).view(-1)
 
     return product
+
+
+def summed(
+    table: Float[Tensor, "n D"], rows: Int[Tensor, " m"], begins: Int[Tensor, " b"], scales: Float[Tensor, " m"]
+) -> Float[Tensor, "b D"]:
+    """Sums of rows of a table, each times its scale: of those from each beginning on. As fast as memory is read."""
+    return torch.embedding_bag(table, rows, begins, False, SUM, False, scales)[0]
 
 
 WAYS = [

@@ -156,14 +156,16 @@ class Transformer(nn.Module):
     ) -> Float[Tensor, "N D"]:
         """The states at `at`, what the cache does not remember of each row being read behind what it does."""
         device, states, asked = self.embedding.weight.device, [], []
+        cos, sin = self._tables(cache.length, device)
         row = None if torch.is_autocast_enabled("cpu") or cache.memory[-1] is None else cache.row
+        if row is not None and (position := cache.single(tokens, at)) is not None:
+            state = row(int(tokens[0, position]), position, (cos[position], sin[position]), cache.memory)
+            cache.read[0, position] = tokens[0, position]
+            return state
         for window in cache.windows(tokens, at, rows, device):
-            cos, sin = (table[window.where[1]] for table in self._tables(cache.length, device))
-            if row is not None and window.single:
-                states.append(row(int(window.tokens), window.end - 1, (cos[0], sin[0]), cache.memory))
-            else:
-                attends = [partial(cache.attend, layer, window) for layer in range(len(self.blocks))]
-                states.append(self.hidden(window.tokens, window.at, rotary=(cos, sin), attends=attends))
+            attends = [partial(cache.attend, layer, window) for layer in range(len(self.blocks))]
+            rotary = cos[window.where[1]], sin[window.where[1]]
+            states.append(self.hidden(window.tokens, window.at, rotary=rotary, attends=attends))
             asked.append(window.asked)
         return states[0] if len(states) == 1 else torch.cat(states)[sent(torch.cat(asked).argsort(), device)]
 

@@ -24,7 +24,8 @@ class Row:
 
     def __init__(self, network: "Transformer") -> None:
         self.network, self.layers = network, [_parts(block) for block in cast(Iterable[Block], network.blocks)]
-        self.kept: list[tuple[Float[Tensor, "1 G L d"], Float[Tensor, "1 G L d"]]] = []
+        self.kept: list[tuple[Float[Tensor, "G L d"], Float[Tensor, "G L d"], Float[Tensor, "G*L d"]]] = []
+        """Keys and values of each layer, and these as a table, of whose rows `rows` [H, L] are each head's."""
 
     @staticmethod
     def fits(network: "Transformer") -> bool:
@@ -45,22 +46,22 @@ class Row:
         config, eps = network.config, network.config.norm_eps
         heads, groups, half = config.heads, config.groups, config.head_width // 2
         if not self.kept:
-            self.kept = [(keys.transpose(1, 2), values.transpose(1, 2)) for keys, values in memory]
+            both = [(keys[0].transpose(0, 1), values[0].transpose(0, 1)) for keys, values in memory]
+            self.kept = [(keys, values, values.flatten(0, 1)) for keys, values in both]
+            self.rows = torch.arange(groups * memory[0].shape[2]).view(groups, -1).repeat_interleave(heads // groups, 0)
+        seen, scale = at + 1, config.head_width**-0.5
+        rows, begins = self.rows[:, :seen].reshape(-1), torch.arange(0, heads * seen, seen)
         x = network.embedding.weight[0 if token == network.mask_id else token]
-        for layer, (keys, values) in zip(self.layers, self.kept, strict=True):
+        for layer, (keys, values, table) in zip(self.layers, self.kept, strict=True):
             norm_1, qkv, bias, project, norm_2, gate_up, down = layer
             parts = qkv(cpu.rms_norm(x, norm_1, eps))
             parts = (parts if bias is None else parts + bias).view(heads + 2 * groups, -1)
             turned = parts[: heads + groups]
             turned = torch.addcmul(turned * cos, turned.roll(half, -1), sin)
-            keys[0, :, at], values[0, :, at] = turned[heads:], parts[heads + groups :]
-            y = F.scaled_dot_product_attention(
-                turned[:heads].view(1, heads, 1, -1),
-                keys[:, :, : at + 1],
-                values[:, :, : at + 1],
-                enable_gqa=heads != groups,
-            )
-            x = x + project(y.view(-1))
+            keys[:, at], values[:, at] = turned[heads:], parts[heads + groups :]
+            queries = turned[:heads].mul_(scale).view(groups, -1, 2 * half)
+            shares = torch.bmm(keys[:, :seen], queries.mT).mT.reshape(heads, seen).softmax(-1)
+            x = x + project(cpu.summed(table, rows, begins, shares.view(-1)).view(-1))
             gate, up = gate_up(cpu.rms_norm(x, norm_2, eps)).view(2, -1)
             x = x + down(F.silu(gate).mul_(up))
         return cpu.rms_norm(x, network.norm.weight, eps)[None]
