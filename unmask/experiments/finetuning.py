@@ -31,7 +31,7 @@ from unmask.train import TrainConfig
 
 TUNED: dict[Scale, Setting] = {
     **SIZES,
-    "laptop": replace(SIZES["laptop"], length=384, batch=16, steps=450, rate=1e-3),
+    "laptop": replace(SIZES["laptop"], length=384, batch=16, steps=450, rate=4e-3),
     "gpu": replace(SIZES["gpu"], batch=64, steps=2000, rate=1e-4),
 }
 """How checkpoints are trained on; new weights are trained as in all experiments that ask questions."""
