@@ -197,6 +197,7 @@ def test_the_variance_of_the_steps_that_are_used():
         (lambda: Losses(seeds=0), "seeds 0: give at least 1"),
         (lambda: Starting(seeds=0), "seeds 0: give at least 1"),
         (lambda: Reverse(seeds=0), "seeds 0: give at least 1"),
+        (lambda: Scaling(seeds=0), "seeds 0: give at least 1"),
         (lambda: Reverse(guidance=-3), "guidance -3: a weight of guidance is -1 or more"),
         (lambda: Guidance(weights=(0.5, -0.5)), "weights -0.5: give numbers above 0"),
         (lambda: Guidance(temperatures=(1.0, 1.0)), "temperatures 1.0 1.0: give each once"),

@@ -385,6 +385,9 @@ def test_what_is_not_there_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"no train split of wikitext2: looked there and in wikitext2/ for wiki.train"):
         rows_of(CORPUS["wikitext2"], "train", tmp_path)
     (tmp_path / "test.jsonl").write_text('{"other": "x"}\n', encoding="utf-8")
+    (tmp_path / "null.jsonl").write_text('{"sentence": null}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"null\.jsonl: no rows of ptb .*row 1 is no text but NoneType"):
+        rows_of(CORPUS["ptb"], "test", tmp_path / "null.jsonl")
     with pytest.raises(ValueError, match=r"test.jsonl: no rows of ptb with a column 'sentence' in it \(KeyError"):
         rows_of(CORPUS["ptb"], "test", tmp_path)
     (tmp_path / "test.jsonl").write_text("not json\n", encoding="utf-8")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from unmask.experiments.page import pages, publish, told
+from unmask.experiments.page import pages, put, told
 from unmask.files import writable
 from unmask.log import say
 from unmask.report.page import page_of
@@ -31,11 +31,10 @@ class Report:
     def run(self) -> None:
         writable(self.out)
         found = find(self.paths)
-        if self.results is not None:
-            pages(found.claims, self.results)  # nothing is written where this cannot be
+        results = {} if self.results is None else pages(found.claims, self.results)  # before anything is written
         made = {"report": str(page_of(found, self.out, told=told))}
-        if self.results is not None:
-            made["results"] = str(publish(found.claims, self.results))
+        if results:
+            made["results"] = str(put(results))
         if not self.json:
             return say("\n".join(made.values()))
         say({**made, "runs": len(found.runs), "rows": len(found.rows), "samples": len(found.samples)})

@@ -153,7 +153,7 @@ def _from_hub(corpus: Corpus, split: str) -> list[str]:
     kind = "json" if address.endswith(".jsonl") else "parquet"
     try:
         found = datasets.load_dataset(kind, data_files={"rows": address}, split="rows")
-        return list(found[corpus.column])
+        return _texts(list(found[corpus.column]))
     except Exception as error:  # no name, no network, no file, no such column: each library has its own exception
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"cannot read {address} ({reason}): give --local FOLDER with a copy") from None
@@ -213,4 +213,4 @@ def _texts(values: list) -> list[str]:
 def _saved(folder: Path, column: str) -> list[str]:
     from datasets import load_from_disk
 
-    return [str(row) for row in load_from_disk(str(folder))[column]]
+    return _texts(list(load_from_disk(str(folder))[column]))

@@ -22,8 +22,12 @@ reruns it, at the scale and on the kind of machine stated. ± is a standard erro
 
 
 def publish(results: Sequence[tuple[str, Row]], folder: Path) -> Path:
-    """Write what `pages` makes; returns the page of results, which comes last."""
-    made = pages(results, folder)
+    """Write what `pages` makes; returns the page of results."""
+    return put(pages(results, folder))
+
+
+def put(made: Mapping[Path, bytes]) -> Path:
+    """Write files; returns the last one."""
     for path, content in made.items():
         with atomic(path, "wb") as file:
             file.write(content)

@@ -54,7 +54,7 @@ def _judged(row: Row) -> list[str]:
 def _writer(row: Row) -> str:
     """Whose texts, and in which way they were written."""
     way = row.get("sweep") or str(row.get("policy") or "").partition("(")[0]
-    return ", ".join(filter(None, (say(row.get("model")), way, row.get("draw"))))
+    return ", ".join(map(str, filter(None, (say(row.get("model")), way, row.get("draw")))))
 
 
 def generation_figures(rows: Sequence[Row]) -> list[tuple[str, list[str], list[tuple[str, str, str]]]]:

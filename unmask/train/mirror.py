@@ -69,10 +69,9 @@ class Mirror:
             place = self.home / CHECKPOINTS / name
             for path in sorted(ours[name].iterdir(), key=lambda path: path.name == MANIFEST):
                 self._put(path, place / path.name)
-        begun = {
-            PurePosixPath(path).parent.name for path in self.system.find(str(self.home / CHECKPOINTS))
-        } - ours.keys()
-        for name in (name for name in begun if name.isdigit() and int(name) < max(map(int, ours), default=0)):
+        files = self.system.find(str(self.home / CHECKPOINTS))
+        others = {PurePosixPath(path).parent.name for path in files} - ours.keys()
+        for name in (name for name in others if name.isdigit() and int(name) < max(map(int, ours), default=0)):
             place = self.home / CHECKPOINTS / name
             if name in theirs:
                 self.system.rm_file(str(place / MANIFEST))
