@@ -18,6 +18,7 @@ from unmask.train import Optimiser, checkpoints, train
 STEPS = 12
 WAYS = [(2, 2, "ddp"), (2, 2, "fsdp"), (4, 1, "ddp"), (4, 1, "fsdp")]
 COMMON = {"steps": STEPS, "ema": 0.9, "layers": 2, "save_every": 4, "validate_every": 6, "validation_sequences": 7}
+COMMON |= {"documents_apart": True}  # the network is asked through its wrapper
 
 
 pytestmark = pytest.mark.skipif(

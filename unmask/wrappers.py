@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from unmask.conditioned import Conditioned
 from unmask.draws import log_probabilities, sent
 from unmask.network import SAME, Network, Reading, Then, evaluations, read_out, remembering, require_something_left
-from unmask.transformer import Transformer
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,7 +225,8 @@ class Apart:
         if isinstance(self.network, Guided | Biased | Apart | Counted):
             name = type(self.network).__name__
             raise ValueError(f"Apart goes around the model itself, others around it: {name}(Apart(model, …), …)")
-        if not isinstance(getattr(self.network, "network", self.network), Transformer):
+        inside = getattr(self.network, "network", self.network)  # a Transformer, or what compiles or replicates one
+        if isinstance(self.network, Plain) or isinstance(inside, Conditioned) or not isinstance(inside, nn.Module):
             raise ValueError(f"Apart is for a Transformer or a model of one: {type(self.network).__name__} is none")
 
     def __call__(
