@@ -235,7 +235,6 @@ def test_what_a_wrapper_cannot_be_around_or_be_told_is_refused():
     for other in (conditioned, InconsistentTable(3, 3), Plain(torch.nn.Identity(), 3, 3)):
         with pytest.raises(ValueError, match="Apart is for a Transformer"):
             Apart(other, SEGMENTS)
-    Apart(torch.compile(small(False)), SEGMENTS)  # as in training
     with pytest.raises(ValueError, match=r"segments \(0, 12\) for tokens"):
         Apart(small(False), SEGMENTS[:0])(some_tokens(0, False), EVERY_AT)
     for causal, absent in ((False, 8), (False, -1), (True, 7)):
