@@ -52,6 +52,10 @@ class ConditionedConfig:
             raise ValueError(f"condition {self.condition} must be at least 1, sigma_max {self.sigma_max} above 0")
         _ = self.inner
 
+    def build(self, seed: int | None = 0) -> "Conditioned":
+        """The network of these sizes; see `Conditioned` for `seed`."""
+        return Conditioned(self, seed)
+
     @property
     def inner(self) -> TransformerConfig:
         """The same sizes without a level. Raises ValueError where they do not fit together."""

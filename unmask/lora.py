@@ -68,7 +68,7 @@ def merged(
 
 def count(config: TransformerConfig, rank: int, on: Sequence[Layer]) -> int:
     """Parameters of the adapters. Raises ValueError where `on` names a layer that the network lacks."""
-    layers = _chosen(Transformer(config, seed=None), on)
+    layers = _chosen(config.build(None), on)
     return rank * sum(layer.in_features + layer.out_features for layer in layers)
 
 

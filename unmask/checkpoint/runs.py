@@ -4,7 +4,7 @@ config.json (network, training, data), model.safetensors (the weights to use: th
 tokenizer.json, and checkpoints/ (what resuming needs: unmask/train/checkpoints.py).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
@@ -23,12 +23,16 @@ SIZES = ("vocab", "layers", "heads", "width")  # what no default stands for in a
 
 def network_config(config: Row, path: Path) -> Config:
     """The network of a config.json. Raises ValueError where it is missing or names what this version does not know."""
-    values, kind = config.get("network"), TransformerConfig
-    if isinstance(values, dict) and values.get("type") == ConditionedConfig.__name__:
-        values, kind = {name: value for name, value in values.items() if name != "type"}, ConditionedConfig
-    known = {field.name for field in fields(kind)}
-    if not isinstance(values, dict) or not set(values) <= known:
-        surplus = sorted(set(values) - known) if isinstance(values, dict) else "no such entry"
+    values = config.get("network")
+    if not isinstance(values, dict):
+        raise ValueError(f'{path}: "network" does not describe a network of this version (no such entry)')
+    name, values = values.get("type", TransformerConfig.__name__), {**values}
+    values.pop("type", None)
+    kind = {each.__name__: each for each in (*_kinds(TransformerConfig), ConditionedConfig)}.get(str(name))
+    if kind is None:
+        remedy = "run a script that has the class and calls unmask.cli.main (examples/network.py)"
+        raise ValueError(f'{path}: "network" is a {name!r:.60}, a class that is not of this package: {remedy}')
+    if surplus := sorted(set(values) - {field.name for field in fields(kind)}):
         raise ValueError(f'{path}: "network" does not describe a network of this version ({surplus})')
     if absent := [name for name in SIZES if name not in values]:
         raise ValueError(f'{path}: "network" does not say its {", ".join(absent)}: restore it')
@@ -36,6 +40,13 @@ def network_config(config: Row, path: Path) -> Config:
         return configured(kind, values)
     except ValueError as error:
         raise ValueError(f'{path}: "network": {error}') from None
+
+
+def _kinds(kind: type[TransformerConfig]) -> Iterator[type[TransformerConfig]]:
+    """The class and those that are made of it, the last one defined last: in a notebook, the one to take."""
+    yield kind
+    for each in kind.__subclasses__():
+        yield from _kinds(each)
 
 
 def assign(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -81,7 +92,7 @@ def _step(folder: Path) -> object:
 def describe(value: object) -> object:
     """A dataclass as JSON data with its class named under "type", so that a config says which of a union it holds."""
     if is_dataclass(value) and not isinstance(value, type):
-        if isinstance(value, TransformerConfig):
+        if type(value) is TransformerConfig:
             return {name: describe(each) for name, each in asdict(value).items()}
         inner = {field.name: describe(getattr(value, field.name)) for field in fields(value)}
         return {"type": type(value).__name__, **inner}

@@ -14,11 +14,13 @@ from unmask.transformer import TransformerConfig
 def network_from(theirs: Config, ours: TransformerConfig) -> TransformerConfig:
     """The configuration of a run that begins as a network of `theirs`, of the kind of `ours`, and with its dropout.
 
-    Raises ValueError for a network that is told the level, and for a bidirectional one where `ours` is causal or
-    shifted and it is not.
+    Raises ValueError for a network that is told the level, for one of another class than yours, where `ours` is of
+    such a one, and for a bidirectional one where `ours` is causal or shifted and it is not.
     """
     if not isinstance(theirs, TransformerConfig):
         raise ValueError("a network that is told the level begins no other")
+    if not isinstance(theirs, type(ours)):
+        raise ValueError(f"a network of {type(theirs).__name__} begins none of {type(ours).__name__}")
     if ours.causal and not theirs.causal:
         raise ValueError("a bidirectional network begins no causal one")
     if theirs.causal and not ours.causal:

@@ -8,7 +8,8 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
@@ -64,15 +65,14 @@ ABOUT = "Masked diffusion language models: train, sample, and measure a likeliho
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of `unmask` and `python -m unmask`."""
+    """Entry point of `unmask`, `python -m unmask`, and of a script that adds classes and recipes of its own.
+
+    Under torchrun several processes do it, of which the first speaks.
+    """
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        if not words or words[0] in ("-h", "--help"):
-            print(overview())
-        elif words[0] in ("-V", "--version"):
-            print(f"unmask {version('unmask')}")
-        else:
-            _run(words[0], words[1:])
+        with _together():
+            _command(words)
     except BrokenPipeError:  # `unmask … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
@@ -86,6 +86,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """As one of the processes of a job, where it is one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield
+        return
+    from unmask import ranks
+    from unmask.log import hush
+
+    with ranks.joined(), ranks.lost():
+        if ranks.rank():
+            hush()
+        yield
+
+
+def _command(words: list[str]) -> None:
+    if not words or words[0] in ("-h", "--help"):
+        print(overview())
+    elif words[0] in ("-V", "--version"):
+        print(f"unmask {version('unmask')}")
+    else:
+        _run(words[0], words[1:])
 
 
 def overview() -> str:

@@ -24,7 +24,6 @@ from unmask.transformer import TransformerConfig
 from unmask.units import duration
 
 SHOWN = ("tiny", "tiny-ar", "radd-small", "radd-medium", "smdm-113", "ar-113")
-SIZES = {f"--{each.name.replace('_', '-')}" for each in fields(TransformerConfig)} - {"--dropout", "--shifted"}
 BUDGETS = ("--steps", "--tokens", "--flops", "--true-flops", "--minutes")
 
 
@@ -60,7 +59,9 @@ def command(words: Sequence[str]) -> type:
         raise ValueError("--vocab: the vocabulary is that of the data; choose it by `unmask prepare --tokenizer`")
     if {"--causal", "--no-causal"} & set(flags):
         raise ValueError("--causal: the causal twin of a recipe is one of its own: tiny-ar, ar-113")
-    sizes = [flag for flag in flags if flag.replace("--no-", "--") in SIZES]
+    networks = [TransformerConfig, *(type(RECIPES[word]().network) for word in words[:1] if word in RECIPES)]
+    known = {f"--{each.name.replace('_', '-')}" for kind in networks for each in fields(kind)}
+    sizes = [flag for flag in flags if flag.replace("--no-", "--") in known - {"--dropout", "--shifted"}]
     if sizes and "--init" in flags:
         raise ValueError(f"{', '.join(sizes)}: a run with --init has the sizes of its checkpoint: leave them out")
     names = dict.fromkeys([*SHOWN, *(word for word in words if word in RECIPES)])

@@ -106,7 +106,7 @@ class Family:
 def network_of(config: Config, seed: int | None = None) -> Transformer | Conditioned:
     """The network of a configuration, without memory unless there is a seed. Raises ValueError for absurd sizes."""
     try:
-        return Conditioned(config, seed) if isinstance(config, ConditionedConfig) else Transformer(config, seed)
+        return config.build(seed)
     except (RuntimeError, OverflowError, TypeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"no such network can be made ({reason})") from None
@@ -173,7 +173,8 @@ def to_published(family: Family, state_dict: Mapping[str, Tensor], config: Confi
     Raises ValueError where the published code has no such network, or the state_dict is not of this configuration.
     """
     if not family.fits(config):
-        raise ValueError(f"{family.name} has no such network: it requires {family.requires}")
+        kind = type(config).__name__
+        raise ValueError(f"{family.name} has no such network ({kind}): it requires {family.requires}")
     _compare(family, state_dict, network_of(config).state_dict())
     return {name: buffer(_inner(config)) for name, buffer in family.buffers.items()} | dict(
         _written(family, state_dict, config)

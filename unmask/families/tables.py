@@ -47,7 +47,7 @@ RADD = Family(
     ),
     config={"flavour": "dit", "causal": False},
     fits=lambda c: (
-        isinstance(c, TransformerConfig)
+        type(c) is TransformerConfig
         and (c.flavour, c.causal, c.groups, c.mlp_width, c.tied, c.mask, c.shifted, c.qkv_bias)
         == ("dit", False, c.heads, 4 * c.width, False, c.vocab, False, False)
         and (c.norm_eps, c.rotary_base, c.rotary_scaling, c.rotary_dtype) == (1e-5, 10_000, None, "float32")
@@ -208,7 +208,7 @@ SMDM = Family(
     ),
     config={"flavour": "llama", "rotary_dtype": "bfloat16"},
     fits=lambda c: (
-        isinstance(c, TransformerConfig)
+        type(c) is TransformerConfig
         and (c.flavour, c.rotary_base, c.rotary_scaling, c.norm_eps, c.tied, c.mask, c.shifted, c.qkv_bias)
         == ("llama", 10_000, None, 1e-5, False, c.vocab, False, False)
     ),
@@ -279,7 +279,7 @@ LLADA = Family(
     ),
     config={"flavour": "llama", "causal": False, "mask_id": 126_336, "rotary_base": 5e5},
     fits=lambda c: (
-        isinstance(c, TransformerConfig)
+        type(c) is TransformerConfig
         and (c.flavour, c.causal, c.rotary_scaling, c.rotary_dtype, c.shifted, c.qkv_bias, c.mask < c.vocab)
         == ("llama", False, None, "float32", False, False, True)
     ),
@@ -402,9 +402,7 @@ LLAMA = Family(
     "Llama",
     HF_LINES,
     config={"flavour": "llama", "causal": True, "norm_eps": 1e-6},
-    fits=lambda c: (
-        isinstance(c, TransformerConfig) and (c.flavour, c.causal, c.rotary_dtype) == ("llama", True, "float32")
-    ),
+    fits=lambda c: type(c) is TransformerConfig and (c.flavour, c.causal, c.rotary_dtype) == ("llama", True, "float32"),
     requires="flavour llama, causal, rotary tables in float32",
     mark="model.layers.0.self_attn.q_proj.weight",
     settings=HF_SETTINGS,
@@ -420,7 +418,7 @@ DREAM = Family(
     config={"flavour": "llama", "causal": False, "shifted": True, "mask_id": 151_666, "norm_eps": 1e-6}
     | {"rotary_base": 1e6},
     fits=lambda c: (
-        isinstance(c, TransformerConfig)
+        type(c) is TransformerConfig
         and (c.flavour, c.causal, c.shifted, c.rotary_dtype, c.mask < c.vocab)
         == ("llama", False, True, "float32", True)
     ),

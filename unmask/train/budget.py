@@ -11,7 +11,7 @@ from unmask.objectives import AnyOrder
 from unmask.train.config import TrainConfig
 from unmask.train.optimiser import hidden_matrices
 from unmask.train.precision import Precision, autocast
-from unmask.transformer import Transformer, TransformerConfig
+from unmask.transformer import TransformerConfig
 
 
 def steps_for(
@@ -52,7 +52,7 @@ def state(config: TrainConfig) -> Row:
     """
     total, matrices = config.network.parameters()["total"], 0
     if config.optimiser.muon:
-        matrices = sum(p.numel() for p in hidden_matrices(Transformer(config.network, seed=None)))
+        matrices = sum(p.numel() for p in hidden_matrices(config.network.build(None)))
     learnt = config.adapters() or total
     counts = {"weights": total + config.adapters(), "gradients": learnt, "moments": 2 * learnt - matrices}
     return {name: 4 * count for name, count in {**counts, "average": learnt if config.ema else 0}.items()}
@@ -76,7 +76,7 @@ def measured_rate(
     seconds: float = 2.0,
 ) -> float:
     """True FLOPs a second of this machine in steps of an MDM of that size on (rows, length) tokens, two at least."""
-    network = Transformer(replace(size, causal=False), seed=0).to(device)
+    network = replace(size, causal=False).build().to(device)
     optimiser = torch.optim.AdamW(network.parameters(), fused=device.type in ("cpu", "cuda"))
     rows, length = shape or ((4, 256) if device.type == "cpu" else (64, 1024))
     generator = torch.Generator().manual_seed(0)

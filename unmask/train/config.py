@@ -110,7 +110,7 @@ class TrainConfig:
             raise ValueError(f"batch {self.batch} must be a multiple of accumulate {self.accumulate}")
         if not isinstance(self.network, TransformerConfig):
             kind = type(self.network).__name__
-            raise ValueError(f"network: a TransformerConfig, no {kind}; a module of yours takes your own loop (README)")
+            raise ValueError(f"network: a TransformerConfig or a class made of it (examples/network.py), no {kind}")
         if isinstance(self.objective, NextToken) != self.network.causal:
             raise ValueError("a causal network trains with NextToken, a bidirectional one with a denoising objective")
         if not 0 <= self.seed < 2**63:

@@ -81,6 +81,10 @@ def ready(config: TrainConfig, out: Path) -> Start:
     spare = config.network.vocab - tokenizer.vocab  # rows that published networks have beyond their tokenizer's
     if spare < 0 or (spare and config.init is None):
         raise ValueError(f"network vocab {config.network.vocab}, but {config.data} has {tokenizer.vocab} tokens")
+    said = config.network.parameters()["total"]
+    if said != (there := sum(weight.numel() for weight in config.network.build(None).parameters())):
+        kind = type(config.network).__name__
+        raise ValueError(f"{kind}.parameters() tells {said:,}, but its network has {there:,}: 6ND would be wrong")
     if config.batch % (config.accumulate * ranks.world()):
         parts = f"{ranks.world()} processes x accumulate {config.accumulate}"
         fit = [n for n in range(1, config.accumulate) if config.batch % (n * ranks.world()) == 0]

@@ -81,7 +81,7 @@ def hidden_matrices(network: Transformer) -> list[Tensor]:
 
 def muon_flops(config: TransformerConfig) -> float:
     """Of one step's iterations: 5 x (4 m^2 n + 2 m^3) for an m x n matrix, m the shorter side."""
-    sides = [sorted(p.shape) for p in hidden_matrices(Transformer(config, seed=None))]
+    sides = [sorted(p.shape) for p in hidden_matrices(config.build(None))]
     return 5.0 * sum(4 * m * m * n + 2 * m**3 for m, n in sides)
 
 

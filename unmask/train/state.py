@@ -37,11 +37,11 @@ class State:
         config = self.config
         if config.lora:
             assert initial is not None
-            network = Transformer(config.network, seed=None)
+            network = config.network.build(None)
             network.load_state_dict({name: self._kept(value) for name, value in initial.items()}, assign=True)
             attach(network, config.lora, config.lora_on, config.seed)
             return network
-        network = Transformer(config.network, seed=config.seed)
+        network = config.network.build(config.seed)
         if initial is not None:
             network.load_state_dict(dict(initial))
         return network

@@ -6,13 +6,14 @@ along the text is.
 """
 
 from unmask.transformer.config import TransformerConfig
-from unmask.transformer.layers import GELU, Attention, embedding, product
+from unmask.transformer.layers import GELU, Attention, Block, embedding, product
 from unmask.transformer.network import Cached, Transformer
 from unmask.transformer.rotary import rotary_tables, rotate
 
 __all__ = [
     "GELU",
     "Attention",
+    "Block",
     "Cached",
     "Transformer",
     "TransformerConfig",

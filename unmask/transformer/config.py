@@ -1,14 +1,18 @@
 """A size of the network; parameters and FLOPs follow from it."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from unmask.transformer.network import Transformer
 
 
 @dataclass(frozen=True)
 class TransformerConfig:
     """A size is layers, heads, width and vocabulary; parameters and FLOPs follow.
 
-    Raises ValueError for sizes that do not fit together.
+    Raises ValueError for sizes that do not fit together. A class made of it that `build`s a network of its own is
+    trained, saved and loaded like this one (examples/network.py).
     """
 
     vocab: int
@@ -80,6 +84,12 @@ class TransformerConfig:
             raise ValueError(f"{what}, both finite")
         if not 0 <= self.mask <= self.vocab:
             raise ValueError(f"mask_id {self.mask} must lie in 0..vocab = {self.vocab}")
+
+    def build(self, seed: int | None = 0) -> "Transformer":
+        """The network of these sizes; see `Transformer` for `seed`."""
+        from unmask.transformer.network import Transformer
+
+        return Transformer(self, seed)
 
     @property
     def groups(self) -> int:

@@ -14,7 +14,7 @@ from unmask import cpu
 from unmask.cache import Attend, Cache
 from unmask.draws import sent
 from unmask.head import row_nats
-from unmask.network import SAME, Nats, Reading, Target, Then, read_out, require_something_left
+from unmask.network import SAME, Nats, Network, Reading, Target, Then, read_out, require_something_left
 from unmask.transformer.config import TransformerConfig
 from unmask.transformer.layers import Block, embedding, norm, output_product
 from unmask.transformer.rotary import frequencies, rotary_tables
@@ -28,9 +28,13 @@ class Transformer(nn.Module):
 
     `seed` initialises the weights as the flavour's paper does, from a generator of its own; None leaves them on the
     meta device, without memory, for weights that are to be assigned (`load_state_dict(..., assign=True)`).
+
+    A subclass may have blocks of its own: a `block` is made of the configuration and called as `Block` is. Its
+    configuration `build`s it and counts its parameters and FLOPs.
     """
 
     normalised = True
+    block: type[nn.Module] = Block
 
     def __init__(self, config: TransformerConfig, seed: int | None = 0) -> None:
         super().__init__()
@@ -39,13 +43,39 @@ class Transformer(nn.Module):
         self.vocab, self.mask_id, self.causal = config.vocab, config.mask, config.causal
         with torch.device("meta"):
             self.embedding = embedding(config.embedding_rows, config.width)
-            self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+            self.blocks = nn.ModuleList(self.block(config) for _ in range(config.layers))
             self.norm = norm(config)
             self.output = None if config.tied else nn.Linear(config.width, config.vocab, config.flavour == "dit")
         self._rotary: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
         if seed is not None:
             self.to_empty(device="cpu")
-            initialise(self, torch.Generator().manual_seed(seed))
+            self.initialise(torch.Generator().manual_seed(seed))
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator) -> None:
+        """Draw the weights as the flavour's paper does, in place.
+
+        llama (SMDM): normal, std sqrt(2 / (5 D)); what is added to the stream has std 1 / (sqrt(D) layers).
+        dit (RADD's code): uniform within 1/sqrt(fan in), output layer zero, LayerNorm weight AND bias one.
+        """
+        config = self.config
+        for name, parameter in self.named_parameters():
+            leaf = name.rsplit(".", 2)[-2:]
+            if "norm" in name:
+                parameter.fill_(1.0)
+            elif leaf == ["qkv", "bias"]:
+                parameter.zero_()
+            elif config.flavour == "llama":
+                added = leaf[0] in ("project", "down")
+                std = 1 / (math.sqrt(config.width) * config.layers) if added else math.sqrt(2 / (5 * config.width))
+                parameter.normal_(0, std, generator=generator)
+            elif leaf[0] == "output":
+                parameter.zero_()
+            else:
+                fan_in = config.mlp_width if leaf[0] == "down" else config.width
+                parameter.uniform_(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in), generator=generator)
+        if config.neighbours:
+            look_at_neighbours(self)
 
     def hidden(
         self,
@@ -72,9 +102,13 @@ class Transformer(nn.Module):
             x = block(x, rotary, attend, of, seen)
         return self.norm(x)
 
-    def cached(self, slots: int, length: int) -> "Cached":
-        """A view of the causal network that remembers up to `slots` rows of up to `length` tokens."""
-        return Cached(self, slots, length)
+    def cached(self, slots: int, length: int) -> Network:
+        """A view of the causal network that remembers up to `slots` rows of up to `length` tokens.
+
+        A subclass remembers nothing, unless it says by a `cached` of its own that its blocks can do with the tokens
+        that are new and what `attend` gives of the others.
+        """
+        return Cached(self, slots, length) if type(self) is Transformer else self
 
     def forward(
         self,
@@ -210,33 +244,6 @@ class Cached:
     ) -> Reading:
         """See `unmask.network.Network`."""
         return self.network(tokens, at, then=then, rows=rows, level=level, cache=self.cache)
-
-
-def initialise(network: Transformer, generator: torch.Generator) -> None:
-    """Draw the weights as the flavour's paper does, in place.
-
-    llama (SMDM): normal, std sqrt(2 / (5 D)); what is added to the stream has std 1 / (sqrt(D) layers).
-    dit (RADD's code): uniform within 1/sqrt(fan in), output layer zero, LayerNorm weight AND bias one.
-    """
-    config = network.config
-    for name, parameter in network.named_parameters():
-        leaf = name.rsplit(".", 2)[-2:]
-        with torch.no_grad():
-            if "norm" in name:
-                parameter.fill_(1.0)
-            elif leaf == ["qkv", "bias"]:
-                parameter.zero_()
-            elif config.flavour == "llama":
-                added = leaf[0] in ("project", "down")
-                std = 1 / (math.sqrt(config.width) * config.layers) if added else math.sqrt(2 / (5 * config.width))
-                parameter.normal_(0, std, generator=generator)
-            elif leaf[0] == "output":
-                parameter.zero_()
-            else:
-                fan_in = config.mlp_width if leaf[0] == "down" else config.width
-                parameter.uniform_(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in), generator=generator)
-    if config.neighbours:
-        look_at_neighbours(network)
 
 
 @torch.no_grad()
