@@ -121,7 +121,7 @@ REFUSED = "mdm radd, mdm llada, mdm llama, dit smdm, dream llada, sedd mdlm"
 @pytest.mark.parametrize(("name", "to"), [pair.split() for pair in REFUSED.split(", ")])
 def test_a_layout_that_has_no_such_network_is_refused(name: str, to: str, tmp_path: Path):
     source = run_folder(tmp_path / "run", NETWORKS[name][0])
-    with pytest.raises(ValueError, match="has no such network .*: it requires"):
+    with pytest.raises(ValueError, match=r"has no such network .*: it requires"):
         convert(source, tmp_path / "out", to)
     assert not (tmp_path / "out").exists()
 

@@ -4,7 +4,7 @@ import importlib
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -16,10 +16,11 @@ import unmask
 from unmask.checkpoint import convert, load, network_from
 from unmask.cli import main
 from unmask.files import read_json, read_lines, write_json
+from unmask.lora import ALL, attach
 from unmask.network import remembering
 from unmask.recipes import RECIPES
 from unmask.train import train
-from unmask.transformer import Transformer, TransformerConfig
+from unmask.transformer import Block, Transformer, TransformerConfig
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "network.py"
 
@@ -84,15 +85,119 @@ def test_counts_itself(example):
     assert flops[0] - flops[1] == config.forward_flops(8, 3) - plain.forward_flops(8, 3)
 
 
-def test_one_that_miscounts_is_refused(example, config, tmp_path):
-    @dataclass(frozen=True)
-    class Careless(example.LookingConfig):
-        def parameters(self):
-            return TransformerConfig.parameters(self)
+@dataclass(frozen=True)
+class Own(TransformerConfig):
+    """A block of its own kind, and what it counts."""
 
-    with pytest.raises(ValueError, match=r"Careless.parameters\(\) tells .* but its network has"):
-        train(replace(config, network=Careless(vocab=258, layers=2, heads=2, width=32)), tmp_path / "run")
+    kind: str = "Fine"
+    extra: int = 32
+    """Weights a block beyond those of the package's."""
+    more: tuple[int, ...] | None = None
+
+    def build(self, seed: int | None = 0) -> Transformer:
+        block = globals()[self.kind]
+        return type("Network", (block.network,), {"block": block})(self, seed)
+
+    def parameters(self) -> dict[str, int]:
+        return {name: count + self.layers * self.extra for name, count in super().parameters().items()}
+
+
+class Scaled(Transformer):
+    def initialise(self, generator: torch.Generator) -> None:
+        super().initialise(generator)
+        for name, weight in self.named_parameters():
+            if name.endswith("scale"):
+                torch.nn.init.ones_(weight)
+
+
+class Fine(Block):
+    """Its input times a weight a channel."""
+
+    network = Scaled
+
+    def __init__(self, config: Own) -> None:
+        super().__init__(config)
+        self.scale = torch.nn.Parameter(torch.empty(config.width))
+
+    def forward(self, x, *others):
+        return super().forward(x * self.scale, *others)
+
+
+class Frozen(Fine):
+    def __init__(self, config: Own) -> None:
+        super().__init__(config)
+        self.scale.requires_grad_(False)
+
+
+class Buffered(Fine):
+    def __init__(self, config: Own) -> None:
+        super().__init__(config)
+        self.register_buffer("ones", torch.ones(config.width), persistent=False)
+
+
+class Unused(Fine):
+    def forward(self, x, *others):
+        return Block.forward(self, x, *others)
+
+
+class Broken(Fine):
+    def forward(self, x, *others):
+        return super().forward(x[..., :3], *others)
+
+
+class Chance(Transformer):
+    def initialise(self, generator: torch.Generator) -> None:
+        super().initialise(generator)
+        for block in self.blocks:
+            torch.nn.init.normal_(block.get_parameter("scale"))
+
+
+class Random(Fine):
+    network = Chance
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"extra": 31}, r"Own.parameters\(\) tells .* but its network has"),
+        ({"kind": "Frozen"}, "blocks.0.scale is a buffer, frozen, or"),
+        ({"kind": "Buffered"}, "blocks.0.ones is a buffer, frozen, or"),
+        ({"kind": "Unused"}, "blocks.0.scale gets no gradient"),
+        ({"kind": "Broken"}, r"Own, tried on a few tokens: RuntimeError at test_own_network.py:\d+: "),
+        ({"kind": "Random"}, "the same seed draws blocks.0.scale anew"),
+        ({"more": [1]}, "Own: more is read as another from config.json"),
+        ({"more": TransformerConfig(vocab=2)}, 'Own: "network": more .* is of the wrong kind'),
+    ],
+)
+def test_what_could_not_be_resumed_or_loaded_is_refused(config, tmp_path, settings, message):
+    """Before anything is written."""
+    network = Own(vocab=258, layers=2, heads=2, width=32)
+    with pytest.raises(ValueError, match=message):
+        train(replace(config, network=replace(network, **settings)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+    state = torch.get_rng_state()
+    train(replace(config, network=network, steps=1), tmp_path / "fine")
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_what_cannot_keep_documents_apart_is_refused(config, tmp_path):
+    with pytest.raises(ValueError, match="leave out --documents-apart"):
+        train(replace(config, documents_apart=True), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_adapters_are_put_where_they_are_used(config, tmp_path):
+    """On the package's own layers: a layer of the same name elsewhere would not know of its adapter."""
+    train(replace(config, steps=1), tmp_path / "whole")
+    train(replace(config, init=str(tmp_path / "whole"), lora=2), tmp_path / "run")
+    model = load(tmp_path / "run")
+    assert model.network.config == config.network
+    network = Fine(Own(vocab=20, layers=1, heads=2, width=32)), TransformerConfig(20, 1, 2, 32).build(None)
+    network[0].up = torch.nn.Linear(32, 32)
+    network[1].blocks = torch.nn.ModuleList([network[0]])
+    attach(network[1], 2, ALL, 0)
+    assert "adapter" not in network[0].up._modules
+    assert "adapter" in network[0].mlp.down._modules
 
 
 def test_without_the_class_there_is_one_line(config, tmp_path):
@@ -125,15 +230,25 @@ def test_a_causal_one_remembers_nothing_unless_it_says_so():
     class Mine(Transformer):
         pass
 
-    class Able(Transformer):
+    class AbleFine(Scaled):
+        block = Fine
+
         def cached(self, slots, length):
             return unmask.transformer.Cached(self, slots, length)
 
     config = TransformerConfig(vocab=20, layers=1, heads=2, width=16, causal=True)
     network = Mine(config)
     assert remembering(network, 1, 8) is network
-    for kind in (Transformer, Able):
-        assert isinstance(remembering(kind(config), 1, 8), unmask.transformer.Cached)
+    tokens, at = torch.arange(8)[None] + 2, torch.tensor([7])
+    for own in (Transformer(config), AbleFine(Own(**asdict(config)))):
+        if isinstance(own, AbleFine):
+            torch.nn.init.constant_(own.blocks[0].get_parameter("scale"), 3.0)
+        view = remembering(own, 1, 8)
+        assert isinstance(view, unmask.transformer.Cached)
+        with torch.no_grad():
+            for end in range(2, 9):
+                found = view(tokens[:, :end], torch.tensor([end - 1]), rows=torch.tensor([0]))
+            assert torch.allclose(found, own(tokens, at), atol=1e-5)
 
 
 def test_a_schedule_as_the_docs_have_it(data, tmp_path):

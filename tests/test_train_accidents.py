@@ -255,6 +255,46 @@ def test_a_killed_process_ends_the_job_which_goes_on(data, tmp_path):
     assert steps == list(range(1, 41))
 
 
+OTHERS_OWN = """
+import unmask.cli
+from unmask import ranks
+
+def failing(name, words):
+    ranks.wait()
+    if ranks.rank() == 1:
+        raise OSError("the reason of one process")
+    ranks.wait()
+
+unmask.cli._run = failing
+unmask.cli.main(["train"])
+"""
+
+
+def test_a_process_that_fails_alone_says_why(tmp_path):
+    """Before it leaves the job: the others then find it gone, and torchrun ends them all."""
+    (tmp_path / "script.py").write_text(OTHERS_OWN, encoding="utf-8")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*torchrun, str(tmp_path / "script.py")], capture_output=True, text=True, timeout=300, env=environment
+    )
+    assert done.returncode != 0
+    assert "error: the reason of one process" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    "said", [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": "x", "RANK": "0"}, {"WORLD_SIZE": "2", "RANK": "0"}]
+)
+def test_a_command_that_is_not_shared_joins_nothing(said, monkeypatch, capsys):
+    """Where a job's variables are set by whoever started the shell."""
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    main(["--version"])
+    with pytest.raises(SystemExit, match="0"):
+        main(["recipes", "--help"])
+    assert "unmask" in capsys.readouterr().out
+
+
 def test_a_mirror_follows_and_fills_an_empty_folder(data, tmp_path):
     """On an fsspec filesystem: the same checkpoints, whole; a run whose disk is gone goes on from there, bitwise."""
     url = f"file://{tmp_path / 'mirror'}"

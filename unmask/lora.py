@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from unmask.draws import keyed_generator
-from unmask.transformer import Transformer, TransformerConfig
+from unmask.transformer import GELU, Attention, SwiGLU, Transformer, TransformerConfig
 
 ALPHA = 32.0
 Layer = Literal["qkv", "project", "gate_up", "up", "down"]
@@ -73,8 +73,8 @@ def count(config: TransformerConfig, rank: int, on: Sequence[Layer]) -> int:
 
 
 def _chosen(network: Transformer, on: Sequence[Layer]) -> list[nn.Linear]:
-    modules = [(name.rpartition(".")[2], module) for name, module in network.blocks.named_modules()]
-    layers = [(name, module) for name, module in modules if isinstance(module, nn.Linear)]
+    parts = [part for part in network.blocks.modules() if isinstance(part, Attention | SwiGLU | GELU)]
+    layers = [(name, layer) for part in parts for name, layer in part.named_children() if isinstance(layer, nn.Linear)]
     has = dict.fromkeys(name for name, _ in layers)
     absent = [name for name in on if name not in has]
     if absent and set(on) != set(ALL):

@@ -36,7 +36,8 @@ def joined() -> Iterator[None]:
 
     Collectives run over gloo on CPUs and NCCL on GPUs, of which each process takes the one of its local rank.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or not dist.is_available() or dist.is_initialized():
+    told = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE")]
+    if not all(map(str.isdigit, told)) or int(told[1]) < 2 or not dist.is_available() or dist.is_initialized():
         yield
         return
     if torch.cuda.is_available():

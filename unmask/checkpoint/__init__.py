@@ -15,6 +15,7 @@ from unmask.checkpoint.runs import (
     assign,
     describe,
     network_config,
+    network_kind,
 )
 from unmask.checkpoint.starting import network_from, same_tokenizer, starting_from
 
@@ -34,6 +35,7 @@ __all__ = [
     "load",
     "network_config",
     "network_from",
+    "network_kind",
     "push",
     "same_tokenizer",
     "starting_from",

@@ -19,6 +19,7 @@ from unmask.data.pairs import CHAT_TEMPLATE, DEFAULT, TOKENIZER_CONFIG, template
 from unmask.families import FAMILIES, LLAMA, Family, published_config, to_published
 from unmask.files import Row, atomic, is_number, read_json, read_lines, vacant, write_json
 from unmask.hub import fetched
+from unmask.transformer import TransformerConfig
 
 CARD, OURS, HUB = "README.md", "unmask", "hf"
 RESULTS = "*.json"
@@ -56,14 +57,18 @@ without embedding and output layer), in the layout of {{ layout }}.
 {% endif %}
 ## How to use
 
-```bash
-unmask sample --checkpoint {{ address }}{% if not tokenizer %} # with a tokenizer of your own: see docs/checkpoints.md\
-{% endif %}
+{% if own %}Its network is a `{{ own }}`, a class of a script that calls `unmask.cli.main`, here `network.py`: ask its \
+author for it.
+
+{% endif %}```bash
+{{ "python network.py" if own else "unmask" }} sample --checkpoint {{ address }}\
+{% if not tokenizer %} # with a tokenizer of your own: see docs/checkpoints.md{% endif %}
 ```
 
 ```python
 import unmask
-
+{% if own %}from network import {{ own }}
+{% endif %}
 model = unmask.load("{{ address }}")
 samples = unmask.sample(model, [model.canvas("{% raw %}{{32}}{% endraw %}")]\
 {{ ", unmask.LeftToRight()" if causal else "" }})
@@ -175,6 +180,7 @@ def model_card(
         metrics=metrics,
         tokenizer=tokenizer,
         address=address,
+        own=None if type(sizes) in (TransformerConfig, ConditionedConfig) else type(sizes).__name__,
     )
 
 

@@ -26,12 +26,11 @@ def network_config(config: Row, path: Path) -> Config:
     values = config.get("network")
     if not isinstance(values, dict):
         raise ValueError(f'{path}: "network" does not describe a network of this version (no such entry)')
-    name, values = values.get("type", TransformerConfig.__name__), {**values}
-    values.pop("type", None)
-    kind = {each.__name__: each for each in (*_kinds(TransformerConfig), ConditionedConfig)}.get(str(name))
-    if kind is None:
+    if (kind := network_kind(values)) is None:
+        what = f"a {values['type']!r:.60}, a class that is not of this package"
         remedy = "run a script that has the class and calls unmask.cli.main (examples/network.py)"
-        raise ValueError(f'{path}: "network" is a {name!r:.60}, a class that is not of this package: {remedy}')
+        raise ValueError(f'{path}: "network" is {what}: {remedy}')
+    values = {name: value for name, value in values.items() if name != "type"}
     if surplus := sorted(set(values) - {field.name for field in fields(kind)}):
         raise ValueError(f'{path}: "network" does not describe a network of this version ({surplus})')
     if absent := [name for name in SIZES if name not in values]:
@@ -42,11 +41,17 @@ def network_config(config: Row, path: Path) -> Config:
         raise ValueError(f'{path}: "network": {error}') from None
 
 
-def _kinds(kind: type[TransformerConfig]) -> Iterator[type[TransformerConfig]]:
-    """The class and those that are made of it, the last one defined last: in a notebook, the one to take."""
-    yield kind
+def network_kind(described: Row) -> type[Config] | None:
+    """The class of a `describe`d network; None for one that is not there."""
+    named = {each.__name__: each for each in (*_own(TransformerConfig), ConditionedConfig)}
+    return named.get(str(described["type"])) if "type" in described else TransformerConfig
+
+
+def _own(kind: type[TransformerConfig]) -> Iterator[type[TransformerConfig]]:
+    """Classes made of this one, the last one defined last: in a notebook, the one to take."""
     for each in kind.__subclasses__():
-        yield from _kinds(each)
+        yield each
+        yield from _own(each)
 
 
 def assign(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

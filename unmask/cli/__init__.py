@@ -8,8 +8,8 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
@@ -27,6 +27,8 @@ class Entry:
     summary: str
     flags: tuple[str, ...] = ()
     """Options that may stand before a subcommand: `--policy tweedie` reads better than `tweedie`."""
+    shared: bool = False
+    """Whether the processes of a job (torchrun's) do it together."""
 
     def load(self, words: Sequence[str]) -> type:
         module, _, name = self.home.partition(":")
@@ -38,14 +40,17 @@ POLICY = ("--policy",)
 COMMANDS = {
     "demo": Entry("cli.demo:Demo", "From nothing to a first result: train, measure, sample, report."),
     "prepare": Entry("cli.prepare:Prepare", "Turn text into tokens, once; interrupted, the same command goes on."),
-    "train": Entry("cli.train:command", "Train a recipe."),
+    "train": Entry("cli.train:command", "Train a recipe.", shared=True),
     "recipes": Entry("cli.recipes:Recipes", "What each recipe is and would cost here, before anything starts."),
     "watch": Entry("cli.watch:Watch", "Follow runs: loss, speed, time left, last validation and samples."),
-    "sample": Entry("cli.sample:Sample", "Write text: free, after a prompt, or into the blanks of a template.", POLICY),
+    "sample": Entry(
+        "cli.sample:Sample", "Write text: free, after a prompt, or into the blanks of a template.", POLICY, True
+    ),
     "evaluate": Entry(
         "evaluate.commands:Evaluate",
         "Measure a model: perplexity, generated texts, tasks, answers.",
         (*POLICY, "--order"),
+        shared=True,
     ),
     "experiment": Entry(
         "cli.experiment:Experiment",
@@ -70,9 +75,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Under torchrun several processes do it, of which the first speaks.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
+    with _told(), _job(words) as lost, _told(), lost():
+        _command(words)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Errors of users as one line, and what each way to end is known by."""
     try:
-        with _together():
-            _command(words)
+        yield
     except BrokenPipeError:  # `unmask … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
@@ -89,18 +100,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 @contextmanager
-def _together() -> Iterator[None]:
-    """As one of the processes of a job, where it is one."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        yield
+def _job(words: Sequence[str]) -> Iterator[Callable[[], AbstractContextManager]]:
+    """As one of the processes of a job, of which the first speaks, where the command's work is shared by them.
+
+    Yields what is to be around the work, for a process that is lost.
+    """
+    if not words or words[0] not in COMMANDS or not COMMANDS[words[0]].shared:
+        yield nullcontext
         return
     from unmask import ranks
     from unmask.log import hush
 
-    with ranks.joined(), ranks.lost():
+    with ranks.joined():
         if ranks.rank():
             hush()
-        yield
+        yield ranks.lost
 
 
 def _command(words: list[str]) -> None:

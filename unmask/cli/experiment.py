@@ -35,9 +35,7 @@ class Experiment:
     """Print records for machines."""
 
     def run(self) -> None:
-        # each process of a job works on runs of its own
-        for name in ("RANK", "WORLD_SIZE"):
-            os.environ.pop(name, None)
+        os.environ.pop("WORLD_SIZE", None)  # each process of a job works on runs of its own
         out = self.out or Path("runs/experiments") / f"{name_of(self.claim)}-{self.scale}"
         result = experiment(self.claim, self.scale, out, source=self.source, dry_run=self.dry_run, json=self.json)
         if result is not None and self.json:

@@ -1,5 +1,6 @@
 """`unmask train`."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
@@ -109,7 +110,9 @@ class Train:
         train(config, out, begun=lambda: tell(config))
         if options.json and ranks.rank() == 0:
             return say({"run": str(out), **asdict(progress_of(find([out]).runs[0]))})
-        console.print(f"next: unmask sample --checkpoint {out}")
+        plain = type(config.network) is TransformerConfig
+        us = "unmask" if plain else f"python {sys.argv[0]}"  # the script that has its class
+        console.print(f"next: {us} sample --checkpoint {out}", soft_wrap=True)
 
 
 def begun(config: TrainConfig, out: Path) -> TrainConfig:

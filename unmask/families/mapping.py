@@ -117,8 +117,9 @@ def configured(kind: type[Config], values: Row) -> Config:
     hints = get_type_hints(kind)
     if wrong := [name for name, value in values.items() if not _fits(value, hints[name])]:
         raise ValueError(f"{wrong[0]} {values[wrong[0]]!r:.60} is of the wrong kind: restore it")
+    given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     try:
-        return kind(**values)
+        return kind(**given)
     except (TypeError, OverflowError) as error:
         raise ValueError(f"it does not describe a network ({error})") from None
 

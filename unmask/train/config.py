@@ -11,7 +11,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from unmask.checkpoint import ADAPTERS, CONFIG, describe, device_of, load, same_tokenizer, starting_from
+from unmask.checkpoint import (
+    ADAPTERS,
+    CONFIG,
+    describe,
+    device_of,
+    load,
+    network_kind,
+    same_tokenizer,
+    starting_from,
+)
 from unmask.checkpoint.finding import find
 from unmask.corruption import stratified
 from unmask.data import Packed, Pairs, Tokenizer, load_manifest, sequences
@@ -290,9 +299,9 @@ def spent(checkpoint: str) -> Row:
 def _completed(requested: Row) -> Row:
     """With the defaults of options that it is older than."""
     whole = {**_defaults(TrainConfig), **requested}
-    for name, kind in (("network", TransformerConfig), ("optimiser", Optimiser)):
+    for name, kind_of in (("network", network_kind), ("optimiser", lambda _: Optimiser)):
         if isinstance(whole.get(name), dict):
-            whole[name] = {**_defaults(kind), **whole[name]}
+            whole[name] = {**_defaults(kind_of(whole[name]) or TransformerConfig), **whole[name]}
     return whole
 
 

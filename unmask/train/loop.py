@@ -31,9 +31,11 @@ from unmask.log import Board, Metrics, Tracker, console, progress, tracking
 from unmask.train import checkpoints
 from unmask.train.config import TrainConfig, claim, requested, settle
 from unmask.train.mirror import Mirror
+from unmask.train.own import require_sound
 from unmask.train.parallel import clip, gathered_whole, sharded, summed
 from unmask.train.precision import Later, autocast
 from unmask.train.state import State, Weights
+from unmask.transformer import TransformerConfig
 from unmask.wrappers import Apart
 
 OVERTIME = 1 << 16  # beside the numbers of signals
@@ -81,10 +83,6 @@ def ready(config: TrainConfig, out: Path) -> Start:
     spare = config.network.vocab - tokenizer.vocab  # rows that published networks have beyond their tokenizer's
     if spare < 0 or (spare and config.init is None):
         raise ValueError(f"network vocab {config.network.vocab}, but {config.data} has {tokenizer.vocab} tokens")
-    said = config.network.parameters()["total"]
-    if said != (there := sum(weight.numel() for weight in config.network.build(None).parameters())):
-        kind = type(config.network).__name__
-        raise ValueError(f"{kind}.parameters() tells {said:,}, but its network has {there:,}: 6ND would be wrong")
     if config.batch % (config.accumulate * ranks.world()):
         parts = f"{ranks.world()} processes x accumulate {config.accumulate}"
         fit = [n for n in range(1, config.accumulate) if config.batch % (n * ranks.world()) == 0]
@@ -97,6 +95,8 @@ def ready(config: TrainConfig, out: Path) -> Start:
     initial = None if resumed else config.initial(tokenizer)
     adapters = described(str(config.init), initial, config.lora) if config.lora and initial is not None else None
     sides = config.sequences(tokenizer)
+    if type(config.network) is not TransformerConfig:
+        require_sound(config)
     asked = requested(config, adapters)
     ranks.agreed(lambda: claim(out, asked))
     if mirror is not None:

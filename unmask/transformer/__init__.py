@@ -6,7 +6,7 @@ along the text is.
 """
 
 from unmask.transformer.config import TransformerConfig
-from unmask.transformer.layers import GELU, Attention, Block, embedding, product
+from unmask.transformer.layers import GELU, Attention, Block, SwiGLU, embedding, product
 from unmask.transformer.network import Cached, Transformer
 from unmask.transformer.rotary import rotary_tables, rotate
 
@@ -15,6 +15,7 @@ __all__ = [
     "Attention",
     "Block",
     "Cached",
+    "SwiGLU",
     "Transformer",
     "TransformerConfig",
     "embedding",

@@ -229,7 +229,7 @@ class Cached:
             for layer in network.modules():
                 if isinstance(layer, nn.Linear):
                     cpu.lay_for_rows(layer)
-            if Row.fits(network):
+            if type(network) is Transformer and Row.fits(network):
                 self.cache.row = Row(network)
 
     @torch.no_grad()
