@@ -4,7 +4,10 @@ import itertools
 import json
 import math
 import multiprocessing
+import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -588,3 +591,15 @@ def test_the_command_of_a_result_runs_it_again(claim, source):
     assert (asked.claim, asked.scale, asked.source) == (claim, "tiny", source)
     if claim == Temporal():
         assert words == ["unmask", "experiment", "temporal", "--scale", "tiny"]
+
+
+@pytest.mark.slow
+def test_processes_of_a_job_share_an_experiment(tmp_path):
+    """Each takes runs of its own: under torchrun nothing is computed together."""
+    out = tmp_path / "runs"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "unmask"]
+    command = ["experiment", "losses", "--scale", "tiny", "--seeds", "1", "--out", str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*torchrun, *command], capture_output=True, text=True, timeout=600, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((out / "result.json").read_text())["rows"]
