@@ -74,6 +74,36 @@ QUESTIONS = [Question(i, (f"{'x' * (i % 5)} {i}?\n",), False, (f"#### {i}",)) fo
         ("0012", 12),
         ("99999999999999999999999999", 99999999999999999999999999),
         ("7 and 1" + "0" * 5000, 7),
+        ("The answer is 9 + 9 = 18.", 18),
+        ("Answer: 9*2 = 18", 18),
+        ("The answer is 18, since 9*2 = 18 and 3*4 = 12", 18),
+        ("The answer is 5. We know that 3 = 3", 5),
+        ("The answer is x = 5", 5),
+        ("#### 9 + 9 = 18\n\nNow 3 = 3.", 18),
+        ("_18_", 18),
+        ("**18**", 18),
+        ("B_2", None),
+        ("1.8e1", 18),
+        ("1e5", 100000),
+        ("18e", 18),
+        ("18eggs", 18),
+        ("2e-3", Fraction(1, 500)),
+        ("\\boxed{\\frac{1}{2}}", Fraction(1, 2)),
+        ("\\boxed{1\\frac{1}{2}}", Fraction(3, 2)),
+        ("#### 2 1/2", Fraction(5, 2)),
+        ("1 000", 1000),
+        ("1'000", 1000),
+        ("1\u202f000\u202f000", 1000000),
+        ("12 34", 34),
+        ("1 0000", 0),
+        ("#### - 18", -18),
+        ("The answer is - 5", -5),
+        ("x = - 5", -5),
+        ("7 - 5", 5),
+        ("- 5 apples", 5),
+        ("1,000 2,000", 2000),
+        ("5 100", 5100),
+        ("15 eggs, 2 fell; 13", 13),
     ],
 )
 def test_the_final_number(text, number):
@@ -87,6 +117,8 @@ def test_the_final_number(text, number):
         ("#### 18.0", "#### 18", True),
         ("#### 180", "#### 18", False),
         ("18 is wrong, #### 19", "#### 18", False),
+        ("#### - 18", "#### 18", False),
+        ("1e5", "1", False),
         ("#### 1,8", "#### 18", False),
         ("", "#### 18", False),
         ("579", "579", True),
@@ -166,7 +198,10 @@ def test_a_file_that_was_cut_off_goes_on(tmp_path):
     done = []
     again = answer_file(net, QUESTIONS, asking, out, name="small", progress=lambda n, all_: done.append((n, all_)))
     assert [row["choices"] for row in again] == [row["choices"] for row in whole]
-    assert done[0] == (5, 11)
+    counts = [count for count, _ in done]
+    assert counts[0] == 4
+    assert counts == sorted(counts)
+    assert set(counts) >= {5, 6, 7}, "while the group is written, before any answer is there"
     assert done[-1] == (11, 11)
     assert len(out.read_text().splitlines()) == 11
     with pytest.raises(ValueError, match="another asking"):
@@ -187,6 +222,38 @@ def test_a_file_of_answers_belongs_to_its_questions_and_weights(tmp_path):
     with pytest.raises(ValueError, match="answers of another weights"):
         answer_file(model(seed=4), QUESTIONS[:3], asking, out, name="small")
     assert len(out.read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"question_id": 1},
+        {"choices": []},
+        {"choices": [{"turns": []}]},
+        {"choices": [{"turns": [1]}]},
+        {"choices": {}},
+        {"nfe": None},
+    ],
+)
+def test_a_file_of_another_maker_is_named(tmp_path, line):
+    net, out = model(), tmp_path / "a.jsonl"
+    (row,) = answer_file(net, QUESTIONS[:1], Asking(block=20), out, name="small")
+    kept = {name: value for name, value in {**row, **line}.items() if value is not None}
+    write = kept if len(line) != 1 or "question_id" not in line else line
+    out.write_text(json.dumps(write) + "\n")
+    with pytest.raises(ValueError, match=r"a.jsonl, line 1: no answer of this command; choose another file"):
+        answer_file(net, QUESTIONS[:1], Asking(block=20), out, name="small")
+
+
+def test_what_is_refused_leaves_no_file(tmp_path):
+    chat = [Question(0, ("One?", "Two?"), True)]
+    for net, questions, asking, said in (
+        (model(causal=True), QUESTIONS[:1], Asking(Confidence(), block=20), "causal"),
+        (model(), chat, Asking(block=40, passes=2), "question 0 is a chat, and two passes are for plain questions"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            answer_file(net, questions, asking, tmp_path / "a.jsonl", name="small")
+        assert not (tmp_path / "a.jsonl").exists()
 
 
 def test_no_prompt_is_left_out_for_want_of_room():
@@ -300,7 +367,7 @@ def test_a_chat_template_is_the_checkpoints_own(tmp_path, monkeypatch):
 def test_a_system_message_stands_before_every_turn(monkeypatch, tmp_path):
     """What is asked is what training puts before the answer; with another system message it is another question."""
     given = []
-    monkeypatch.setattr("unmask.evaluate.answers.fill", lambda _, prompts, *__: given.append(prompts) or [SAID])
+    monkeypatch.setattr("unmask.evaluate.answers.fill", lambda _, prompts, *__, **___: given.append(prompts) or [SAID])
     talk = (("system", "Be terse."), ("user", "why?"), ("assistant", "so"), ("user", "how?"))
     question, asking = Question(0, ("why?", "how?"), True, system="Be terse."), Asking(block=99)
     list(answers(model(), [question], asking))
@@ -373,11 +440,25 @@ def test_a_judge_grades_every_turn_once_and_survives_failures(stub, tmp_path, mo
     ]
     assert written[0]["judge"] == ["judge", "unmask-v1"]
     assert grade_file(questions, records, endpoint, out) == row
-    assert len(Stub.seen) == 5
+    assert len(Stub.seen) == 6, "what has no grade is asked for again"
+    assert len(out.read_text().splitlines()) == 3
+    other = [Question(1, ("One?", "Two?"), True, ("another reference",)), questions[1]]
+    grade_file(other, records, endpoint, out)
+    assert len(Stub.seen) == 9, "both turns of another reference, and what has no grade"
     second = messages_for(questions[0], ["x", "y"], 1)[1]["content"]
     assert [second.index(part) for part in ("One?", "ref", "x", "Two?", "y")] == sorted(
         second.index(part) for part in ("One?", "ref", "x", "Two?", "y")
     )
+
+
+def test_refusals_are_counted_and_none_but_refusals_is_an_error(stub, tmp_path):
+    """A completion without content is a judgment without a grade: the others are graded."""
+    questions = [Question(i, (text,), True) for i, text in enumerate(("One?", "nothing to say", "Two?"))]
+    records = [{"answer_id": str(i), "choices": [{"index": 0, "turns": ["x"]}]} for i in range(3)]
+    row = grade_file(questions, records, Endpoint(stub, "judge"), tmp_path / "j.jsonl")
+    assert (row["score"], row["stderr"], row["without_grade"]) == (6.5, None, 1)
+    with pytest.raises(ValueError, match=r"judge gives no grade in 1 judgments \(it says 'nothing'\): see"):
+        grade_file(questions[1:2], records[1:2], Endpoint(stub, "judge"), tmp_path / "none.jsonl")
 
 
 def test_a_grades_error_is_over_questions(stub, tmp_path, monkeypatch):
@@ -408,7 +489,6 @@ def test_judgments_that_were_cut_off_go_on(stub, tmp_path):
 @pytest.mark.parametrize(
     ("url", "asked", "said"),
     [
-        ("", "nothing to say", "no chat completion"),
         ("", "hang up", "IncompleteRead"),
         ("http://127.0.0.1:80x/v1", "?", "nonnumeric port"),
     ],

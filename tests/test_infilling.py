@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -53,6 +54,15 @@ def test_only_what_stands_up_to_the_window_and_the_next_blank_is_scored():
     assert [len(each) for each in found] == [2, 2]
     assert found[0][0].nats == pytest.approx(-math.log(0.9), rel=1e-5)
     assert text.endswith("bb{{1..2}}")
+
+
+def test_more_than_the_model_was_trained_for_is_refused_and_lengths_are_counted():
+    net = replace(counting(), config={"requested": {"length": 14}})
+    done: list[tuple[int, int]] = []
+    likely_lengths(net, "aa{{4..5}}b{{2..3}}bb{{1}}", progress=lambda *told: done.append(told))
+    assert done == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    with pytest.raises(ValueError, match="the longest has 15 tokens, and the model was trained on 14: give smaller"):
+        likely_lengths(net, "aa{{4..10}}bbb")
 
 
 def test_fixed_blanks_stay_and_a_causal_model_is_refused():

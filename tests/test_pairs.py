@@ -13,6 +13,7 @@ from unmask.checkpoint import convert, load
 from unmask.data import Tokenizer, byte_tokenizer, load_split, prepare_pairs, sequences
 from unmask.data.pairs import (
     CHAT_TEMPLATE,
+    Between,
     Blanks,
     Chat,
     Malformed,
@@ -31,6 +32,7 @@ from unmask.data.pairs import (
 from unmask.data.pairs.encoding import UNIFORMS, blanked
 from unmask.data.sides import Sides
 from unmask.data.sources import source_of
+from unmask.evaluate.answers import questions_of
 from unmask.files import alone, read_json, write_json
 from unmask.objectives import AnyOrder, LambdaDCE, NextToken, TimeDCE
 from unmask.train import Optimiser, TrainConfig, expected_level, train
@@ -75,6 +77,38 @@ def network(causal: bool = False, shifted: bool = False) -> Transformer:
     return Transformer(sizes, seed=1).double()
 
 
+def test_an_answer_between_two_texts():
+    """Given, answered, given; 0 to as many end tokens as the answer is long stand behind it, and none at the end."""
+    example = Between("The sky ", "is very", " blue.")
+    for u, ends in ((0.0, 0), (0.5, 4), (0.999, 7)):
+        ids, answer = encode(example, BYTES, Template(), np.full(UNIFORMS, u))
+        assert ids.tolist() == [*b"The sky is very", *[BYTES.end] * ends, *b" blue."]
+        assert "".join("01"[int(bit)] for bit in answer) == "0" * 8 + "1" * (7 + ends) + "0" * 6
+    with pytest.raises(ValueError, match="empty"):
+        Reading()({"prompt": "a", "suffix": "c", "response": " "})
+
+
+def test_such_pairs_are_prepared_and_are_no_questions(tmp_path):
+    rows = [{"prompt": f"{i} + ", "response": f"{i}", "suffix": f" = {2 * i}"} for i in range(40)]
+    source = jsonl(tmp_path / "a.jsonl", rows)
+    folder = prepare_pairs(source, tmp_path / "d", tokenizer="characters", validation=0.3).folder
+    found = load_pairs(folder, "train")
+    first = found.ids[: found.lengths[0]]
+    assert Tokenizer.load(folder).decode(first[first != Tokenizer.load(folder).end].tolist()).count("=") == 1
+    with pytest.raises(ValueError, match=r"a.jsonl, line 1: .*unmask sample --templates fills blanks"):
+        questions_of(source)
+
+
+def test_each_source_has_a_share_of_its_own(tmp_path):
+    """Three bad rows of four to be held out are not lost among three hundred good ones."""
+    good = [{"prompt": f"{i}?", "response": "so"} for i in range(300)]
+    learnt, held_out = jsonl(tmp_path / "a.jsonl", good), tmp_path / "b.jsonl"
+    held_out.write_text('{"prompt": "x?", "response": "so"}\n1\n2\n3\n')
+    with pytest.raises(ValueError, match=r"3 of 4 rows cannot be used, more than the share of 0.01"):
+        prepare_pairs(learnt, tmp_path / "d", tokenizer="bytes", held_out=str(held_out))
+    assert not (tmp_path / "d").exists()
+
+
 # what a row says
 
 
@@ -90,6 +124,10 @@ def network(causal: bool = False, shifted: bool = False) -> Transformer:
         ({"question": " Q? ", "answer": "1+1=<<1+1=2>>2\n#### 2"}, Plain("Q?\n", "1+1=<<1+1=2>>2\n#### 2")),
         ({"prompt": "Q?", "response": "<<1+1=2>> #### 2"}, Plain("Q?\n", "<<1+1=2>>\n#### 2")),
         ({"text": "a b c d"}, Blanks("a b c d")),
+        ({"prompt": "a ", "suffix": " c", "response": "b"}, Between("a ", "b", " c")),
+        ({"prompt": "", "suffix": " c", "completion": "b"}, Between("", "b", " c")),
+        ({"prompt": "a ", "suffix": "", "response": "b"}, Plain("a ", "b")),
+        ({"prompt": "a ", "suffix": None, "response": "b"}, Plain("a ", "b")),
         ({"prompt": "a\r\nb", "response": "c\rd"}, Plain("a\nb", "c\nd")),
         (
             {"system": "S", "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]},

@@ -87,7 +87,8 @@ class Sample:
         model = self.told.load(self.checkpoint, self.device)
         asked = [self._text()] if self.templates is None else templates_of(self.templates, self.length)
         if self.likely_lengths:
-            settled = [likely_lengths(model, text, seed=self.seed) for text in asked]
+            with progress("lengths", "lengths") as bar:
+                settled = [likely_lengths(model, text, seed=self.seed, progress=bar) for text in asked]
             if not any(found for _, found in settled):
                 raise ValueError("--likely-lengths does nothing: no blank is like {{2..12}} with text behind it")
             asked = [text for text, _ in settled]

@@ -84,6 +84,12 @@ class EvaluateAnswers:
         for path in (self.out, self.result):
             writable(path)
         questions = questions_of(self.questions)[: self.first]
+        bare = sum(question.reference is None for question in questions)
+        if bare and judge is None and self.result is not None:
+            what = f"{bare} of {len(questions)} questions have no reference for their last answer"
+            raise ValueError(
+                f"--result {self.result}: {what}, and nothing is measured: leave it out, or name a --judge"
+            )
         model = self.told.load(self.checkpoint, self.device)
         block = (model.length or 128) if self.block is None else self.block
         name = str(model.config.get("name", self.checkpoint.name))
@@ -105,7 +111,7 @@ class EvaluateAnswers:
         with progress("answering", "answers") as bar:
             records = answer_file(model, questions, asking, self.out, name=name, progress=bar)
         rows: list[Row] = []
-        if all(question.reference is not None for question in questions) and judge is None:
+        if not bare and judge is None:
             rows.append(exact_match(questions, records, name))
         if judge is not None:
             with progress("grading", "answers") as bar:
@@ -119,7 +125,7 @@ class EvaluateAnswers:
         for row in rows:
             say(without_values(row) if self.json else _line(row))
         if not rows:
-            say(f"{len(records)} answers in {self.out}")
+            say(f"{len(records)} answers in {self.out}; {bare} have no reference, so none is compared")
 
     def _template(self, model: Model) -> Template:
         data = model.config.get("requested", {}).get("data")
@@ -132,7 +138,8 @@ class EvaluateAnswers:
 
 def _line(row: Row) -> str:
     if row["experiment"] == "grades":
-        value = f"grade {row['score']:.2f} ±{row['stderr']:.2f} by {row['judge']}, {row['turns']} turns"
+        error = "" if row["stderr"] is None else f" ±{row['stderr']:.2f}"
+        value = f"grade {row['score']:.2f}{error} by {row['judge']}, {row['turns']} turns"
         return f"{row['model']}: {value}" + (f", {row['without_grade']} without" if row["without_grade"] else "")
     cost = f"NFE {row['nfe']:.1f}, {row['seconds_per_answer']:.2f} s an answer"
     cut = f", {row['prompts_cut']} prompts cut to fit" if row["prompts_cut"] else ""

@@ -9,7 +9,6 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
@@ -20,7 +19,7 @@ from unmask import ranks
 from unmask.checkpoint import Model
 from unmask.checkpoint.adapting import fingerprint
 from unmask.data.pairs import Chat, Plain, Reading, Template, prompt_ids, rows_of
-from unmask.data.pairs.layouts import second_pass
+from unmask.data.pairs.layouts import second_pass, text_of
 from unmask.evaluate.continuing import text_behind
 from unmask.evaluate.exact import same
 from unmask.evaluate.writing import counting
@@ -129,7 +128,8 @@ def questions_of(source: str, chosen: Callable[[str], bool] = lambda place: True
 
 
 def _question(number: int, row: Row) -> Question:
-    if isinstance(turns := row.get("turns"), list) and turns and all(isinstance(turn, str) for turn in turns):
+    if isinstance(turns := row.get("turns"), list) and turns:
+        turns = [text_of({"turns": turn}, "turns") for turn in turns]
         given = row.get("reference") or ()
         references = tuple(map(str, given if isinstance(given, list | tuple) else [given]))
         return Question(row.get("question_id", number), tuple(turns), True, references, str(row.get("category", "")))
@@ -141,44 +141,67 @@ def _question(number: int, row: Row) -> Question:
         roles = ("system", "user", "assistant")
         system, asked, answered = (tuple(text for role, text in example.messages if role == who) for who in roles)
         return Question(name, asked, True, answered, as_text=as_text, system="".join(system))
-    raise ValueError("a text without a question")
+    raise ValueError("a text without a question, or one behind its answer: unmask sample --templates fills blanks")
 
 
 def answers(
-    model: Model, questions: Sequence[Question], asking: Asking, which: Sequence[int] | None = None
+    model: Model,
+    questions: Sequence[Question],
+    asking: Asking,
+    which: Sequence[int] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[int, Row]]:
     """(index, record in FastChat's answer format) of the questions, or some of them, in batches, the shortest first.
 
     The answer to a question is the same whichever others are asked. Each process writes its share of a batch, and has
-    the records of all.
+    the records of all. `progress(done, total)` counts answers. Raises ValueError for two passes over a chat.
     """
+    if asking.passes == 2 and (chat := next((question for question in questions if question.chat), None)):
+        raise ValueError(f"question {chat.id!r} is a chat, and two passes are for plain questions: leave out --passes")
     which = range(len(questions)) if which is None else which
     order = sorted(which, key=lambda i: (len(questions[i].turns), len(questions[i].turns[0]), i))
     size = 4 * asking.batch * ranks.world()  # a row's slot goes to the next text: a few batches at once keep calls full
     for start in range(0, len(order), size):
         part, begun = order[start : start + size], time.perf_counter()
         chosen = [part[j] for j in ranks.share(len(part))]
-        written = _answered(model, [questions[i] for i in chosen], chosen, asking)
+
+        def told(share: float, done: int = start, count: int = len(part)) -> None:
+            if progress is not None:
+                progress(done + int(share * count), len(order))
+
+        written = _answered(model, [questions[i] for i in chosen], chosen, asking, told)
         seconds = (time.perf_counter() - begun) / max(1, len(chosen))
         mine = [_record(questions[i], parts, seconds) for i, parts in zip(chosen, written, strict=True)]
         yield from zip(part, ranks.gathered(mine, len(part)), strict=True)
+        told(1.0)
 
 
 def _answered(
-    model: Model, questions: Sequence[Question], numbers: Sequence[int], asking: Asking
+    model: Model,
+    questions: Sequence[Question],
+    numbers: Sequence[int],
+    asking: Asking,
+    told: Callable[[float], None],
 ) -> list[list[Written]]:
-    """The answers to all turns of some questions: turn after turn, each given what was answered before."""
+    """The answers to all turns of some questions: turn after turn, each given what was answered before. `told` hears
+    which share of the work is done.
+    """
     done: list[list[Written]] = [[] for _ in questions]
     first = replace(asking, form=Form()) if asking.passes == 2 else asking
-    for turn in range(max((len(question.turns) for question in questions), default=0)):
+    turns = max((len(question.turns) for question in questions), default=0)
+
+    def part(before: int) -> Callable[[int, int], None]:
+        return lambda written, total: told((before + written / total) / (turns * asking.passes))
+
+    for turn in range(turns):
         here = [i for i, question in enumerate(questions) if turn < len(question.turns)]
         prompts = [_prompt(model, questions[i], done[i], asking) for i in here]
         keys = [(numbers[i] * TURNS + turn % TURNS) * 2 + (turn // TURNS << 40) for i in here]
-        written = fill(model, prompts, keys, first)
+        written = fill(model, prompts, keys, first, progress=part(turn * asking.passes))
         if asking.passes == 2:
             texts = [second_pass(questions[i].turns[turn], text.text) for i, text in zip(here, written, strict=True)]
             again = [model.tokenizer.encode(text) for text in texts]
-            last = fill(model, again, [key + 1 for key in keys], asking, asking.final)
+            last = fill(model, again, [key + 1 for key in keys], asking, asking.final, part(2 * turn + 1))
             written = [
                 Written(f"{a.text.strip()}\n#### {b.text.strip()}", a.nfe + b.nfe, a.cut or b.cut)
                 for a, b in zip(written, last, strict=True)
@@ -254,11 +277,7 @@ def answered(
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Row]:
     """The records of all questions, in their order; `progress(done, total)` counts them."""
-    records: dict[int, Row] = {}
-    for i, record in answers(model, questions, asking):
-        records[i] = record
-        if progress is not None:
-            progress(len(records), len(questions))
+    records = dict(answers(model, questions, asking, progress=progress))
     return [records[i] for i in range(len(questions))]
 
 
@@ -294,14 +313,17 @@ def answer_file(
     law = {"model_id": name, "asking": asked, "weights": weights}
     done: dict[str, Row] = ranks.agreed(lambda: _begun(out, law, questions))
     missing = [i for i, question in enumerate(questions) if str(question.id) not in done]
-    with out.open("a", encoding="utf-8") if ranks.rank() == 0 else nullcontext() as file:
-        for count, (i, row) in enumerate(answers(model, questions, asking, missing), 1 + len(questions) - len(missing)):
-            done[str(questions[i].id)] = {**law, **row}
-            if file is not None:
+    there = len(questions) - len(missing)
+
+    def told(count: int, _: int) -> None:
+        if progress is not None:
+            progress(there + count, len(questions))
+
+    for i, row in answers(model, questions, asking, missing, told):
+        done[str(questions[i].id)] = {**law, **row}
+        if ranks.rank() == 0:
+            with out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(done[str(questions[i].id)], ensure_ascii=False) + "\n")
-                file.flush()
-            if progress is not None:
-                progress(count, len(questions))
     return [done[str(question.id)] for question in questions]
 
 
@@ -319,21 +341,30 @@ def _begun(out: Path, law: Row, questions: Sequence[Question]) -> dict[str, Row]
     for question in questions:
         if done.get(str(question.id), {}).get("question", _digest(question)) != _digest(question):
             raise ValueError(f"{out}: question_id {question.id} is another question: choose another file or remove it")
-    with atomic(out) as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in done.values())
+    if out.exists():
+        with atomic(out) as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in done.values())
     return done
 
 
 def _read(out: Path, law: Row) -> dict[str, Row]:
     rows: dict[str, Row] = {}
     for number, row in enumerate(read_lines(out) if out.exists() else [], 1):
-        if "question_id" not in row:
-            raise ValueError(f"{out}, line {number}: no answer; choose another file")
+        if not ({"question_id", "answer_id", "nfe", "seconds", "prompt_cut"} <= row.keys() and _turns(row)):
+            raise ValueError(f"{out}, line {number}: no answer of this command; choose another file")
         other = [key for key in law if row.get(key) != law[key]]
         if other:
             raise ValueError(f"{out} holds answers of another {' and '.join(other)}: choose another file or remove it")
         rows[str(row["question_id"])] = row
     return rows
+
+
+def _turns(row: Row) -> bool:
+    """Whether a record holds texts of turns."""
+    try:
+        return all(isinstance(text, str) for text in row["choices"][0]["turns"]) and bool(row["choices"][0]["turns"])
+    except (KeyError, IndexError, TypeError):
+        return False
 
 
 def references(questions: Sequence[Question]) -> list[str]:

@@ -46,7 +46,9 @@ class Endpoint:
             raise ValueError(f"judge {self.url!r} is no address: give one such as http://localhost:8000/v1")
 
     def __call__(self, messages: Sequence[Row]) -> str:
-        """What the judge says. Raises ValueError where it does not answer, or not in the format."""
+        """What the judge says, nothing where it refuses (a completion without content). Raises ValueError where it does
+        not answer, or not in the format.
+        """
         body = json.dumps({"model": self.model, "messages": list(messages), "temperature": 0}).encode()
         headers = {"Content-Type": "application/json"}
         if os.environ.get(KEY):
@@ -57,9 +59,9 @@ class Endpoint:
                 request = urllib.request.Request(where, body, headers)
                 with urllib.request.urlopen(request, timeout=self.seconds) as answer:
                     said = json.load(answer)["choices"][0]["message"]["content"]
-                    if not isinstance(said, str):
+                    if not isinstance(said, str | None):
                         raise ValueError(said)
-                    return said
+                    return said or ""
             except urllib.error.HTTPError as error:
                 reason, passing = f"{error.code} {error.reason}", error.code == 429 or error.code >= 500
             except http.client.InvalidURL as error:
@@ -95,8 +97,9 @@ def grade_file(
 ) -> Row:
     """Write a .jsonl of judgments, a line a turn, and return their mean; goes on where it was cut off.
 
-    A judgment without a grade is kept with score -1, as FastChat does, and counted apart. The error is over questions,
-    each the mean of its turns: turns of one talk are graded alike.
+    A judgment without a grade is kept with score -1, as FastChat does, counted apart, and asked for again by the next
+    call, as is one of another question, reference or answer. The error is over questions, each the mean of its turns:
+    turns of one talk are graded alike. Raises ValueError where no judgment has a grade.
     """
     work = [
         (question, record, turn)
@@ -107,15 +110,17 @@ def grade_file(
     for number, row in enumerate(read_lines(out) if out.exists() else [], 1):
         if not {"question_id", "turn", "judge", "score"} <= row.keys():
             raise ValueError(f"{out}, line {number}: no judgment; choose another name for the answers")
-        done[_key(row)] = row
+        if row["score"] >= 0:
+            done[_key(row)] = row
     with atomic(out) as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in done.values())
     found = []
     with out.open("a", encoding="utf-8") as file:
         for count, (question, record, turn) in enumerate(work, 1):
-            key = (str(question.id), turn + 1, record["answer_id"], endpoint.model)
+            messages = messages_for(question, record["choices"][0]["turns"], turn)
+            key = (str(question.id), turn + 1, messages[1]["content"], endpoint.model)
             if key not in done:
-                done[key] = _judged(question, record, turn, endpoint)
+                done[key] = _judged(question, record, turn, endpoint, messages)
                 file.write(json.dumps(done[key], ensure_ascii=False) + "\n")
                 file.flush()
             found.append(done[key])
@@ -126,13 +131,16 @@ def grade_file(
         if row["score"] >= 0:
             graded.setdefault(str(row["question_id"]), []).append(row["score"])
     scores = [statistics.fmean(each) for each in graded.values()]
-    error = statistics.stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else math.nan
+    if not scores:
+        said = next((row["judgment"] for row in found if row["judgment"]), "nothing")
+        raise ValueError(f"{endpoint.model} gives no grade in {len(found)} judgments (it says {said!r:.60}): see {out}")
+    error = statistics.stdev(scores) / math.sqrt(len(scores)) if len(set(scores)) > 1 else None
     return {
         "experiment": "grades",
         "judge": endpoint.model,
         "prompt": PROMPT,
         "model": records[0].get("model_id", "model"),
-        "score": statistics.fmean(scores) if scores else math.nan,
+        "score": statistics.fmean(scores),
         "stderr": error,
         "turns": len(found),
         "without_grade": len(found) - sum(map(len, graded.values())),
@@ -140,8 +148,7 @@ def grade_file(
     }
 
 
-def _judged(question: Question, record: Row, turn: int, endpoint: Endpoint) -> Row:
-    messages = messages_for(question, record["choices"][0]["turns"], turn)
+def _judged(question: Question, record: Row, turn: int, endpoint: Endpoint, messages: Sequence[Row]) -> Row:
     said = endpoint(messages)
     ratings = [float(rating) for rating in RATING.findall(said)]
     return {
@@ -158,4 +165,4 @@ def _judged(question: Question, record: Row, turn: int, endpoint: Endpoint) -> R
 
 
 def _key(row: Row) -> tuple[str, int, str, str]:
-    return str(row["question_id"]), row["turn"], row.get("answer_id", ""), row["judge"][0]
+    return str(row["question_id"]), row["turn"], row.get("user_prompt", ""), row["judge"][0]

@@ -5,6 +5,7 @@ not seen): a masked model scores text beside hidden positions, so nothing need b
 tokens are scored under each n, so that long blanks are not at a disadvantage.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,18 +28,30 @@ class Candidate(NamedTuple):
 
 
 def likely_lengths(
-    model: Model, text: str, *, draws: int = 32, window: int = 16, seed: int = 0
+    model: Model,
+    text: str,
+    *,
+    draws: int = 32,
+    window: int = 16,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[str, list[list[Candidate]]]:
     """The template with each blank {{2..12}} at its most probable length, and the candidates of each.
 
     Up to `window` tokens behind a blank are scored. Blanks are settled from the left, those further right being as long
     as the middle of their range. A blank with no text behind it stays as it is: there is nothing to tell its length by.
-    Raises ValueError for a causal model, which does not read what stands behind.
+    `progress(done, total)` counts lengths. Raises ValueError for a causal model, which does not read what stands
+    behind, and for a text that with its longest blanks is longer than those the model was trained on.
     """
     if model.causal:
         raise ValueError("a causal model does not read what stands behind a blank: give its length")
+    longest = len(model.canvas(BLANK.sub(lambda blank: f"{{{{{blank[2] or blank[1]}}}}}", text))) - 1
+    if model.length is not None and longest > model.length:
+        what = f"the longest has {longest} tokens, and the model was trained on {model.length}"
+        raise ValueError(f"likely lengths of {text!r:.40}: {what}: give smaller ranges")
     found: list[list[Candidate]] = []
     settled, rest = "", text
+    total = sum(int(most) - int(least) + 1 for least, most in BLANK.findall(text) if most and most != least)
     while blank := BLANK.search(rest):
         before, behind = settled + rest[: blank.start()], rest[blank.end() :]
         least, most = int(blank[1]), int(blank[2] or blank[1])
@@ -46,7 +59,11 @@ def likely_lengths(
         if least < most and BLANK.split(behind)[0]:
             options = {"draws": draws, "window": window, "seed": seed}
             right = BLANK.sub(_middle, behind)
-            candidates = [_scored(model, before, n, right, **options) for n in range(least, most + 1)]
+            candidates = []
+            for n in range(least, most + 1):
+                candidates.append(_scored(model, before, n, right, **options))
+                if progress is not None:
+                    progress(sum(map(len, found)) + len(candidates), total)
             length = f"{{{{{min(candidates, key=lambda each: each.nats).length}}}}}"
             found.append(candidates)
         settled, rest = before + length, behind

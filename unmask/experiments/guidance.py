@@ -100,6 +100,10 @@ class Guidance:
     def find(self, rows: Sequence[Row]) -> Finding:
         measures = list(dict.fromkeys(row["measure"] for row in rows))
         table, gains = [], {}
+        less = {
+            measure: contrast(np.subtract(*(right(rows, measure, kind, guided=True) for kind in reversed(DROPPED))))
+            for measure in measures
+        }
         for measure in measures:
             for kind in DROPPED:
                 none, found = (right(rows, measure, kind, guided=guided) for guided in (False, True))
@@ -107,14 +111,16 @@ class Guidance:
                 cost = [evaluations(rows, measure, kind, guided=guided) for guided in (False, True)]
                 weights = ", ".join(f"{weight:g}" for _, weight in sorted(chosen(rows, measure, kind).items()))
                 without = "none" if kind == "unsupervised" else "none, prompts dropped in training"
-                table.append((measure, without, "0", cost[0], str(contrast(none)), ""))
-                table.append((measure, kind, weights, cost[1], str(contrast(found)), str(gain)))
+                table.append((measure, without, "0", cost[0], str(contrast(none)), "", ""))
+                apart = str(less[measure]) if kind == "standard" else ""
+                table.append((measure, kind, weights, cost[1], str(contrast(found)), str(gain), apart))
         plain = {measure: right(rows, measure, "unsupervised", guided=False).mean() for measure in measures}
         sharp = [measure for measure in measures if measure == LIKELIHOOD or measure.endswith("temperature 0")]
         judged = [measure for measure in sharp if plain[measure] < FULL]
         signs = {measure: gains["unsupervised", measure].sign(len(judged)) for measure in judged}
         won, lost = ([measure for measure in judged if signs[measure] == sign] for sign in (1, -1))
         told = "; ".join(f"{gains['unsupervised', measure]} ({measure})" for measure in measures)
+        apart = "; ".join(f"{less[measure]} ({measure})" for measure in measures)
         beside = "; ".join(f"{gains['standard', measure]} ({measure})" for measure in measures)
         learnt = min(learnt_of(rows).values(), default=0.0)
         missing = f" A model has not learnt to answer: right in {learnt:.1%} at best." if learnt < USEFUL else ""
@@ -123,13 +129,22 @@ class Guidance:
             f"Share right that unsupervised guidance adds, at a weight chosen on other questions: {told}. Of the "
             f"{len(sharp)} measures in which sharper draws cannot be what gains, {len(judged)} had room (less than "
             f"{FULL:.0%} right without); of these it surely gains in {len(won)} and loses in {len(lost)}. Standard "
-            f"guidance adds {beside}.{_cheaper(rows, won)}{missing}",
+            f"guidance adds {beside}; less unsupervised guidance, its share right is {apart}."
+            f"{_cheaper(rows, won)}{missing}",
             "not shown at this scale" if missing or not (won or lost) else "no" if lost else "yes",
             (
                 Table(
                     "Exact match on the test part, at the weight that is best on the development part; ± over "
                     "questions and seeds",
-                    ("measure", "guidance", "weight by seed", "evaluations", "right", "gain, paired by question"),
+                    (
+                        "measure",
+                        "guidance",
+                        "weight by seed",
+                        "evaluations",
+                        "right",
+                        "gain, paired by question",
+                        "less unsupervised",
+                    ),
                     tuple(table),
                 ),
             ),

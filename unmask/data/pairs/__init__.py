@@ -6,7 +6,7 @@ trainer trains on it, an MDM and an ARM from the same files.
 
 from unmask.data.pairs.batches import Pairs, sequences
 from unmask.data.pairs.encoding import Encoded, encode, prompt_ids
-from unmask.data.pairs.layouts import Blanks, Chat, Plain, Reading
+from unmask.data.pairs.layouts import Between, Blanks, Chat, Plain, Reading
 from unmask.data.pairs.preparing import (
     PairSet,
     Prepared,
@@ -32,6 +32,7 @@ __all__ = [
     "CHAT_TEMPLATE",
     "DEFAULT",
     "TOKENIZER_CONFIG",
+    "Between",
     "Blanks",
     "Chat",
     "Encoded",

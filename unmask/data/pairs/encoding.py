@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from unmask.data.pairs.layouts import Blanks, Chat, Example, Plain
+from unmask.data.pairs.layouts import Between, Blanks, Chat, Example, Plain
 from unmask.data.pairs.templates import Piece, Template
 from unmask.data.tokenizer import Tokenizer
 
@@ -23,7 +23,9 @@ class Encoded(NamedTuple):
 
 
 def encode(example: Example, tokenizer: Tokenizer, template: Template, u: Float[np.ndarray, " UNIFORMS"]) -> Encoded:
-    """The example's tokens, with one end token behind the last answer; `u` are uniforms for `blanked`."""
+    """The example's tokens, with one end token behind the last answer; behind one that a given text follows, 0 to as
+    many as it is long. `u` are uniforms, for these and for `blanked`.
+    """
     if isinstance(example, Blanks):
         return blanked(np.array(tokenizer.encode(example.text)), tokenizer.end, u)
     if isinstance(example, Chat):
@@ -32,8 +34,12 @@ def encode(example: Example, tokenizer: Tokenizer, template: Template, u: Float[
             pieces.pop()
     else:
         pieces = [Piece(example.prompt, False), Piece(example.answer, True)]
+        pieces += [Piece(example.suffix, False)] if isinstance(example, Between) else []
     runs = tokens_of(pieces, tokenizer, template)
-    if runs[-1][0][-1:] != [tokenizer.end]:
+    if isinstance(example, Between):  # the blank may be longer than its answer, as in `blanked`
+        at = next(i for i, (_, answer) in enumerate(runs) if answer)
+        runs.insert(at + 1, ([tokenizer.end] * int(u[-1] * (len(runs[at][0]) + 1)), True))
+    elif runs[-1][0][-1:] != [tokenizer.end]:
         runs.append(([tokenizer.end], True))
     ids = np.concatenate([np.array(run, dtype=np.int64) for run, _ in runs])
     return Encoded(ids, np.repeat([answer for _, answer in runs], [len(run) for run, _ in runs]))

@@ -23,6 +23,15 @@ class Plain:
 
 
 @dataclass(frozen=True)
+class Between:
+    """An answer between two given texts, of which the first may be empty."""
+
+    prompt: str
+    answer: str
+    suffix: str
+
+
+@dataclass(frozen=True)
 class Chat:
     """Messages (role, content), role system, user or assistant; what the assistant says is learnt."""
 
@@ -36,7 +45,7 @@ class Blanks:
     text: str
 
 
-Example = Plain | Chat | Blanks
+Example = Plain | Chat | Between | Blanks
 
 
 @dataclass(frozen=True)
@@ -66,11 +75,22 @@ class Reading:
 
 def _plain(prompt: str, answer: str) -> Callable[[Row, Reading], list[Example]]:
     def read(row: Row, reading: Reading) -> list[Example]:
-        given, answered = _string(row, prompt, empty=True), _string(row, answer)
+        given, answered = text_of(row, prompt, empty=True), text_of(row, answer)
         _nothing_before(row)
         if found := _reasoning(answered):
             return reasoned(given, *found, passes=reading.passes)
         return [Plain(given, answered)]
+
+    return read
+
+
+def _between(answer: str) -> Callable[[Row, Reading], list[Example]]:
+    def read(row: Row, reading: Reading) -> list[Example]:
+        suffix = text_of(row, "suffix", empty=True)
+        if not suffix:
+            return _plain("prompt", answer)(row, reading)
+        _nothing_before(row)
+        return [Between(text_of(row, "prompt", empty=True), text_of(row, answer), suffix)]
 
     return read
 
@@ -101,7 +121,7 @@ def second_pass(question: str, chain: str) -> str:
 
 
 def _question(row: Row, reading: Reading) -> list[Example]:
-    question, answer = _string(row, "question"), _string(row, "answer")
+    question, answer = text_of(row, "question"), text_of(row, "answer")
     if found := _reasoning(answer):
         _nothing_before(row)
         return reasoned(question, *found, passes=reading.passes)
@@ -110,9 +130,9 @@ def _question(row: Row, reading: Reading) -> list[Example]:
 
 def _alpaca(output: str) -> Callable[[Row, Reading], list[Example]]:
     def read(row: Row, reading: Reading) -> list[Example]:
-        more = _string(row, "input", empty=True) if row.get("input") is not None else ""
-        user = "\n\n".join(part for part in (_string(row, "instruction"), more.strip()) if part)
-        return _chat(row, [("user", user), ("assistant", _string(row, output))], reading)
+        more = text_of(row, "input", empty=True) if row.get("input") is not None else ""
+        user = "\n\n".join(part for part in (text_of(row, "instruction"), more.strip()) if part)
+        return _chat(row, [("user", user), ("assistant", text_of(row, output))], reading)
 
     return read
 
@@ -127,7 +147,7 @@ def _messages(key: str, role: str, content: str) -> Callable[[Row, Reading], lis
             who = ROLES.get(str(turn.get(role)))
             if who is None:
                 raise ValueError(f"a message from {turn.get(role)!r}: known are {', '.join(ROLES)}")
-            messages.append((who, _string(turn, content)))
+            messages.append((who, text_of(turn, content)))
         return _chat(row, messages, reading)
 
     return read
@@ -135,11 +155,11 @@ def _messages(key: str, role: str, content: str) -> Callable[[Row, Reading], lis
 
 def _before(row: Row) -> list[tuple[str, str]]:
     """What stands before the messages: `system`, and earlier turns in pairs, `history` (LLaMA-Factory's names)."""
-    system = _string(row, "system", empty=True) if row.get("system") is not None else ""
+    system = text_of(row, "system", empty=True) if row.get("system") is not None else ""
     history = row.get("history") or []
     if not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
         raise ValueError("'history' is no list of questions with their answers")
-    said = [_string({"history": text}, "history") for turn in history for text in turn]
+    said = [text_of({"history": text}, "history") for turn in history for text in turn]
     turns = [(("user", "assistant")[i % 2], text) for i, text in enumerate(said)]
     return [("system", system), *turns] if system.strip() else turns
 
@@ -165,7 +185,8 @@ def _chat(row: Row, messages: Sequence[tuple[str, str]], reading: Reading) -> li
     return [Chat((*(m for m in messages[:1] if m[0] == "system"), *talk[: 2 * answers]))]
 
 
-def _string(row: Row, key: str, empty: bool = False) -> str:
+def text_of(row: Row, key: str, empty: bool = False) -> str:
+    """A row's text. Raises ValueError for what is none, is empty, or cannot be written as UTF-8."""
     value = row.get(key)
     if not isinstance(value, str):
         raise ValueError(f"{key!r} is {'missing' if value is None else f'a {type(value).__name__}'}, no text")
@@ -181,11 +202,13 @@ def _string(row: Row, key: str, empty: bool = False) -> str:
 LAYOUTS: tuple[tuple[tuple[str, ...], Callable[[Row, Reading], list[Example]]], ...] = (
     (("messages",), _messages("messages", "role", "content")),
     (("conversations",), _messages("conversations", "from", "value")),
+    (("prompt", "suffix", "completion"), _between("completion")),
+    (("prompt", "suffix", "response"), _between("response")),
     (("prompt", "completion"), _plain("prompt", "completion")),
     (("prompt", "response"), _plain("prompt", "response")),
     (("question", "answer"), _question),
     (("instruction", "output"), _alpaca("output")),
     (("instruction", "response"), _alpaca("response")),
-    (("text",), lambda row, reading: [Blanks(_string(row, "text"))]),
+    (("text",), lambda row, reading: [Blanks(text_of(row, "text"))]),
 )
 """Names of a row's fields, and how it is read: the first that fits."""

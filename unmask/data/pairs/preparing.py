@@ -3,7 +3,7 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import chain
@@ -13,7 +13,7 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from unmask.data.pairs.encoding import UNIFORMS, Encoded, encode
-from unmask.data.pairs.layouts import Blanks, Chat, Example, Plain, Reading
+from unmask.data.pairs.layouts import Between, Blanks, Chat, Example, Plain, Reading
 from unmask.data.pairs.rows import Malformed, rows_of
 from unmask.data.pairs.templates import DEFAULT, Template, named_template, read_template, template_of
 from unmask.data.planning import digest_of_bytes, maker_of
@@ -27,6 +27,7 @@ SHOWN = 5  # malformed rows named in an error
 VALIDATION = 0.05  # of the rows, where no source is held out
 
 Placed = tuple[str, Example]  # where its row stands
+Read = tuple[list[Placed], list[Malformed], int]  # of a source: examples, what is none, rows
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def prepare_pairs(
         read["validation"] = _examples([held_out], reading, progress)
     malformed = [bad for _, bads, _ in read.values() for bad in bads]
     rows = sum(rows for _, _, rows in read.values())
-    _refuse(malformed, rows, allowed)
+    _refuse(read, (), allowed)
     sides = {name: examples for name, (examples, _, _) in read.items()}
     if held_out is None:
         sides = _sides(sides["train"], validation)
@@ -88,7 +89,7 @@ def prepare_pairs(
     }
     source = given or (template_of(path).source if path.exists() else DEFAULT)
     if (unfit := _answered(out, request, source)) is not None:
-        _refuse(malformed + unfit, rows, allowed)
+        _refuse(read, unfit, allowed)
         return Prepared(out, rows, malformed + unfit)
     with alone(out.with_name(f".{out.name}.lock"), f"{out}: already being prepared"):
         vacant(out)
@@ -100,7 +101,7 @@ def prepare_pairs(
             unfit += bad
             if not encoded[name]:
                 raise ValueError(f"none of the {len(side)} examples for {name} can be used ({bad[0]}): repair them")
-        _refuse(malformed + unfit, rows, allowed)
+        _refuse(read, unfit, allowed)
         about = {"template": source, "unfit": [[bad.place, bad.reason] for bad in unfit]}
         _write(out, made, encoded, {"request": request, "source": ", ".join(names), PAIRS: about})
     return Prepared(out, rows, malformed + unfit)
@@ -158,9 +159,7 @@ def held_out_places(source: str) -> set[str]:
     return {place for place, _ in _sides(examples, VALIDATION)["validation"]}
 
 
-def _examples(
-    sources: Sequence[str], reading: Reading, progress: Callable[[int], None] | None
-) -> tuple[list[Placed], list[Malformed], int]:
+def _examples(sources: Sequence[str], reading: Reading, progress: Callable[[int], None] | None) -> Read:
     examples: list[Placed] = []
     malformed: list[Malformed] = []
     count = 0
@@ -181,12 +180,16 @@ def _examples(
     return examples, malformed, count
 
 
-def _refuse(malformed: Sequence[Malformed], rows: int, allowed: float) -> None:
-    if len(malformed) > allowed * rows:
-        few = "; ".join(str(bad) for bad in malformed[:SHOWN])
-        more = f"; and {len(malformed) - SHOWN} more" if len(malformed) > SHOWN else ""
-        what = f"{len(malformed)} of {rows} rows cannot be used, more than the share of {allowed:g}"
-        raise ValueError(f"{what} that may be left out ({few}{more}): repair them, or allow more")
+def _refuse(read: Mapping[str, Read], unfit: Sequence[Malformed], allowed: float) -> None:
+    """Of each source, with what of its examples was `unfit` as tokens."""
+    for examples, malformed, rows in read.values():
+        places = {place for place, _ in examples}
+        bad = [*malformed, *(each for each in unfit if each.place in places)]
+        if len(bad) > allowed * rows:
+            few = "; ".join(map(str, bad[:SHOWN]))
+            more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+            what = f"{len(bad)} of {rows} rows cannot be used, more than the share of {allowed:g}"
+            raise ValueError(f"{what} that may be left out ({few}{more}): repair them, or allow more")
 
 
 def _sides(examples: Sequence[Placed], validation: float) -> dict[str, list[Placed]]:
@@ -209,7 +212,11 @@ def _given(example: Example) -> str:
     """The question: of SMDM's two passes, the same in both; of a text that is learnt as a whole, the text."""
     if isinstance(example, Chat):
         return next(content for role, content in example.messages if role == "user")
-    return example.text if isinstance(example, Blanks) else example.question or example.prompt or example.answer
+    if isinstance(example, Blanks):
+        return example.text
+    if isinstance(example, Between):
+        return example.prompt + example.suffix
+    return example.question or example.prompt or example.answer
 
 
 def _share(text: str) -> float:
@@ -223,6 +230,7 @@ def _texts(examples: Iterable[Example], template: Template) -> Iterator[str]:
                 yield "".join(piece.text for piece in template(example.messages))
         else:
             yield example.text if isinstance(example, Blanks) else example.prompt + example.answer
+            yield from [example.suffix] if isinstance(example, Between) else []
 
 
 def _encoded(rows: Sequence[Placed], tokenizer: Tokenizer, template: Template) -> tuple[list[Encoded], list[Malformed]]:
