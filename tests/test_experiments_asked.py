@@ -121,8 +121,8 @@ def planted(mdm: float, right: str, arm_right: str) -> list[dict]:
 def test_finetuning_says_what_was_planted():
     finding = Finetuning().find(planted(0.5, "11110" * 40, "11110" * 40))
     assert finding.held == "yes"
-    dearer, tells = re.findall(r"(?:bound,|worth) (\S+) ±", finding.measured)
-    assert (float(dearer), float(tells.replace("−", "-"))) == (0.5, -1.0)
+    assert re.search(r"by its bound, 0\.50* ± .+ nats more than the ARM", finding.measured)
+    assert re.search(r"is worth 1(\.0+)? ± .+ nats a token less to the MDM", finding.measured)
     assert Finetuning().find(planted(0.5, "11000" * 40, "11110" * 40)).held == "no"
     assert Finetuning().find(planted(0.5, "11011" * 8, "11110" * 8)).held == "not shown at this scale"
     none = Finetuning().find(planted(0.5, "0" * 40, "0" * 40))

@@ -17,7 +17,7 @@ from unmask.data import Tokenizer
 from unmask.data.pairs import Pairs, load_template
 from unmask.evaluate.answers import Asking, Question, answered, exact_match, references
 from unmask.experiments.asked import SIZES, asked_of, bits, packed, prepared, sized
-from unmask.experiments.averages import contrast, rates
+from unmask.experiments.averages import Contrast, contrast, rates
 from unmask.experiments.beginning import Beginning
 from unmask.experiments.facts import bleu
 from unmask.experiments.running import Cell, Finding, Scale, Table, at_least_one
@@ -94,15 +94,15 @@ class Finetuning:
             "with 1.1B parameters it is right in 58.5% of GSM8K.",
             f"Right are {' and '.join(f'{share:.1%} ({kind})' for kind, share in shares.items())} of "
             f"{len(bits(first))} answers{'' if learnt else ': too few to compare'}. A token of the true answer costs "
-            f"the MDM, by its bound, {true} nats more than the ARM; to see its question, and not another's, is worth "
-            f"{tells} nats a token more to the MDM.",
+            f"the MDM, by its bound, {_more(true)} than the ARM; to see its question, and not another's, is worth "
+            f"{_more(tells, 'nats a token')} to the MDM.",
             held,
             (
                 Table(
                     f"{first['examples']:,} held-out answers that with their questions fit in {first['length']} tokens "
                     f"({first['left_out']:,} do not), by their likelihood "
                     f"({', '.join(f'{kind}: {bound}' for kind, bound in kinds.items())}), and as many questions "
-                    "answered at temperature 0; ± over answers and seeds",
+                    "answered at temperature 0, by the MDM the most confident tokens first; ± over answers and seeds",
                     ("model", "nats a token", "what the question tells, nats a token", "exact match",
                      "BLEU-4 (characters)", "NFE an answer"),
                     (*table, ("MDM − ARM, paired", *map(str, gaps), "")),
@@ -121,6 +121,10 @@ class Finetuning:
             panel.set_xticks(range(len(KINDS)), KINDS)
             panel.set_title(name, fontsize=9)
         return figure
+
+
+def _more(gap: Contrast, unit: str = "nats") -> str:
+    return f"{gap} {unit} more" if gap.value >= 0 else f"{gap * -1} {unit} less"
 
 
 def of(rows: Sequence[Row], kind: str) -> list[Row]:
