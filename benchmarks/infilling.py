@@ -34,6 +34,7 @@ from unmask.train import Optimiser, TrainConfig, train
 from unmask.transformer import TransformerConfig
 
 MOST, WORDS, HELD_OUT = 12, 5, 0.05
+LENGTH = 128  # tokens of a sentence with its longest blank
 GREEDY = Draw(temperature=0)
 
 
@@ -59,7 +60,7 @@ def sentences(held_out: bool) -> list[str]:
 
 
 def blanks(model: Model, count: int) -> list[Blank]:
-    """One a sentence; a run of more than MOST tokens is left out."""
+    """One a sentence; a run of more than MOST tokens, and a sentence that is too long, are left out."""
     found = []
     for i, sentence in enumerate(sentences(held_out=True)):
         words = sentence.split()
@@ -68,7 +69,7 @@ def blanks(model: Model, count: int) -> list[Blank]:
         first = 3 + int(place * (len(words) - size - 5))
         parts = [words[:first], ["", *words[first : first + size]], ["", *words[first + size :]]]
         before, hidden, behind = (model.tokenizer.encode(" ".join(part)) for part in parts)
-        if len(hidden) <= MOST:
+        if len(hidden) <= MOST and len(before) + MOST + len(behind) <= LENGTH:
             found.append(Blank(before, hidden, behind))
         if len(found) == count:
             return found
@@ -122,7 +123,7 @@ def fine_tuned(name: str, model: Model, out: Path, steps: int) -> Model:
         network=network,
         data=str(data),
         init=name,
-        length=128,
+        length=LENGTH,
         batch=32,
         steps=steps,
         optimiser=Optimiser(rate=2e-3, warmup=20, muon=True),
