@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Under torchrun several processes do it, of which the first speaks.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
-    with _told(), _job(words) as lost, _told(), lost():
+    with _told(), _job(words) as lost, _told(), lost():  # of a job, too, what went wrong is told before it is left
         _command(words)
 
 

@@ -5,6 +5,7 @@ not seen): a masked model scores text beside hidden positions, so nothing need b
 tokens are scored under each n, so that long blanks are not at a disadvantage.
 """
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -45,32 +46,38 @@ def likely_lengths(
     """
     if model.causal:
         raise ValueError("a causal model does not read what stands behind a blank: give its length")
-    longest = len(model.canvas(BLANK.sub(lambda blank: f"{{{{{blank[2] or blank[1]}}}}}", text))) - 1
+    longest = len(model.canvas(BLANK.sub(_longest, text))) - 1
     if model.length is not None and longest > model.length:
         what = f"the longest has {longest} tokens, and the model was trained on {model.length}"
         raise ValueError(f"likely lengths of {text!r:.40}: {what}: give smaller ranges")
     found: list[list[Candidate]] = []
     settled, rest = "", text
-    total = sum(int(most) - int(least) + 1 for least, most in BLANK.findall(text) if most and most != least)
+    total = sum(len(_choices(blank, text[blank.end() :])) for blank in BLANK.finditer(text))
     while blank := BLANK.search(rest):
         before, behind = settled + rest[: blank.start()], rest[blank.end() :]
-        least, most = int(blank[1]), int(blank[2] or blank[1])
-        length = blank[0]
-        if least < most and BLANK.split(behind)[0]:
-            options = {"draws": draws, "window": window, "seed": seed}
-            right = BLANK.sub(_middle, behind)
-            candidates = []
-            for n in range(least, most + 1):
-                candidates.append(_scored(model, before, n, right, **options))
-                if progress is not None:
-                    progress(sum(map(len, found)) + len(candidates), total)
+        right, candidates, length = BLANK.sub(_middle, behind), [], blank[0]
+        for n in _choices(blank, behind):
+            candidates.append(_scored(model, before, n, right, draws=draws, window=window, seed=seed))
+            if progress is not None:
+                progress(sum(map(len, found)) + len(candidates), total)
+        if candidates:
             length = f"{{{{{min(candidates, key=lambda each: each.nats).length}}}}}"
             found.append(candidates)
         settled, rest = before + length, behind
     return settled + rest, found
 
 
-def _middle(blank) -> str:
+def _choices(blank: re.Match, behind: str) -> range:
+    """The lengths to choose from; none where one is given, or nothing stands behind to choose by."""
+    least, most = int(blank[1]), int(blank[2] or blank[1])
+    return range(least, most + 1) if least < most and BLANK.split(behind)[0] else range(0)
+
+
+def _longest(blank: re.Match) -> str:
+    return f"{{{{{blank[2] or blank[1]}}}}}"
+
+
+def _middle(blank: re.Match) -> str:
     return f"{{{{{(int(blank[1]) + int(blank[2] or blank[1])) // 2}}}}}"
 
 
