@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -207,11 +208,16 @@ def test_standard_guidance_is_compared_with_its_own_training():
 
 
 def test_a_model_that_has_not_learnt_shows_nothing():
-    """Well-guessed choices are no answers."""
-    rows = two_seeds("000001", "000011", "000001") + two_seeds("010011", "011111", "010011", LIKELIHOOD)
-    finding = Guidance().find(rows)
+    """What it answers by chance, and what it chooses by chance, each for itself."""
+    answers, choices = two_seeds("000001", "000011", "000001"), partial(two_seeds, measure=LIKELIHOOD)
+    finding = Guidance().find([*answers, *choices("000100", "001100", "000100")])
     assert finding.held == "not shown at this scale"
     assert "has not learnt to answer: right in 16.7%" in finding.measured
+    assert "has not learnt to choose: of 4 answers the true one in 16.7%." in finding.measured
+    finding = Guidance().find([*answers, *choices("010011", "011111", "010011")])
+    assert finding.held == "yes"
+    assert "1 had room" in finding.measured
+    assert "to choose" not in finding.measured
 
 
 def answered(model: str, policy: str, seed: int, turn: int, right: float, seconds: float) -> dict:

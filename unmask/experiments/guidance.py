@@ -20,7 +20,7 @@ from unmask.draws import KIND, keyed_uniforms
 from unmask.evaluate.ablation import by_weight, measured
 from unmask.evaluate.answers import Asking, Question
 from unmask.evaluate.scoring import Answer, Scorer
-from unmask.experiments.asked import SIZES, USEFUL, asked_of, bits, packed, prepared, sized
+from unmask.experiments.asked import SIZES, USEFUL, asked_of, bits, enough, packed, prepared, sized
 from unmask.experiments.averages import contrast
 from unmask.experiments.beginning import Beginning
 from unmask.experiments.running import Cell, Finding, Scale, Table, above_zero, at_least_one, once
@@ -45,6 +45,8 @@ class Guidance:
     questions: str | None = None
     """Questions to ask, of which the first half chooses the weight; by default those of the built-in sums, or a
     twentieth of the source, held out."""
+    limit: int = 1000
+    """Questions asked at most, the first ones."""
     weights: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
     """Weights of guidance tried beside none."""
     tokens: tuple[int, ...] = (1, 2)
@@ -57,7 +59,7 @@ class Guidance:
     beginning: Annotated[Beginning, tyro.conf.OmitArgPrefixes] = field(default_factory=Beginning)
 
     def __post_init__(self) -> None:
-        at_least_one(self, "seeds", "tokens")
+        at_least_one(self, "limit", "seeds", "tokens")
         above_zero(self, "weights")
         once(self, "temperatures")
         for temperature in self.temperatures:
@@ -66,12 +68,13 @@ class Guidance:
     def corpus(self, scale: Scale, source: str, out: Path) -> Path:
         if self.beginning.steps == 0:
             raise ValueError("steps 0: standard guidance is learnt in training: give at least 1")
-        refuse_shared(**self._parts(source, SIZES[scale].sequences))
+        refuse_shared(**self._parts(scale, source))
         return prepared(source, scale, out / "pairs", self.beginning.tokenizer(out))
 
-    def _parts(self, source: str, most: int) -> dict[str, list[Question]]:
+    def _parts(self, scale: Scale, source: str) -> dict[str, list[Question]]:
         """The half that chooses the weight, and the half that is tested."""
-        questions = asked_of(source, self.questions)[:most]
+        questions = asked_of(source, self.questions)[: min(self.limit, SIZES[scale].sequences)]
+        enough(questions, f"limit {self.limit}")
         half = len(questions) // 2
         return {"development": questions[:half], "test": questions[half:]}
 
@@ -86,7 +89,7 @@ class Guidance:
 
     def run(self, scale: Scale, cell: Cell, folder: Path, source: str, told: Report) -> list[Row]:
         model, setting = load(folder), sized(cell.config.data, SIZES[scale])
-        parts = self._parts(source, setting.sequences)
+        parts = self._parts(scale, source)
         template, rows = load_template(cell.config.data, model.tokenizer), []
         for tokens, temperature in itertools.product(self.tokens, self.temperatures):
             asking = Asking(
@@ -116,22 +119,22 @@ class Guidance:
                 table.append((measure, kind, weights, cost[1], str(contrast(found)), str(gain), apart))
         plain = {measure: right(rows, measure, "unsupervised", guided=False).mean() for measure in measures}
         sharp = [measure for measure in measures if measure == LIKELIHOOD or measure.endswith("temperature 0")]
-        judged = [measure for measure in sharp if plain[measure] < FULL]
+        poor = unlearnt(rows)
+        judged = [measure for measure in sharp if plain[measure] < FULL and measure not in poor]
         signs = {measure: gains["unsupervised", measure].sign(len(judged)) for measure in judged}
         won, lost = ([measure for measure in judged if signs[measure] == sign] for sign in (1, -1))
         told = "; ".join(f"{gains['unsupervised', measure]} ({measure})" for measure in measures)
         apart = "; ".join(f"{less[measure]} ({measure})" for measure in measures)
         beside = "; ".join(f"{gains['standard', measure]} ({measure})" for measure in measures)
-        learnt = min(learnt_of(rows).values(), default=0.0)
-        missing = f" A model has not learnt to answer: right in {learnt:.1%} at best." if learnt < USEFUL else ""
         return Finding(
             "Guidance that needs no paired training improves conditional generation, as standard guidance does.",
             f"Share right that unsupervised guidance adds, at a weight chosen on other questions: {told}. Of the "
-            f"{len(sharp)} measures in which sharper draws cannot be what gains, {len(judged)} had room (less than "
-            f"{FULL:.0%} right without); of these it surely gains in {len(won)} and loses in {len(lost)}. Standard "
+            f"{len(sharp)} measures in which sharper draws cannot be what gains, {len(judged)} had room (a model that "
+            f"has learnt, and less than {FULL:.0%} right without); of these it surely gains in {len(won)} and loses in "
+            f"{len(lost)}. Standard "
             f"guidance adds {beside}; less unsupervised guidance, its share right is {apart}."
-            f"{_cheaper(rows, won)}{missing}",
-            "not shown at this scale" if missing or not (won or lost) else "no" if lost else "yes",
+            f"{_cheaper(rows, won)}{''.join(f' {said}' for said in dict.fromkeys(poor.values()))}",
+            "not shown at this scale" if not (won or lost) else "no" if lost else "yes",
             (
                 Table(
                     "Exact match on the test part, at the weight that is best on the development part; ± over "
@@ -272,10 +275,23 @@ def _cheaper(rows: Sequence[Row], won: Sequence[str]) -> str:
     return "".join(told)
 
 
-def learnt_of(rows: Sequence[Row]) -> dict[tuple[str, int], float]:
-    """Of each training and seed, the share that is right in the best way to ask for answers."""
-    best: dict[tuple[str, int], float] = {}
-    for row in (row for row in rows if row["measure"] != LIKELIHOOD and row["part"] == "test"):
+def unlearnt(rows: Sequence[Row]) -> dict[str, str]:
+    """Measures that tell nothing, for without guidance a model has not learnt what they ask for, and how that is known.
+
+    A model that answers less than half of the questions in every way has not learnt to answer, and one whose choices
+    are not surely better than guesses has not learnt to choose.
+    """
+    poor, asked, best = {}, [row for row in rows if row["part"] == "test"], {}
+    for row in (row for row in asked if row["measure"] != LIKELIHOOD):
         model, hits = (row["training"], row["seed"]), bits(row)
         best[model] = max(best.get(model, 0.0), sum(hits) / len(hits))
-    return best
+    if best and (least := min(best.values())) < USEFUL:
+        told = f"A model has not learnt to answer: right in {least:.1%} at best."
+        poor = {row["measure"]: told for row in asked if row["measure"] != LIKELIHOOD}
+    if any(row["measure"] == LIKELIHOOD for row in asked):
+        shares = {kind: right(rows, LIKELIHOOD, kind, guided=False) for kind in DROPPED}
+        kind = min(shares, key=lambda kind: shares[kind].mean())
+        if contrast(shares[kind] - 1 / CHOICES).sign() < 1:
+            told = f"A model has not learnt to choose: of {CHOICES} answers the true one in {shares[kind].mean():.1%}."
+            poor[LIKELIHOOD] = told
+    return poor
