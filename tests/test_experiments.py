@@ -32,7 +32,7 @@ from unmask.experiments import (
 from unmask.experiments.averages import Contrast, contrast, over_seeds, rates
 from unmask.experiments.caching import occupied_variance, samplers
 from unmask.experiments.fitting import gap, interval, law, line, parabola, resampled, size_ratio, surface
-from unmask.experiments.losses import MARGIN, OBJECTIVES, noise, tukey
+from unmask.experiments.losses import MARGIN, OBJECTIVES, mean_of, noise, tukey
 from unmask.experiments.page import published, results_page
 from unmask.experiments.running import Cell, command_of
 from unmask.experiments.scaling import DIVERGED, GRIDS, WIDTHS, rate_at
@@ -234,6 +234,14 @@ def test_enough_text_is_held_out_to_compare_samples_with(tmp_path: Path):
     with pytest.raises(ValueError, match="passages of 16 tokens, fewer than the 3 texts to compare"):
         experiment(Caching(), "tiny", tmp_path / "out", source=str(tmp_path / "x.jsonl"))
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_mean_says_where_a_seed_is_missing():
+    assert [mean_of(values, 3) for values in ([], [2.0, 2.0, 2.0], [2.0, 4.0])] == [
+        "–",
+        "2 ± 0",
+        "3.0 ± 1.0 (2 of 3 seeds)",
+    ]
 
 
 def test_no_two_samplers_are_one_law():

@@ -125,10 +125,7 @@ class Losses:
         shot = Table(
             "Zero-shot perplexity (protocol radd, blocks of the model's length), mean over seeds",
             ("objective", *names),
-            tuple(
-                (name, *(str(over_seeds(cells[name, each])) if cells[name, each] else "–" for each in names))
-                for name in by
-            ),
+            tuple((name, *(mean_of(cells[name, each], len(by[name])) for each in names)) for name in by),
         )
         return Finding(
             f"The four losses have one expectation: trained alike they reach the same bound (to {MARGIN} nats).",
@@ -161,6 +158,12 @@ class Losses:
         right.set_xlabel("variance of the gradient / squared mean")
         right.invert_yaxis()
         return figure
+
+
+def mean_of(values: Sequence[float], seeds: int) -> str:
+    """The mean over the seeds that have a value, and how many these are where they are not all."""
+    told = str(over_seeds(values)) if values else "–"
+    return told if len(values) in (0, seeds) else f"{told} ({len(values)} of {seeds} seeds)"
 
 
 def tukey(samples: Sequence[Float[np.ndarray, "runs"]]) -> float:

@@ -194,7 +194,7 @@ class Scaling:
             panels[kind].set_title(f"{kind} (+: lowest point)")
             tried = [size for each in points.values() for size, _ in each]
             log_axis(panels[kind].xaxis, count, max(tried) / min(tried) if tried else 1.0)
-            panels[kind].legend(fontsize=8)
+            panels[kind].legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.18))
             fit = _law(points)
             if fit is not None:
                 budgets = [each.budget for each in fit.best]
