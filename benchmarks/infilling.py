@@ -7,8 +7,9 @@ place and of a length drawn at random. Three questions, each with its error over
 token of the hidden words (an ARM by its chain rule given what is left, an MDM by the random-order bound given both
 sides and, to tell what the right side is worth, the left one alone); tokens that a greedy decoder finds, the number of
 tokens given; and how far off that number is where it is not given: the one under which the text behind is most
-probable, that at which the end token stands in a blank of twelve, written by the same MDM fine-tuned on whole texts
-(rows of `text`: blanks are left early), one drawn uniformly, and the best number that is the same for all.
+probable; by the same MDM fine-tuned on whole texts (rows of `text`: blanks are left early) the median of its law by the
+end token, and where the first end token stands in a blank of twelve, written the surest first; one drawn uniformly, and
+the best number that is the same for all.
 """
 
 import argparse
@@ -27,9 +28,10 @@ from unmask.data import batch_indices, prepare_pairs
 from unmask.data.sides import Sides
 from unmask.data.sources import source_of
 from unmask.draws import keyed_generator
-from unmask.evaluate.infilling import likely_lengths
+from unmask.evaluate.infilling import By, likely_lengths
 from unmask.files import atomic
 from unmask.sampling import Confidence, Draw, LeftToRight, Policy, sample
+from unmask.sampling.canvas import BLANK
 from unmask.train import Optimiser, TrainConfig, train
 from unmask.transformer import TransformerConfig
 
@@ -97,13 +99,15 @@ def found(model: Model, each: Blank, policy: Policy, *, right: bool) -> float:
     return float(np.mean(np.equal(written(model, each, policy, right=right), each.hidden)))
 
 
-def by_likelihood(model: Model, each: Blank) -> int:
+def settled(model: Model, each: Blank, by: By) -> int:
     before, behind = model.tokenizer.decode(each.before), model.tokenizer.decode(each.behind)
-    _, (candidates,) = likely_lengths(model, f"{before}{{{{1..{MOST}}}}}{behind}", draws=16)
-    return min(candidates, key=lambda candidate: candidate.nats).length
+    text, _ = likely_lengths(model, f"{before}{{{{1..{MOST}}}}}{behind}", by=by, draws=16)
+    found = BLANK.search(text)
+    assert found is not None
+    return int(found[1])
 
 
-def by_end(model: Model, each: Blank) -> int:
+def first_end(model: Model, each: Blank) -> int:
     tokens, end = written(model, each, Confidence(), right=True, size=MOST), model.tokenizer.end
     return tokens.index(end) if end in tokens else MOST
 
@@ -178,9 +182,10 @@ def main() -> None:
 
     same = min(range(1, MOST + 1), key=lambda n: np.abs(sizes - n).mean())
     ways = {
-        "by likelihood": np.array([by_likelihood(mdm, each) for each in hidden]),
-        "by likelihood, MDM fine-tuned": np.array([by_likelihood(ended, each) for each in hidden]),
-        "by the end token, MDM fine-tuned": np.array([by_end(ended, each) for each in hidden]),
+        "by the text behind": np.array([settled(mdm, each, "text") for each in hidden]),
+        "by the text behind, MDM fine-tuned": np.array([settled(ended, each, "text") for each in hidden]),
+        "by the end token, MDM fine-tuned": np.array([settled(ended, each, "end") for each in hidden]),
+        "up to the first end token, MDM fine-tuned": np.array([first_end(ended, each) for each in hidden]),
         f"always {same}": np.full(len(hidden), same),
     }
     for way, lengths in ways.items():

@@ -317,7 +317,10 @@ def test_what_is_not_there(capsys, tmp_path, monkeypatch, words, message):
         (["--template", "{{2}}", "--prompt", "a"], "leave out --prompt"),
         (["--template", "{{2}}", "--length", "9"], "--length does nothing beside --template"),
         (["--template", "@nowhere"], "nowhere: no such file"),
-        (["--template", "a{{2}}b{{1..2}}", "--likely-lengths"], "--likely-lengths does nothing: no blank is like"),
+        (
+            ["--template", "a{{2}}b{{1..2}}", "--likely-lengths", "text"],
+            "--likely-lengths does nothing: no blank is like",
+        ),
         (["--prompt", "{{5}}"], "prompt and suffix are plain text"),
         (["--policy", "tweedie", "--steps", "0"], "steps 0 must be at least 1"),
         (["--seed", "-1"], "must not be negative"),

@@ -47,6 +47,44 @@ def test_the_length_is_that_under_which_the_text_behind_is_most_probable():
         assert nats == pytest.approx(3 * right + misplaced * (wrong - right), rel=1e-5, abs=5 * stderr)
 
 
+class Ending(Counting):
+    """A network that holds an end token for the likelier the further it is behind the first letter."""
+
+    def __init__(self, ends: list[float]) -> None:
+        self.ends = torch.tensor(ends)
+
+    def __call__(self, tokens, at, *, then=None, rows=None, level=None):
+        assert level.tolist() == [1.0]
+        p = self.ends[at % tokens.shape[1] - 2]  # behind the begin token and one letter
+        logits = ((1 - p) / 257).log()[:, None].repeat(1, 258)
+        logits[:, BYTES.end] = p.log()
+        return logits if then is None else then(logits, slice(0, len(at)))
+
+
+def test_the_length_by_the_end_token_is_the_median_of_its_law():
+    """p(n <= k) is that of an end token at place k, of five; p(n <= 5) is 1."""
+    model, done = Model(Ending([0.0, 0.1, 0.4, 0.6, 0.9]), BYTES, {}), []
+    text, (candidates,) = likely_lengths(model, "a{{1..5}}b", by="end", progress=lambda *told: done.append(told))
+    assert text == "a{{3}}b"
+    assert done == [(5, 5)]
+    assert [each.length for each in candidates] == [1, 2, 3, 4, 5]
+    assert [math.exp(-each.nats) for each in candidates] == pytest.approx([0.1, 0.3, 0.2, 0.3, 0.1], rel=1e-5)
+    # of three or more: 0.2, 0.3 and 0.1 of 0.6; nothing need stand behind
+    text, (candidates,) = likely_lengths(model, "a{{3..5}}", by="end")
+    assert text == "a{{4}}"
+    assert [math.exp(-each.nats) for each in candidates] == pytest.approx([1 / 3, 1 / 2, 1 / 6], rel=1e-5)
+
+
+def test_what_is_no_law_of_lengths_is_made_one():
+    """An end token less likely further right counts for as much as the one before; no length is 0; one is left over."""
+    text, (candidates,) = likely_lengths(Model(Ending([0.1, 0.6, 0.3, 0.3]), BYTES, {}), "a{{1..4}}b", by="end")
+    assert text == "a{{1}}b"
+    assert [math.exp(-each.nats) for each in candidates] == pytest.approx([5 / 9, 0.0, 0.0, 4 / 9], rel=1e-5)
+    text, (candidates,) = likely_lengths(Model(Ending([1.0] * 4), BYTES, {}), "a{{2..4}}b", by="end")
+    assert text == "a{{2}}b"
+    assert all(math.isfinite(each.nats) for each in candidates)
+
+
 def test_only_what_stands_up_to_the_window_and_the_next_blank_is_scored():
     _, (candidates,) = likely_lengths(counting(), "aa{{4..5}}bbbbbbbb", window=2)
     assert candidates[0].nats == pytest.approx(-2 * math.log(0.9), rel=1e-5)

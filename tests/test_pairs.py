@@ -78,12 +78,11 @@ def network(causal: bool = False, shifted: bool = False) -> Transformer:
 
 
 def test_an_answer_between_two_texts():
-    """Given, answered, given; 0 to as many end tokens as the answer is long stand behind it, and none at the end."""
-    example = Between("The sky ", "is very", " blue.")
-    for u, ends in ((0.0, 0), (0.5, 4), (0.999, 7)):
-        ids, answer = encode(example, BYTES, Template(), np.full(UNIFORMS, u))
-        assert ids.tolist() == [*b"The sky is very", *[BYTES.end] * ends, *b" blue."]
-        assert "".join("01"[int(bit)] for bit in answer) == "0" * 8 + "1" * (7 + ends) + "0" * 6
+    """Given, answered, given; 0 to 16 end tokens stand behind it, or as many as it is long, and none at the end."""
+    for written, u, ends in (("is very", 0.0, 0), ("is very", 0.5, 8), ("is very", 0.999, 16), ("o" * 30, 0.999, 30)):
+        ids, answer = encode(Between("The sky ", written, " blue."), BYTES, Template(), np.full(UNIFORMS, u))
+        assert ids.tolist() == [*b"The sky ", *written.encode(), *[BYTES.end] * ends, *b" blue."]
+        assert "".join("01"[int(bit)] for bit in answer) == "0" * 8 + "1" * (len(written) + ends) + "0" * 6
     with pytest.raises(ValueError, match="empty"):
         Reading()({"prompt": "a", "suffix": "c", "response": " "})
 

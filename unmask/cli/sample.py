@@ -14,7 +14,7 @@ from unmask import ranks
 from unmask.checkpoint import Model, Told
 from unmask.cli.policies import Chosen
 from unmask.evaluate import write
-from unmask.evaluate.infilling import between, likely_lengths, templates_of
+from unmask.evaluate.infilling import By, between, likely_lengths, templates_of
 from unmask.files import Row, writable, write_json
 from unmask.grammar import Form
 from unmask.log import console, progress, say
@@ -45,9 +45,10 @@ class Sample:
     """Text with blanks, {{8}} or {{2..12}}; @FILE reads it from a file."""
     templates: Path | None = None
     """A .jsonl with a template each row: {"template": …}, {"text": …}, or {"prompt": …, "suffix": …, "length": …}."""
-    likely_lengths: bool = False
-    """Give blanks such as {{2..12}} the length under which the text behind them is most probable, instead of drawing
-    it."""
+    likely_lengths: By | None = None
+    """Give blanks such as {{2..12}} their likely length instead of drawing it: by the text behind them, the one under
+    which that is most probable; by the end token, if the model was fine-tuned to leave blanks early, the median of its
+    law. No end token is then written, unless --until-end asks for it."""
     length: int = 64
     """Open tokens between prompt and suffix, also of --templates' rows that say none."""
     until_end: bool = False
@@ -86,11 +87,16 @@ class Sample:
         writable(self.out)
         model = self.told.load(self.checkpoint, self.device)
         asked = [self._text()] if self.templates is None else templates_of(self.templates, self.length)
-        if self.likely_lengths:
+        bias = dict.fromkeys((_single(model, text) for text in self.ban), -math.inf)
+        if self.likely_lengths is not None:
             with progress("lengths", "lengths") as bar:
-                settled = [likely_lengths(model, text, seed=self.seed, progress=bar) for text in asked]
+                settled = [
+                    likely_lengths(model, text, by=self.likely_lengths, seed=self.seed, progress=bar) for text in asked
+                ]
             if not any(found for _, found in settled):
-                raise ValueError("--likely-lengths does nothing: no blank is like {{2..12}} with text behind it")
+                behind = " with text behind it" if self.likely_lengths == "text" else ""
+                raise ValueError(f"--likely-lengths does nothing: no blank is like {{{{2..12}}}}{behind}")
+            bias |= {} if self.until_end else {model.tokenizer.end: -math.inf}
             asked = [text for text, _ in settled]
         canvases = [model.canvas(text, seed=self.seed) for text in asked]
         self._caution(model, canvases)
@@ -101,7 +107,7 @@ class Sample:
             "seed": self.seed,
             "batch": self.batch,
             "guidance": self.guidance,
-            "bias": dict.fromkeys((_single(model, text) for text in self.ban), -math.inf),
+            "bias": bias,
             "until_end": self.until_end,
             "constraint": constraint,
             "attempts": self.attempts if self.matching else None,

@@ -1,27 +1,41 @@
-"""Blanks of unknown length: the length under which the text behind the blank is most probable.
+"""Blanks of unknown length: how many tokens go there, before any is written.
 
-p(n | text) is in proportion to p(n) p(what stands behind the blank | what stands before it, n tokens between that are
-not seen): a masked model scores text beside hidden positions, so nothing need be written to choose n, and the same
-tokens are scored under each n, so that long blanks are not at a disadvantage.
+By the text behind the blank: p(n | text) is in proportion to p(n) p(what stands behind the blank | what stands before
+it, n tokens between that are not seen). A masked model scores text beside hidden positions, so nothing need be written
+to choose n, and the same tokens are scored under each n, so that long blanks are not at a disadvantage.
+
+By the end token, for a model that has learnt to leave blanks early (fine-tuned on texts or answers with text behind
+them): where nothing of the longest blank is written, p(end token at place k) is p(n <= k), places counted from 0, for
+all behind the answer are end tokens. One evaluation tells the whole law of n.
 """
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from unmask.checkpoint import Model
 from unmask.data.pairs import rows_of
 from unmask.files import Row
 from unmask.likelihood import log_likelihood
+from unmask.network import at_rest
+from unmask.objectives import token_nats
 from unmask.sampling import template
 from unmask.sampling.canvas import BLANK
 
+By = Literal["text", "end"]
+
 
 class Candidate(NamedTuple):
-    """A length of a blank, -log p of the text behind it in nats, and its standard error from the maskings."""
+    """A length of a blank and -log p in nats, of the text behind it, with its standard error from the maskings, or of
+    the length itself by the end token, which has none.
+    """
 
     length: int
     nats: float
@@ -32,17 +46,19 @@ def likely_lengths(
     model: Model,
     text: str,
     *,
+    by: By = "text",
     draws: int = 32,
     window: int = 16,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[str, list[list[Candidate]]]:
-    """The template with each blank {{2..12}} at its most probable length, and the candidates of each.
+    """The template with each blank {{2..12}} at a likely length, and the candidates of each.
 
-    Up to `window` tokens behind a blank are scored. Blanks are settled from the left, those further right being as long
-    as the middle of their range. A blank with no text behind it stays as it is: there is nothing to tell its length by.
-    `progress(done, total)` counts lengths. Raises ValueError for a causal model, which does not read what stands
-    behind, and for a text that with its longest blanks is longer than those the model was trained on.
+    By the text: the length under which up to `window` tokens behind the blank are most probable, from `draws` maskings;
+    a blank with none behind it stays as it is. By the end token: the median of the length's law. Blanks are settled
+    from the left, those further right being as long as the middle of their range. `progress(done, total)` counts
+    lengths. Raises ValueError for a causal model, which does not read what stands behind, and for a text that with its
+    longest blanks is longer than those the model was trained on.
     """
     if model.causal:
         raise ValueError("a causal model does not read what stands behind a blank: give its length")
@@ -50,27 +66,27 @@ def likely_lengths(
     if model.length is not None and longest > model.length:
         what = f"the longest has {longest} tokens, and the model was trained on {model.length}"
         raise ValueError(f"likely lengths of {text!r:.40}: {what}: give smaller ranges")
+    told = progress or (lambda done, total: None)
     found: list[list[Candidate]] = []
     settled, rest = "", text
-    total = sum(len(_choices(blank, text[blank.end() :])) for blank in BLANK.finditer(text))
+    total = sum(len(_choices(blank, text[blank.end() :], by)) for blank in BLANK.finditer(text))
     while blank := BLANK.search(rest):
         before, behind = settled + rest[: blank.start()], rest[blank.end() :]
-        right, candidates, length = BLANK.sub(_middle, behind), [], blank[0]
-        for n in _choices(blank, behind):
-            candidates.append(_scored(model, before, n, right, draws=draws, window=window, seed=seed))
-            if progress is not None:
-                progress(sum(map(len, found)) + len(candidates), total)
-        if candidates:
-            length = f"{{{{{min(candidates, key=lambda each: each.nats).length}}}}}"
+        right, length = BLANK.sub(_middle, behind), blank[0]
+        if choices := _choices(blank, behind, by):
+            way = _by_end if by == "end" else partial(_by_text, draws=draws, window=window)
+            done = sum(map(len, found))
+            candidates, chosen = way(model, before, choices, right, seed, lambda n, done=done: told(done + n, total))
+            length = f"{{{{{chosen}}}}}"
             found.append(candidates)
         settled, rest = before + length, behind
     return settled + rest, found
 
 
-def _choices(blank: re.Match, behind: str) -> range:
+def _choices(blank: re.Match, behind: str, by: By) -> range:
     """The lengths to choose from; none where one is given, or nothing stands behind to choose by."""
     least, most = int(blank[1]), int(blank[2] or blank[1])
-    return range(least, most + 1) if least < most and BLANK.split(behind)[0] else range(0)
+    return range(least, most + 1) if least < most and (by == "end" or BLANK.split(behind)[0]) else range(0)
 
 
 def _longest(blank: re.Match) -> str:
@@ -81,20 +97,59 @@ def _middle(blank: re.Match) -> str:
     return f"{{{{{(int(blank[1]) + int(blank[2] or blank[1])) // 2}}}}}"
 
 
-def _scored(model: Model, before: str, length: int, behind: str, *, draws: int, window: int, seed: int) -> Candidate:
+def _sides(model: Model, before: str, length: int, behind: str, seed: int) -> tuple[Int[Tensor, " L"], int]:
+    """The canvas with a blank of a length between two texts, and the place behind that blank."""
     tokenizer = model.tokenizer
 
-    def canvas(text: str, begin: list[int]) -> torch.Tensor:
+    def canvas(text: str, begin: list[int]) -> Tensor:
         return template(text, tokenizer.encode, model.mask_id, begin=begin, seed=seed)
 
     left = canvas(f"{before}{{{{{length}}}}}", [tokenizer.begin])
-    x_0 = torch.cat([left, canvas(behind, [])])
-    maskable = torch.zeros_like(x_0, dtype=torch.bool)
-    run = (x_0[len(left) :] == model.mask_id).nonzero().squeeze(-1)[:1].tolist()  # up to the next blank
-    maskable[len(left) : len(left) + min([window, len(x_0) - len(left), *run])] = True
-    # one number for all candidates: the same levels and, position by position, the same maskings
-    estimate = log_likelihood(model, x_0[None], maskable[None], draws=draws, replicates=4, seed=seed, sequences=[0])
-    return Candidate(length, estimate.nats, estimate.stderr_mc)
+    return torch.cat([left, canvas(behind, [])]), len(left)
+
+
+def _by_text(
+    model: Model,
+    before: str,
+    lengths: range,
+    behind: str,
+    seed: int,
+    told: Callable[[int], None],
+    *,
+    draws: int,
+    window: int,
+) -> tuple[list[Candidate], int]:
+    """What the text behind the blank is worth under each length, and the length under which it is most probable."""
+    candidates = []
+    for length in lengths:
+        x_0, first = _sides(model, before, length, behind, seed)
+        maskable = torch.zeros_like(x_0, dtype=torch.bool)
+        run = (x_0[first:] == model.mask_id).nonzero().squeeze(-1)[:1].tolist()  # up to the next blank
+        maskable[first : first + min([window, len(x_0) - first, *run])] = True
+        # one number for all candidates: the same levels and, position by position, the same maskings
+        estimate = log_likelihood(model, x_0[None], maskable[None], draws=draws, replicates=4, seed=seed, sequences=[0])
+        candidates.append(Candidate(length, estimate.nats, estimate.stderr_mc))
+        told(len(candidates))
+    return candidates, min(candidates, key=lambda each: each.nats).length
+
+
+def _by_end(
+    model: Model, before: str, lengths: range, behind: str, seed: int, told: Callable[[int], None]
+) -> tuple[list[Candidate], int]:
+    """The law of the length among these by the end token, and its median."""
+    canvas, last = _sides(model, before, lengths[-1], behind, seed)
+    blank = torch.zeros_like(canvas, dtype=torch.bool)
+    blank[last - lengths[-1] : last] = True
+    ended, level = canvas.masked_fill(blank, model.tokenizer.end), torch.ones(1, dtype=torch.float64)
+    with at_rest(model):
+        _, surprisal = token_nats(model, ended[None], blank[None], canvas=canvas[None], level=level)
+    up_to = [*(-surprisal.cpu()).exp().cummax(0).values.tolist(), 1.0]  # p(n <= k), which a law has in order
+    least = up_to[lengths[0] - 1]
+    share = [(up_to[n] - least) / (1 - least) if least < 1 else 1.0 for n in lengths]
+    nats = -np.log(np.maximum(np.diff([0.0, *share]), np.finfo(float).tiny))
+    told(len(lengths))
+    candidates = [Candidate(n, float(each), 0.0) for n, each in zip(lengths, nats, strict=True)]
+    return candidates, next(n for n, each in zip(lengths, share, strict=True) if each >= 0.5)
 
 
 def templates_of(path: Path, length: int = 64) -> list[str]:

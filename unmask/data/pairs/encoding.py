@@ -13,6 +13,9 @@ from unmask.data.tokenizer import Tokenizer
 
 SPANS = 3  # blanks of a text at most
 UNIFORMS = 1 + 3 * SPANS
+ROOM = 16
+"""End tokens that a blank has room for behind a short answer, at most: behind a longer one, as many as it is long. So
+that how long a blank is tells little of how long its answer is, and one can be given that is far too long."""
 
 
 class Encoded(NamedTuple):
@@ -23,8 +26,8 @@ class Encoded(NamedTuple):
 
 
 def encode(example: Example, tokenizer: Tokenizer, template: Template, u: Float[np.ndarray, " UNIFORMS"]) -> Encoded:
-    """The example's tokens, with one end token behind the last answer; behind one that a given text follows, 0 to as
-    many as it is long. `u` are uniforms, for these and for `blanked`.
+    """The example's tokens, with one end token behind the last answer; behind one that a given text follows, as many
+    as `ends` says. `u` are uniforms, for these and for `blanked`.
     """
     if isinstance(example, Blanks):
         return blanked(np.array(tokenizer.encode(example.text)), tokenizer.end, u)
@@ -38,7 +41,7 @@ def encode(example: Example, tokenizer: Tokenizer, template: Template, u: Float[
     runs = tokens_of(pieces, tokenizer, template)
     if isinstance(example, Between):  # the blank may be longer than its answer, as in `blanked`
         at = next(i for i, (_, answer) in enumerate(runs) if answer)
-        runs.insert(at + 1, ([tokenizer.end] * int(u[-1] * (len(runs[at][0]) + 1)), True))
+        runs.insert(at + 1, ([tokenizer.end] * ends(len(runs[at][0]), u[-1]), True))
     elif runs[-1][0][-1:] != [tokenizer.end]:
         runs.append(([tokenizer.end], True))
     ids = np.concatenate([np.array(run, dtype=np.int64) for run, _ in runs])
@@ -85,21 +88,28 @@ def without_begin(runs: list[tuple[list[int], bool]], tokenizer: Tokenizer) -> l
     return runs
 
 
-def blanked(ids: Int[np.ndarray, " n"], end: int, u: Float[np.ndarray, " UNIFORMS"]) -> Encoded:
-    """A text with one to SPANS blanks of random place and length, each with 0 to as many end tokens as it is long.
+def ends(size: int, u: float) -> int:
+    """End tokens behind an answer of so many tokens that a given text follows, by a uniform: 0 to ROOM, or to `size`
+    where that is more. They teach a model to leave a blank early, so that it can be given one that is too long.
+    """
+    return int(u * (max(size, ROOM) + 1))
 
-    The end tokens teach a model to leave a blank early, so that it can be given one that is too long. Raises
-    ValueError for a text of fewer than 4 tokens.
+
+def blanked(ids: Int[np.ndarray, " n"], end: int, u: Float[np.ndarray, " UNIFORMS"]) -> Encoded:
+    """A text with one to SPANS blanks of random place and length, each with end tokens behind it (`ends`).
+
+    Raises ValueError for a text of fewer than 4 tokens.
     """
     if len(ids) < 4:
         raise ValueError(f"a text of {len(ids)} tokens is too short for a blank")
     count = min(1 + int(u[0] * SPANS), len(ids) // 4)
     edges = np.linspace(0, len(ids), count + 1).astype(int)
     parts: list[tuple[np.ndarray, bool]] = []
-    for first, last, long, place, ends in zip(edges[:-1], edges[1:], *u[1:].reshape(3, SPANS)[:, :count], strict=True):
+    for first, last, long, place, room in zip(edges[:-1], edges[1:], *u[1:].reshape(3, SPANS)[:, :count], strict=True):
         size = 1 + int(long**2 * (last - first - 1))
-        start, extra = first + int(place * (last - first - size + 1)), int(ends * (size + 1))
-        parts += [(ids[first:start], False), (np.append(ids[start : start + size], [end] * extra), True)]
+        start = first + int(place * (last - first - size + 1))
+        parts += [(ids[first:start], False)]
+        parts += [(np.append(ids[start : start + size], [end] * ends(size, room)), True)]
         parts += [(ids[start + size : last], False)]
     answer = np.repeat([answer for _, answer in parts], [len(part) for part, _ in parts])
     return Encoded(np.concatenate([part for part, _ in parts]).astype(np.int64), answer)
