@@ -62,8 +62,8 @@ def prepared(out: Path, name: str, learnt: list[Row], held_out: list[Row]) -> Pa
     for part, rows in (("learnt", learnt), ("held-out", held_out)):
         with atomic(out / f"{name}-{part}.jsonl") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
-    sources = (str(out / f"{name}-{part}.jsonl") for part in ("learnt", "held-out"))
-    return prepare_pairs(next(sources), out / name, tokenizer="characters", held_out=next(sources)).folder
+    source, asked = (str(out / f"{name}-{part}.jsonl") for part in ("learnt", "held-out"))
+    return prepare_pairs(source, out / name, tokenizer="characters", held_out=asked).folder
 
 
 def settings(data: Path, causal: bool, steps: int, seed: int) -> TrainConfig:

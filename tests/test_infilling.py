@@ -48,14 +48,18 @@ def test_the_length_is_that_under_which_the_text_behind_is_most_probable():
 
 
 class Ending(Counting):
-    """A network that holds an end token for the likelier the further it is behind the first letter."""
+    """A network that holds an end token for the likelier the further it is behind the first letter, where all that it
+    is asked about is hidden.
+    """
 
     def __init__(self, ends: list[float]) -> None:
-        self.ends = torch.tensor(ends)
+        self.ends, self.canvases = torch.tensor(ends), []
 
     def __call__(self, tokens, at, *, then=None, rows=None, level=None):
         assert level.tolist() == [1.0]
-        p = self.ends[at % tokens.shape[1] - 2]  # behind the begin token and one letter
+        assert (tokens.flatten()[at] == self.mask_id).all()
+        self.canvases.append((tokens[0].tolist(), at.tolist()))
+        p = self.ends[at - 2]  # behind the begin token and one letter
         logits = ((1 - p) / 257).log()[:, None].repeat(1, 258)
         logits[:, BYTES.end] = p.log()
         return logits if then is None else then(logits, slice(0, len(at)))
@@ -63,26 +67,48 @@ class Ending(Counting):
 
 def test_the_length_by_the_end_token_is_the_median_of_its_law():
     """p(n <= k) is that of an end token at place k, of five; p(n <= 5) is 1."""
-    model, done = Model(Ending([0.0, 0.1, 0.4, 0.6, 0.9]), BYTES, {}), []
+    model, done = Model(Ending([0.0, 0.1, 0.48, 0.6, 0.9]), BYTES, {}), []
     text, (candidates,) = likely_lengths(model, "a{{1..5}}b", by="end", progress=lambda *told: done.append(told))
     assert text == "a{{3}}b"
     assert done == [(5, 5)]
     assert [each.length for each in candidates] == [1, 2, 3, 4, 5]
-    assert [math.exp(-each.nats) for each in candidates] == pytest.approx([0.1, 0.3, 0.2, 0.3, 0.1], rel=1e-5)
-    # of three or more: 0.2, 0.3 and 0.1 of 0.6; nothing need stand behind
-    text, (candidates,) = likely_lengths(model, "a{{3..5}}", by="end")
+    assert [math.exp(-each.nats) for each in candidates] == pytest.approx([0.1, 0.38, 0.12, 0.3, 0.1], rel=1e-5)
+    # the least stands for all that are shorter; nothing need stand behind
+    text, (candidates,) = likely_lengths(model, "a{{4..5}}", by="end")
     assert text == "a{{4}}"
-    assert [math.exp(-each.nats) for each in candidates] == pytest.approx([1 / 3, 1 / 2, 1 / 6], rel=1e-5)
+    assert [math.exp(-each.nats) for each in candidates] == pytest.approx([0.9, 0.1], rel=1e-5)
+
+
+def test_blanks_are_settled_by_their_own_end_tokens_from_the_left():
+    """The next blank is as long as the middle of its range, then this one is as long as it was settled."""
+    net = Ending([0.1, 0.1, 0.6, 0.1, 0.1, 0.1, 0.9, 0.9, 0.9])
+    assert likely_lengths(Model(net, BYTES, {}), "a{{1..4}}b{{2..4}}c", by="end")[0] == "a{{2}}b{{3}}c"
+    mask, (a, b, c) = BYTES.end + 1, b"abc"
+    assert net.canvases == [
+        ([BYTES.begin, a, *[mask] * 4, b, *[mask] * 3, c], [2, 3, 4, 5]),
+        ([BYTES.begin, a, *[mask] * 2, b, *[mask] * 4, c], [5, 6, 7, 8]),
+    ]
 
 
 def test_what_is_no_law_of_lengths_is_made_one():
-    """An end token less likely further right counts for as much as the one before; no length is 0; one is left over."""
-    text, (candidates,) = likely_lengths(Model(Ending([0.1, 0.6, 0.3, 0.3]), BYTES, {}), "a{{1..4}}b", by="end")
-    assert text == "a{{1}}b"
-    assert [math.exp(-each.nats) for each in candidates] == pytest.approx([5 / 9, 0.0, 0.0, 4 / 9], rel=1e-5)
-    text, (candidates,) = likely_lengths(Model(Ending([1.0] * 4), BYTES, {}), "a{{2..4}}b", by="end")
-    assert text == "a{{2}}b"
-    assert all(math.isfinite(each.nats) for each in candidates)
+    """An end token less likely further right counts for as much as the one before."""
+    text, (candidates,) = likely_lengths(Model(Ending([0.1, 0.4, 0.3, 0.3]), BYTES, {}), "a{{1..4}}b", by="end")
+    assert text == "a{{4}}b"
+    assert [math.exp(-each.nats) for each in candidates] == pytest.approx([0.4, 0.0, 0.0, 0.6], rel=1e-5)
+    for certain, length in ((1.0, 2), (0.0, 4)):
+        text, (candidates,) = likely_lengths(Model(Ending([certain] * 4), BYTES, {}), "a{{2..4}}b", by="end")
+        assert text == f"a{{{{{length}}}}}b"
+        assert all(math.isfinite(each.nats) for each in candidates)
+
+
+def test_ranges_that_tell_nothing_are_refused():
+    with pytest.raises(ValueError, match=r"give at most \{\{2..18\}\}"):
+        likely_lengths(counting(), "a{{2..19}}b", by="end")
+    with pytest.raises(ValueError, match=r"give at most \{\{20..40\}\}"):
+        likely_lengths(counting(), "a{{20..41}}b", by="end")
+    for by in ("text", "end"):
+        with pytest.raises(ValueError, match=r"blank \{\{0..5\}\}"):
+            likely_lengths(counting(), "a{{0..5}}b", by=by)
 
 
 def test_only_what_stands_up_to_the_window_and_the_next_blank_is_scored():

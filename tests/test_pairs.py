@@ -442,6 +442,28 @@ def test_packing_changes_no_loss(causal, shifted, length):
     assert float(objective(net, x_0, maskable, u, torch.Generator()).detach()) != pytest.approx(alone, rel=1e-5)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_nothing_is_seen_behind_a_text_that_is_given(causal):
+    """A blank's loss is that of the text alone, however much fills its block; an answer's filling is learnt."""
+    ids = np.array([*b"abXYcd", *b"efghij"])
+    answer = np.array([False] * 2 + [True] * 2 + [False] * 2 + [False] * 3 + [True] * 3)
+    examples, net = PairSet(ids, answer, np.array([0, 6]), np.array([6, 6])), network(causal)
+    objective, u = NextToken() if causal else AnyOrder(), torch.ones(1, dtype=torch.float64) * (1 - 1e-9)
+
+    def nats(row: int, length: int, apart: bool = True) -> float:
+        made = Pairs(examples, length, BYTES.begin, BYTES.end, causal=causal)
+        assert made.apart
+        x_0, maskable, _ = made.take([row])
+        assert int(maskable.sum()) == (3 + length - 6 if row else 2)
+        reader = Apart(net, made.segments([row])) if apart else net
+        return float(objective(reader, x_0, maskable, u, torch.Generator()).detach())
+
+    assert nats(0, 9) == pytest.approx(nats(0, 6), rel=1e-9)
+    assert nats(1, 9) == pytest.approx(nats(1, 9, apart=False), rel=1e-9)
+    if not causal:
+        assert nats(0, 9, apart=False) != pytest.approx(nats(0, 6), rel=1e-6)
+
+
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("objective", [AnyOrder(), LambdaDCE(), TimeDCE(), NextToken()])
 def test_the_loss_sees_only_answers(objective, packed):

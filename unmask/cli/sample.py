@@ -48,7 +48,7 @@ class Sample:
     likely_lengths: By | None = None
     """Give blanks such as {{2..12}} their likely length instead of drawing it: by the text behind them, the one under
     which that is most probable; by the end token, if the model was fine-tuned to leave blanks early, the median of its
-    law. No end token is then written, unless --until-end asks for it."""
+    law, and then no end token is written unless --until-end allows it."""
     length: int = 64
     """Open tokens between prompt and suffix, also of --templates' rows that say none."""
     until_end: bool = False
@@ -96,7 +96,8 @@ class Sample:
             if not any(found for _, found in settled):
                 behind = " with text behind it" if self.likely_lengths == "text" else ""
                 raise ValueError(f"--likely-lengths does nothing: no blank is like {{{{2..12}}}}{behind}")
-            bias |= {} if self.until_end else {model.tokenizer.end: -math.inf}
+            if self.likely_lengths == "end" and not self.until_end:
+                bias[model.tokenizer.end] = -math.inf
             asked = [text for text, _ in settled]
         canvases = [model.canvas(text, seed=self.seed) for text in asked]
         self._caution(model, canvases)

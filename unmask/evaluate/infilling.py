@@ -4,14 +4,14 @@ By the text behind the blank: p(n | text) is in proportion to p(n) p(what stands
 it, n tokens between that are not seen). A masked model scores text beside hidden positions, so nothing need be written
 to choose n, and the same tokens are scored under each n, so that long blanks are not at a disadvantage.
 
-By the end token, for a model that has learnt to leave blanks early (fine-tuned on texts or answers with text behind
+By the end token, for a model that has learnt to leave blanks early (fine-tuned on texts, or on answers with text behind
 them): where nothing of the longest blank is written, p(end token at place k) is p(n <= k), places counted from 0, for
-all behind the answer are end tokens. One evaluation tells the whole law of n.
+all behind the answer are end tokens. So one evaluation tells the law of n, as far as such blanks were learnt from: no
+more than `ROOM` tokens longer than their answers, or twice as long.
 """
 
 import re
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from unmask.checkpoint import Model
 from unmask.data.pairs import rows_of
+from unmask.data.pairs.encoding import ROOM
 from unmask.files import Row
 from unmask.likelihood import log_likelihood
 from unmask.network import at_rest
@@ -33,8 +34,8 @@ By = Literal["text", "end"]
 
 
 class Candidate(NamedTuple):
-    """A length of a blank and -log p in nats, of the text behind it, with its standard error from the maskings, or of
-    the length itself by the end token, which has none.
+    """A length of a blank and -log p in nats: of the text behind the blank, with the standard error from the maskings;
+    or, by the end token, of the length itself (of the least: that it is no longer), which has no such error.
     """
 
     length: int
@@ -57,28 +58,39 @@ def likely_lengths(
     By the text: the length under which up to `window` tokens behind the blank are most probable, from `draws` maskings;
     a blank with none behind it stays as it is. By the end token: the median of the length's law. Blanks are settled
     from the left, those further right being as long as the middle of their range. `progress(done, total)` counts
-    lengths. Raises ValueError for a causal model, which does not read what stands behind, and for a text that with its
-    longest blanks is longer than those the model was trained on.
+    lengths. Raises ValueError for a causal model, which does not read what stands behind, for a text that with its
+    longest blanks is longer than those the model was trained on, and for a range too wide for the end token to tell.
     """
     if model.causal:
         raise ValueError("a causal model does not read what stands behind a blank: give its length")
+    model.canvas(text)  # which refuses what is no template
     longest = len(model.canvas(BLANK.sub(_longest, text))) - 1
     if model.length is not None and longest > model.length:
         what = f"the longest has {longest} tokens, and the model was trained on {model.length}"
         raise ValueError(f"likely lengths of {text!r:.40}: {what}: give smaller ranges")
-    told = progress or (lambda done, total: None)
+    blanks = [(blank, text[blank.end() :]) for blank in BLANK.finditer(text)]
+    total = sum(len(_choices(blank, behind, by)) for blank, behind in blanks)
     found: list[list[Candidate]] = []
     settled, rest = "", text
-    total = sum(len(_choices(blank, text[blank.end() :], by)) for blank in BLANK.finditer(text))
+
+    def told() -> None:
+        if progress is not None:
+            progress(sum(map(len, found)), total)
+
     while blank := BLANK.search(rest):
         before, behind = settled + rest[: blank.start()], rest[blank.end() :]
         right, length = BLANK.sub(_middle, behind), blank[0]
         if choices := _choices(blank, behind, by):
-            way = _by_end if by == "end" else partial(_by_text, draws=draws, window=window)
-            done = sum(map(len, found))
-            candidates, chosen = way(model, before, choices, right, seed, lambda n, done=done: told(done + n, total))
+            found.append([])
+            if by == "end":
+                found[-1], chosen = _ended(model, before, choices, right, seed)
+                told()
+            else:
+                for n in choices:
+                    found[-1].append(_scored(model, before, n, right, draws=draws, window=window, seed=seed))
+                    told()
+                chosen = min(found[-1], key=lambda each: each.nats).length
             length = f"{{{{{chosen}}}}}"
-            found.append(candidates)
         settled, rest = before + length, behind
     return settled + rest, found
 
@@ -86,7 +98,12 @@ def likely_lengths(
 def _choices(blank: re.Match, behind: str, by: By) -> range:
     """The lengths to choose from; none where one is given, or nothing stands behind to choose by."""
     least, most = int(blank[1]), int(blank[2] or blank[1])
-    return range(least, most + 1) if least < most and (by == "end" or BLANK.split(behind)[0]) else range(0)
+    if least == most or (by == "text" and not BLANK.split(behind)[0]):
+        return range(0)
+    if by == "end" and most > (widest := least + max(least, ROOM)):
+        what = f"the end token tells of blanks up to {ROOM} tokens longer than what stands there, or twice as long"
+        raise ValueError(f"{blank[0]}: {what}: give at most {{{{{least}..{widest}}}}}")
+    return range(least, most + 1)
 
 
 def _longest(blank: re.Match) -> str:
@@ -108,34 +125,17 @@ def _sides(model: Model, before: str, length: int, behind: str, seed: int) -> tu
     return torch.cat([left, canvas(behind, [])]), len(left)
 
 
-def _by_text(
-    model: Model,
-    before: str,
-    lengths: range,
-    behind: str,
-    seed: int,
-    told: Callable[[int], None],
-    *,
-    draws: int,
-    window: int,
-) -> tuple[list[Candidate], int]:
-    """What the text behind the blank is worth under each length, and the length under which it is most probable."""
-    candidates = []
-    for length in lengths:
-        x_0, first = _sides(model, before, length, behind, seed)
-        maskable = torch.zeros_like(x_0, dtype=torch.bool)
-        run = (x_0[first:] == model.mask_id).nonzero().squeeze(-1)[:1].tolist()  # up to the next blank
-        maskable[first : first + min([window, len(x_0) - first, *run])] = True
-        # one number for all candidates: the same levels and, position by position, the same maskings
-        estimate = log_likelihood(model, x_0[None], maskable[None], draws=draws, replicates=4, seed=seed, sequences=[0])
-        candidates.append(Candidate(length, estimate.nats, estimate.stderr_mc))
-        told(len(candidates))
-    return candidates, min(candidates, key=lambda each: each.nats).length
+def _scored(model: Model, before: str, length: int, behind: str, *, draws: int, window: int, seed: int) -> Candidate:
+    x_0, first = _sides(model, before, length, behind, seed)
+    maskable = torch.zeros_like(x_0, dtype=torch.bool)
+    run = (x_0[first:] == model.mask_id).nonzero().squeeze(-1)[:1].tolist()  # up to the next blank
+    maskable[first : first + min([window, len(x_0) - first, *run])] = True
+    # one number for all candidates: the same levels and, position by position, the same maskings
+    estimate = log_likelihood(model, x_0[None], maskable[None], draws=draws, replicates=4, seed=seed, sequences=[0])
+    return Candidate(length, estimate.nats, estimate.stderr_mc)
 
 
-def _by_end(
-    model: Model, before: str, lengths: range, behind: str, seed: int, told: Callable[[int], None]
-) -> tuple[list[Candidate], int]:
+def _ended(model: Model, before: str, lengths: range, behind: str, seed: int) -> tuple[list[Candidate], int]:
     """The law of the length among these by the end token, and its median."""
     canvas, last = _sides(model, before, lengths[-1], behind, seed)
     blank = torch.zeros_like(canvas, dtype=torch.bool)
@@ -144,12 +144,10 @@ def _by_end(
     with at_rest(model):
         _, surprisal = token_nats(model, ended[None], blank[None], canvas=canvas[None], level=level)
     up_to = [*(-surprisal.cpu()).exp().cummax(0).values.tolist(), 1.0]  # p(n <= k), which a law has in order
-    least = up_to[lengths[0] - 1]
-    share = [(up_to[n] - least) / (1 - least) if least < 1 else 1.0 for n in lengths]
-    nats = -np.log(np.maximum(np.diff([0.0, *share]), np.finfo(float).tiny))
-    told(len(lengths))
+    shares = np.diff([0.0, *(up_to[n] for n in lengths)])
+    nats = -np.log(np.maximum(shares, np.finfo(float).tiny))
     candidates = [Candidate(n, float(each), 0.0) for n, each in zip(lengths, nats, strict=True)]
-    return candidates, next(n for n, each in zip(lengths, share, strict=True) if each >= 0.5)
+    return candidates, next(n for n in lengths if up_to[n] >= 0.5)
 
 
 def templates_of(path: Path, length: int = 64) -> list[str]:

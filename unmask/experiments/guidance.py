@@ -74,7 +74,7 @@ class Guidance:
     def _parts(self, scale: Scale, source: str) -> dict[str, list[Question]]:
         """The half that chooses the weight, and the half that is tested."""
         questions = asked_of(source, self.questions)[: min(self.limit, SIZES[scale].sequences)]
-        enough(questions, f"limit {self.limit}")
+        enough(questions, f"limit {self.limit}, scale {scale}")
         half = len(questions) // 2
         return {"development": questions[:half], "test": questions[half:]}
 
@@ -194,7 +194,8 @@ def scored(
     The four share their maskings, so that their differences are surer than each of them.
     """
     hits = preferred(model, questions, weight, setting, template, told)
-    return {"exact_match": sum(hits) / len(hits), "questions": len(hits), "right": packed(hits)}
+    chance = 1 / min(CHOICES, len({question.references[0] for question in questions}))
+    return {"exact_match": sum(hits) / len(hits), "questions": len(hits), "right": packed(hits), "chance": chance}
 
 
 def preferred(
@@ -281,17 +282,17 @@ def unlearnt(rows: Sequence[Row]) -> dict[str, str]:
     A model that answers less than half of the questions in every way has not learnt to answer, and one whose choices
     are not surely better than guesses has not learnt to choose.
     """
-    poor, asked, best = {}, [row for row in rows if row["part"] == "test"], {}
-    for row in (row for row in asked if row["measure"] != LIKELIHOOD):
+    poor, plain, best = {}, [row for row in rows if row["part"] == "test" and not row["guidance"]], {}
+    for row in (row for row in plain if row["measure"] != LIKELIHOOD):
         model, hits = (row["training"], row["seed"]), bits(row)
         best[model] = max(best.get(model, 0.0), sum(hits) / len(hits))
     if best and (least := min(best.values())) < USEFUL:
         told = f"A model has not learnt to answer: right in {least:.1%} at best."
-        poor = {row["measure"]: told for row in asked if row["measure"] != LIKELIHOOD}
-    if any(row["measure"] == LIKELIHOOD for row in asked):
+        poor = {row["measure"]: told for row in plain if row["measure"] != LIKELIHOOD}
+    if chances := [row["chance"] for row in plain if row["measure"] == LIKELIHOOD]:
         shares = {kind: right(rows, LIKELIHOOD, kind, guided=False) for kind in DROPPED}
         kind = min(shares, key=lambda kind: shares[kind].mean())
-        if contrast(shares[kind] - 1 / CHOICES).sign() < 1:
-            told = f"A model has not learnt to choose: of {CHOICES} answers the true one in {shares[kind].mean():.1%}."
-            poor[LIKELIHOOD] = told
+        if contrast(shares[kind] - max(chances)).sign() < 1:
+            told = f"chooses the true answer in {shares[kind].mean():.1%}, where a guess does in {max(chances):.1%}"
+            poor[LIKELIHOOD] = f"A model has not learnt to choose: it {told}."
     return poor

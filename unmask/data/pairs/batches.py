@@ -23,7 +23,9 @@ class Pairs:
 
     By default one example a sequence, its answer followed by end tokens to the block, all maskable (SMDM). `packed`:
     as many in turn as fit, each behind a begin token of its own with one end token, kept apart by `segments`; the
-    filling is not maskable. Examples that are longer are left out. Raises ValueError where none is left.
+    filling is not maskable. Nor is it behind an example that ends with a given text, and it is kept apart there too:
+    nothing fills the block behind a text that is infilled. Examples that are longer are left out. Raises ValueError
+    where none is left.
     """
 
     pairs: PairSet
@@ -45,7 +47,12 @@ class Pairs:
     @property
     def apart(self) -> bool:
         """Attention must stay within `segments`."""
-        return self.packed
+        return self.packed or bool(self.closed[self.fitting].any())
+
+    @cached_property
+    def closed(self) -> Bool[np.ndarray, " examples"]:
+        """The examples that end with a given text."""
+        return ~self.pairs.answer[self.pairs.starts + self.pairs.lengths - 1]
 
     @cached_property
     def fitting(self) -> Int[np.ndarray, " examples"]:
@@ -76,7 +83,7 @@ class Pairs:
         starts, lengths = self.pairs.starts, self.pairs.lengths
         learnt = np.add.reduceat(self.pairs.answer, starts, dtype=np.int64)
         if not self.packed:
-            learnt += (self.length - lengths) * self.pairs.answer[starts + lengths - 1]
+            learnt += (self.length - lengths) * ~self.closed
         return float(learnt[self.fitting].sum()) / (len(self) * self.length)
 
     def batch(self, size: int, *, seed: int, step: int, rank: int = 0, world: int = 1) -> Int[np.ndarray, " size"]:
@@ -95,7 +102,7 @@ class Pairs:
                 x_0[row, place] = self.begin
                 x_0[row, span] = self.pairs.ids[first : first + self.pairs.lengths[example]]
                 maskable[row, span] = self.pairs.answer[first : first + self.pairs.lengths[example]]
-                if not self.packed and maskable[row, span.stop - 1]:
+                if not (self.packed or self.closed[example]):
                     maskable[row, span.stop :] = True
         documents = np.array([self.rows[int(at)][0] for at in indices], dtype=np.int64)
         return torch.from_numpy(x_0), torch.from_numpy(maskable), torch.from_numpy(documents)
@@ -139,7 +146,8 @@ class Pairs:
         examples = np.full((len(indices), 1 + self.length + begin), -1, dtype=np.int64)
         for row, at in enumerate(np.asarray(indices)):
             for example, place in self._places(int(at)):
-                last = place + 1 + self.pairs.lengths[example] + begin if self.packed else None
+                apart = self.packed or self.closed[example]
+                last = place + 1 + self.pairs.lengths[example] + begin if apart else None
                 examples[row, place + begin if place else 0 : last] = example
         return examples
 

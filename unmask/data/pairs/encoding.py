@@ -14,8 +14,8 @@ from unmask.data.tokenizer import Tokenizer
 SPANS = 3  # blanks of a text at most
 UNIFORMS = 1 + 3 * SPANS
 ROOM = 16
-"""End tokens that a blank has room for behind a short answer, at most: behind a longer one, as many as it is long. So
-that how long a blank is tells little of how long its answer is, and one can be given that is far too long."""
+"""Most end tokens behind an answer shorter than this; behind a longer one there are up to as many as it is long. A
+blank of up to 1 + ROOM tokens tells nothing of how long its answer is."""
 
 
 class Encoded(NamedTuple):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load, save
 
-from unmask.data.pairs.encoding import UNIFORMS, Encoded, encode
+from unmask.data.pairs.encoding import ROOM, UNIFORMS, Encoded, encode
 from unmask.data.pairs.layouts import Between, Blanks, Chat, Example, Plain, Reading
 from unmask.data.pairs.rows import Malformed, rows_of
 from unmask.data.pairs.templates import DEFAULT, Template, named_template, read_template, template_of
@@ -86,6 +86,7 @@ def prepare_pairs(
         "tokenizer": spec.removeprefix("file:"),
         "template": given,
         "reading": asdict(reading),
+        "room": ROOM,
     }
     source = given or (template_of(path).source if path.exists() else DEFAULT)
     if (unfit := _answered(out, request, source)) is not None:
