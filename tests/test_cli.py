@@ -95,6 +95,16 @@ def test_template_from_a_file(capsys, checkpoint, tmp_path):
     assert 4 <= record["nfe"] <= 5
 
 
+def test_likely_lengths_and_the_end_token(capsys, checkpoint):
+    """Blanks settled by the end token hold none, unless that is asked for."""
+    words = ["sample", "--checkpoint", str(checkpoint), "--template", "a{{2..4}}b", "--json", "--likely-lengths"]
+    for more, biased in ((["text"], False), (["end"], True), (["end", "--until-end"], False)):
+        main([*words, *more])
+        record = json.loads(capsys.readouterr().out)
+        assert ("with a bias on tokens" in record["exact_for"]) == biased
+        assert record["nfe"] in (2, 3, 4)
+
+
 def test_every_printed_sample_fits(capsys, checkpoint, tmp_path):
     """A regular expression, a JSON schema, choices; with a suffix nothing but the text may stand in the blank."""
     schema = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"enum": ["x", None]}}, "required": ["b"]}

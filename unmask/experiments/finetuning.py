@@ -101,8 +101,9 @@ class Finetuning:
                 Table(
                     f"{first['examples']:,} held-out answers that with their questions fit in {first['length']} tokens "
                     f"({first['left_out']:,} do not), by their likelihood "
-                    f"({', '.join(f'{kind}: {bound}' for kind, bound in kinds.items())}), and as many questions "
-                    "answered at temperature 0, by the MDM the most confident tokens first; ± over answers and seeds",
+                    f"({', '.join(f'{kind}: {bound}' for kind, bound in kinds.items())}), and "
+                    f"{len(bits(first)):,} questions answered at "
+                    "temperature 0, by the MDM the most confident tokens first; ± over answers and seeds",
                     ("model", "nats a token", "what the question tells, nats a token", "exact match",
                      "BLEU-4 (characters)", "NFE an answer"),
                     (*table, ("MDM − ARM, paired", *map(str, gaps), "")),
@@ -120,6 +121,7 @@ class Finetuning:
                 panel.bar(place, each.value, yerr=each.error, color=COLOURS[place], capsize=3)
             panel.set_xticks(range(len(KINDS)), KINDS)
             panel.set_title(name, fontsize=9)
+        panels[-1].set_ylim(bottom=0)
         return figure
 
 
