@@ -5,10 +5,10 @@
 `q{{1..7}}k|kwzxaq.`: words of four to nine random letters, of which one to seven are hidden, never the first or the
 last. What stands behind tells which they are, and how many; what stands before, nothing. An MDM learns from two rows of
 each word, one whole (so that it can score the text behind a blank) and one with a blank (so that it knows the end token
-in one); an ARM of its size and steps learns from the whole rows. Then 500 other words are asked: the blank as long as
-what is hidden, of one to seven tokens by the text behind it or by the end token, and of seven, written the surest
-first, to be left at the first end token. The ARM sees the prefix alone, and is told how many. A run that is there goes
-on, or is not trained again.
+in one), packed, so that a text needs no block; an ARM of its size and steps learns from the whole rows. Then 500 other
+words are asked: the blank as long as what is hidden, of one to seven tokens by the text behind it or by the end token,
+and of seven, written the surest first, to be left at the first end token. The ARM sees the prefix alone, and is told
+how many. A run that is there goes on, or is not trained again.
 """
 
 import argparse
@@ -73,8 +73,9 @@ def settings(data: Path, causal: bool, steps: int, seed: int) -> TrainConfig:
         ),
         data=str(data),
         objective=NextToken() if causal else AnyOrder(importance=0.5),
-        length=2 * LONGEST + 2 + ROOM,  # a word, its reversal, two marks, and what a blank is longer
-        batch=128,
+        length=2 * (2 * LONGEST + 4 + ROOM),  # twice a word, its reversal, four marks, and what a blank is longer
+        batch=48,
+        packed=True,
         steps=steps,
         optimiser=Optimiser(rate=5e-3, muon=True),
         device="cpu",

@@ -15,6 +15,7 @@ from unmask.evaluate import judge_texts, load_judge, quality
 from unmask.evaluate.judge import entropy
 from unmask.evaluate.matched import APART, around_entropy, between, judged, varied
 from unmask.experiments import Tradeoff, experiment
+from unmask.experiments import judged as judged_module
 from unmask.experiments.judged import judged_compared, judged_rows, judged_table, judged_ways
 from unmask.experiments.ways import UNKNOWN
 from unmask.sampling import Draw
@@ -184,20 +185,27 @@ def test_an_arm_whose_answers_are_empty_is_no_accident(monkeypatch):
     monkeypatch.setattr("unmask.experiments.judged.judged", lambda *given: {**bare, "model": given[5]})
     ways = {"ARM": [ASKING], "MDM": [ASKING, ASKING]}
     rows = [
-        {**row, "together": 1} for row in judged_rows(dict.fromkeys(ways, MODEL), questions("01"), ways, "j", print)
+        {**row, "together": 1}
+        for row in judged_rows(
+            dict.fromkeys(ways, MODEL), questions("01"), ways, "j", print, lambda _, measure: measure()
+        )
     ]
     assert [(row["model"], row["turn"]) for row in rows] == [("ARM", 0), ("MDM", 0), ("ARM", 1), ("MDM", 1)]
     assert "the ARM's answers do not come" in judged_compared(judged_ways(rows), 1, 1)[0]
 
 
-def test_a_judged_tradeoff_runs(tmp_path: Path):
+def a_judged_tradeoff(folder: Path) -> tuple[Tradeoff, str]:
     rows = [{"prompt": f"{i:02}+1=", "response": f"{i + 1:02} apples", "match": "text"} for i in range(40)]
-    learnt, asked = tmp_path / "learnt.jsonl", tmp_path / "asked.jsonl"
+    learnt, asked = folder / "learnt.jsonl", folder / "asked.jsonl"
     learnt.write_text("\n".join(map(json.dumps, rows[:32])))
     asked.write_text("\n".join(map(json.dumps, rows[32:])))
-    referee = make_run(tmp_path / "judge", causal=True, length=32)
-    which = Tradeoff(questions=str(asked), together=(1,), judge=str(referee))
-    path = experiment(which, "tiny", tmp_path / "out", source=str(learnt))
+    referee = make_run(folder / "judge", causal=True, length=32)
+    return Tradeoff(questions=str(asked), together=(1,), judge=str(referee)), str(learnt)
+
+
+def test_a_judged_tradeoff_runs(tmp_path: Path):
+    which, source = a_judged_tradeoff(tmp_path)
+    path = experiment(which, "tiny", tmp_path / "out", source=source)
     assert path is not None
     found = json.loads(path.read_text())["rows"]
     texts = [row for row in found if row.get("judged")]
@@ -205,3 +213,36 @@ def test_a_judged_tradeoff_runs(tmp_path: Path):
     finding = which.find(found)
     assert len(finding.tables) == 2
     assert "references' entropy" in finding.measured
+
+
+def test_a_measurement_goes_on_where_it_was_cut_off(tmp_path: Path, monkeypatch):
+    """What was measured, times and all, is in the result; only the way that was cut off is measured anew."""
+    which, source = a_judged_tradeoff(tmp_path)
+    out, ways, real = tmp_path / "out", [], judged_module.judged
+
+    def judged(*given):
+        ways.append(given[5] + repr(given[2].policy))
+        if len(ways) == 3:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(judged_module, "judged", judged)
+    with pytest.raises(KeyboardInterrupt):
+        experiment(which, "tiny", out, source=source)
+    (parts,) = out.glob("mdm-*/parts/*")
+    kept = {path.stem: json.loads(path.read_text())["rows"] for path in parts.glob("*.json")}
+    turns = [name for name in kept if name.startswith("turn-")]
+    assert set(kept) == {"judged-arm", "judged-0", *turns}
+    monkeypatch.setattr("unmask.experiments.tradeoff.tradeoff_rows", lambda *_: pytest.fail("measured twice"))
+    path = experiment(which, "tiny", out, source=source)
+    assert path is not None
+    assert ways[2] == ways[3]
+    assert len(set(ways)) == len(ways) - 1
+    found = json.loads(path.read_text())["rows"]
+    for row in kept["judged-0"]:
+        assert any(row.items() <= each.items() for each in found if each.get("turn") == 0 and each.get("judged"))
+    for turn in turns:
+        for row in kept[turn]:
+            same = [each for each in found if (each.get("turn"), each["model"]) == (row["turn"], row["model"])]
+            assert any(each.get("nfe") == row["nfe"] for each in same if not each.get("judged"))
+    assert not parts.exists()

@@ -23,7 +23,7 @@ from unmask.evaluate.scoring import Answer, Scorer
 from unmask.experiments.asked import SIZES, USEFUL, asked_of, bits, enough, packed, prepared, sized
 from unmask.experiments.averages import contrast
 from unmask.experiments.beginning import Beginning
-from unmask.experiments.running import Cell, Finding, Scale, Table, above_zero, at_least_one, once
+from unmask.experiments.running import Cell, Finding, Scale, Table, above_zero, at_least_one, keeping, once
 from unmask.experiments.setting import Setting
 from unmask.files import Row
 from unmask.log import Report
@@ -91,13 +91,16 @@ class Guidance:
         model, setting = load(folder), sized(cell.config.data, SIZES[scale])
         parts = self._parts(scale, source)
         template, rows = load_template(cell.config.data, model.tokenizer), []
+        keep = keeping(self, folder, source)
         for tokens, temperature in itertools.product(self.tokens, self.temperatures):
             asking = Asking(
                 Confidence(tokens), Draw(temperature), block=setting.length, seed=cell.config.seed, template=template
             )
-            found = by_weight(parts, self.weights, partial(answered, model, asking, cell.name, told))
+            ask = partial(answered, model, asking, cell.name, told)
+            found = keep(f"answers-{tokens}-{temperature:g}", partial(by_weight, parts, self.weights, ask))
             rows += [{"measure": f"{tokens} a step, temperature {temperature:g}", **row} for row in found]
-        found = by_weight(parts, self.weights, partial(scored, model, setting, template, told))
+        choose = partial(scored, model, setting, template, told)
+        found = keep("choices", partial(by_weight, parts, self.weights, choose))
         return [*rows, *({"measure": LIKELIHOOD, **row} for row in found)]
 
     def find(self, rows: Sequence[Row]) -> Finding:

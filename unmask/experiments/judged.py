@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float
@@ -14,7 +15,7 @@ from unmask.evaluate.ablation import measured
 from unmask.evaluate.answers import Asking, Question
 from unmask.evaluate.matched import APART, judged, varied
 from unmask.experiments.averages import rates, said
-from unmask.experiments.running import Held, Table
+from unmask.experiments.running import Held, Keep, Table
 from unmask.experiments.ways import UNKNOWN, Measure, Way, by_half, compared, ways_of
 from unmask.files import Row
 from unmask.log import Report
@@ -31,6 +32,7 @@ def judged_rows(
     ways: Mapping[str, Sequence[Asking]],
     judge: str,
     report: Report,
+    keep: Keep,
 ) -> list[Row]:
     """A row a way of answering of the MDM (see `unmask.evaluate.matched.judged`), each with one of the ARM's beside it,
     which answers again so that both are timed in one `turn`.
@@ -41,16 +43,21 @@ def judged_rows(
     def row(name: str, asking: Asking) -> Row:
         return judged(models[name], questions, asking, referee, target, name, report)
 
-    (way,) = ways["ARM"]
-    arm = row("ARM", way)
-    again = replace(way, draw=replace(way.draw, temperature=arm["temperature"]))
-    rows = []
-    for turn, asking in enumerate(ways["MDM"]):
-        mdm = row("MDM", asking)
+    def pair(asking: Asking) -> list[Row]:
+        mdm, beside = row("MDM", asking), arm
         if arm["matched"]:
-            arm["values"]["seconds"] = measured(models["ARM"], questions, again, "ARM", report)["values"]["seconds"]
-        rows += [{"judged": True, "turn": turn, **_kept(each)} for each in (arm, mdm)]
-    return rows
+            seconds = measured(models["ARM"], questions, again, "ARM", report)["values"]["seconds"]
+            beside = {**arm, "values": {**arm["values"], "seconds": seconds}}
+        return [_kept(each) for each in (beside, mdm)]
+
+    (way,) = ways["ARM"]
+    (arm,) = keep("judged-arm", lambda: [row("ARM", way)])
+    again = replace(way, draw=replace(way.draw, temperature=arm["temperature"]))
+    return [
+        {"judged": True, "turn": turn, **each}
+        for turn, asking in enumerate(ways["MDM"])
+        for each in keep(f"judged-{turn}", partial(pair, asking))
+    ]
 
 
 def _kept(row: Row) -> Row:

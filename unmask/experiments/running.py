@@ -5,8 +5,9 @@ An experiment is data and four pure functions; everything that takes time, or ca
 
 import math
 import shlex
+import shutil
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from importlib.metadata import version
@@ -32,6 +33,7 @@ from unmask.units import count, duration, power
 Scale = Literal["tiny", "laptop", "gpu"]
 Held = Literal["yes", "no", "not shown at this scale"]
 RESULT = "result.json"
+PARTS = "parts"
 BUILTIN = "builtin"
 PLANNED = {"seeds", "together", "arm", "shares", "init", "steps", "rate"}
 """Options that say which runs there are, and how they train; all others say how a run is measured."""
@@ -213,7 +215,26 @@ def _advance(which: Experiment, scale: Scale, cell: Cell, out: Path, source: str
             where = {"unmask": version("unmask"), "machine": machine(torch.device(device_of(cell.config.device)))}
             result = {"cell": cell.name, "measured": measured(which, source), **where, "rows": rows}
             write_json(folder / RESULT, {**result, "seconds": time.monotonic() - start})
+            shutil.rmtree(folder / PARTS, ignore_errors=True)
     return True
+
+
+Keep = Callable[[str, Callable[[], list[Row]]], list[Row]]
+
+
+def keeping(which: Experiment, folder: Path, source: str) -> Keep:
+    """What keeps the rows of each part of a measurement, by its name, until the run's result is there: one that takes
+    an hour goes on where it was cut off.
+    """
+    home = folder / PARTS / digest_of_bytes(measured(which, source).encode())
+
+    def keep(name: str, measure: Callable[[], list[Row]]) -> list[Row]:
+        path = home / f"{name}.json"
+        if not path.exists():
+            write_json(path, {"rows": measure()})
+        return read_json(path)["rows"]
+
+    return keep
 
 
 def _announce(which: Experiment, scale: Scale, cells: Sequence[Cell], out: Path) -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -31,7 +32,7 @@ from unmask.experiments.asked import (
 )
 from unmask.experiments.beginning import Beginning
 from unmask.experiments.judged import judged_compared, judged_rows, judged_table, judged_ways
-from unmask.experiments.running import Cell, Finding, Held, Scale, Table, at_least_one
+from unmask.experiments.running import Cell, Finding, Held, Scale, Table, at_least_one, keeping
 from unmask.experiments.setting import KINDS
 from unmask.experiments.ways import Measure, Way, by_half, compared, together_held, ways_of
 from unmask.files import Row
@@ -117,11 +118,19 @@ class Tradeoff:
         models = {"ARM": load(folder.with_name(f"arm-{count}-{seed}")), "MDM": load(folder)}
         ways = {"ARM": [LeftToRight()], "MDM": policies(setting.length)}
         asked = {name: [replace(asking, policy=policy) for policy in each] for name, each in ways.items()}
-        rows = tradeoff_rows(models, questions, asked, told)
-        again = {**asked, "MDM": near(rows, asked["MDM"]) * TURNS}
-        later = tradeoff_rows(models, questions[-TIMED:], again, told, first=len(asked["MDM"])) if again["MDM"] else []
+        keep = keeping(self, folder, source)
+
+        def turns(each: Sequence[Asking], questions: Sequence[Question], first: int = 0) -> list[Row]:
+            rows = []
+            for turn, asking in enumerate(each, first):
+                pair = {**asked, "MDM": [asking]}
+                rows += keep(f"turn-{turn}", partial(tradeoff_rows, models, questions, pair, told, turn))
+            return rows
+
+        rows = turns(asked["MDM"], questions)
+        later = turns(near(rows, asked["MDM"]) * TURNS, questions[-TIMED:], len(asked["MDM"]))
         few = {**asked, "MDM": [replace(asking, policy=policy) for policy in policies(setting.length, every=2)]}
-        texts = [] if self.judge is None else judged_rows(models, questions, few, self.judge, told)
+        texts = [] if self.judge is None else judged_rows(models, questions, few, self.judge, told, keep)
         rows = [{**timed(row), "right": packed(row["values"]["right"])} for row in rows]
         return [{"model": "MDM", **cost}, *rows, *map(timed, later), *texts]
 
