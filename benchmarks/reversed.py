@@ -1,19 +1,20 @@
 """A blank that what stands behind it decides: letters of a word that is followed by its reversal.
 
-    python benchmarks/reversed.py --out runs/reversed [--steps 3000] [--seeds 0 1 2]
+    python benchmarks/reversed.py --out runs/reversed [--steps 3000] [--fine-tuning 1000] [--seeds 0 1 2]
 
 `q{{1..7}}k|kwzxaq.`: words of four to nine random letters, of which one to seven are hidden, never the first or the
-last. What stands behind tells which they are, and how many; what stands before, nothing. An MDM learns from two rows of
-each word, one whole (so that it can score the text behind a blank) and one with a blank (so that it knows the end token
-in one), packed, so that a text needs no block; an ARM of its size and steps learns from the whole rows. Then 500 other
-words are asked: the blank as long as what is hidden, of one to seven tokens by the text behind it or by the end token,
-and of seven, written the surest first, to be left at the first end token. The ARM sees the prefix alone, and is told
-how many. A run that is there goes on, or is not trained again.
+last. What stands behind tells which they are, and how many; what stands before, nothing. An MDM and an ARM of one size
+learn from running text, a line a word, and the MDM is then fine-tuned on lines with a blank in each (rows of `prompt`,
+`response` and `suffix`, packed), so that it knows the end token there. 500 other words are asked: the blank as long as
+what is hidden; of one to seven tokens, by the text behind it (the MDM of running text) or by the end token (the
+fine-tuned one); and of seven, written the surest first, to be left at the first end token. The ARM sees the prefix
+alone, and is told how many. A run that is there goes on, or is not trained again.
 """
 
 import argparse
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ import torch
 
 import unmask
 from unmask.checkpoint import Model
-from unmask.data import Tokenizer, prepare_pairs
+from unmask.data import Tokenizer, prepare, prepare_pairs
 from unmask.data.pairs.encoding import ROOM
 from unmask.draws import keyed_generator
 from unmask.evaluate.infilling import between, likely_lengths
@@ -52,32 +53,40 @@ def blanks() -> list[Row]:
     return list(found.values())[: LEARNT + ASKED]
 
 
-def whole(row: Row) -> Row:
-    return {"prompt": "", "response": row["prompt"] + row["response"] + row["suffix"]}
+def written(path: Path, rows: Iterable[Row]) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    return str(path)
 
 
-def prepared(out: Path, name: str, learnt: list[Row], held_out: list[Row]) -> Path:
-    """The folder of pairs of these rows."""
-    out.mkdir(parents=True, exist_ok=True)
-    for part, rows in (("learnt", learnt), ("held-out", held_out)):
-        with atomic(out / f"{name}-{part}.jsonl") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-    source, asked = (str(out / f"{name}-{part}.jsonl") for part in ("learnt", "held-out"))
-    return prepare_pairs(source, out / name, tokenizer="characters", held_out=asked).folder
+def running_text(out: Path, rows: list[Row]) -> Path:
+    """The folder of running text: documents of 100 words, a line each."""
+    lines = [f"{row['prompt']}{row['response']}{row['suffix']}\n" for row in rows]
+    texts = ({"text": "".join(lines[i : i + 100])} for i in range(0, len(lines), 100))
+    return prepare(written(out / "text.jsonl", texts), out / "text", tokenizer="characters", validation=0.05)
 
 
-def settings(data: Path, causal: bool, steps: int, seed: int) -> TrainConfig:
+def with_blanks(out: Path, rows: list[Row], asked: list[Row], tokenizer: Path) -> Path:
+    """The folder of pairs."""
+    source, held_out = written(out / "learnt.jsonl", rows), written(out / "asked.jsonl", asked)
+    return prepare_pairs(source, out / "blanks", tokenizer=str(tokenizer), held_out=held_out).folder
+
+
+def settings(data: Path, steps: int, seed: int, *, causal: bool = False, init: Path | None = None) -> TrainConfig:
+    """Sequences of several lines, or, with `init`, of at least one with its blank."""
     return TrainConfig(
         network=TransformerConfig(
             vocab=Tokenizer.load(data).vocab, layers=4, heads=4, width=64, causal=causal, neighbours=4
         ),
         data=str(data),
+        init=None if init is None else str(init),
+        packed=init is not None,
         objective=NextToken() if causal else AnyOrder(importance=0.5),
-        length=2 * (2 * LONGEST + 4 + ROOM),  # twice a word, its reversal, four marks, and what a blank is longer
-        batch=48,
-        packed=True,
+        length=2 * LONGEST + 2 + 2 * ROOM,
+        batch=64,
         steps=steps,
-        optimiser=Optimiser(rate=5e-3, muon=True),
+        optimiser=Optimiser(rate=5e-3, warmup=steps // 20, muon=True),
         device="cpu",
         seed=seed,
         validate_every=steps,
@@ -98,19 +107,20 @@ def filled(
     ]
 
 
-def ways(mdm: Model, arm: Model, rows: list[Row]) -> dict[str, list[str]]:
+def ways(text: Model, blanks: Model, arm: Model, rows: list[Row]) -> dict[str, list[str]]:
     """What stands in the blanks, by each way of knowing how long they are."""
     given = [between(row["prompt"], row["suffix"], len(row["response"])) for row in rows]
     ranges = [f"{row['prompt']}{{{{1..{MOST}}}}}{row['suffix']}" for row in rows]
     longest = [between(row["prompt"], row["suffix"], MOST) for row in rows]
     alone = [between(row["prompt"], length=len(row["response"])) for row in rows]
-    by_text = [likely_lengths(mdm, text, draws=8)[0] for text in ranges]
-    by_end = [likely_lengths(mdm, text, by="end")[0] for text in ranges]
+    by_text = [likely_lengths(text, each)[0] for each in ranges]
+    by_end = [likely_lengths(blanks, each, by="end")[0] for each in ranges]
     return {
-        "MDM, told how many": filled(mdm, rows, given, Confidence()),
-        "MDM, by the text behind": filled(mdm, rows, by_text, Confidence()),
-        "MDM, by the end token": filled(mdm, rows, by_end, Confidence()),
-        "MDM, up to the first end token": filled(mdm, rows, longest, Confidence(), until_end=True),
+        "MDM, told how many": filled(text, rows, given, Confidence()),
+        "MDM, by the text behind": filled(text, rows, by_text, Confidence()),
+        "fine-tuned, told how many": filled(blanks, rows, given, Confidence()),
+        "fine-tuned, by the end token": filled(blanks, rows, by_end, Confidence()),
+        "fine-tuned, up to the first end token": filled(blanks, rows, longest, Confidence(), until_end=True),
         "ARM, prefix alone, told how many": filled(arm, rows, alone, LeftToRight()),
     }
 
@@ -119,27 +129,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--fine-tuning", type=int, default=1000)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     options = parser.parse_args()
-    rows = blanks()
+    rows, out, steps, later = blanks(), options.out, options.steps, options.fine_tuning
     asked, learnt = rows[:ASKED], rows[ASKED:]
-    both = prepared(options.out, "both", [*map(whole, learnt), *learnt], asked)
-    alone = prepared(options.out, "whole", [whole(row) for row in learnt], [whole(row) for row in asked])
+    text = running_text(out, learnt)
+    pairs = with_blanks(out, learnt, asked, text)
     hits: dict[str, list[list[float]]] = {}
     for seed in options.seeds:
-        ends = f"{options.steps}-{seed}"
-        mdm = unmask.load(train(settings(both, False, options.steps, seed), options.out / f"mdm-{ends}"))
-        arm = unmask.load(train(settings(alone, True, options.steps, seed), options.out / f"arm-{ends}"))
-        for way, texts in ways(mdm, arm, asked).items():
-            right = np.mean([text == row["response"] for text, row in zip(texts, asked, strict=True)])
-            long = np.mean([len(text) == len(row["response"]) for text, row in zip(texts, asked, strict=True)])
+        arm = train(settings(text, steps, seed, causal=True), out / f"arm-{steps}-{seed}")
+        mdm = train(settings(text, steps, seed), out / f"mdm-{steps}-{seed}")
+        tuned = train(settings(pairs, later, seed, init=mdm), out / f"tuned-{steps}-{later}-{seed}")
+        for way, texts in ways(unmask.load(mdm), unmask.load(tuned), unmask.load(arm), asked).items():
+            right = np.mean([each == row["response"] for each, row in zip(texts, asked, strict=True)])
+            long = np.mean([len(each) == len(row["response"]) for each, row in zip(texts, asked, strict=True)])
             hits.setdefault(way, []).append([float(right), float(long)])
-            print(f"seed {seed}: {way:<34} right {right:6.1%}, as long as what is hidden {long:6.1%}", flush=True)
+            print(f"seed {seed}: {way:<38} right {right:6.1%}, as long as what is hidden {long:6.1%}", flush=True)
     if len(options.seeds) > 1:
         for way, values in hits.items():
             mean, error = np.mean(values, 0), np.std(values, 0, ddof=1) / len(values) ** 0.5
             told = (f"{name} {m:6.1%} ± {e:.1%}" for name, m, e in zip(("right", "as long"), mean, error, strict=True))
-            print(f"{way:<34} {', '.join(told)}")
+            print(f"{way:<38} {', '.join(told)}")
 
 
 if __name__ == "__main__":
