@@ -86,8 +86,9 @@ def prepare_pairs(
         "tokenizer": spec.removeprefix("file:"),
         "template": given,
         "reading": asdict(reading),
-        "room": ROOM,
     }
+    if any(isinstance(each, Between | Blanks) for each in chain(*examples.values())):
+        request["room"] = ROOM
     source = given or (template_of(path).source if path.exists() else DEFAULT)
     if (unfit := _answered(out, request, source)) is not None:
         _refuse(read, unfit, allowed)
