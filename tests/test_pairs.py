@@ -87,7 +87,7 @@ def test_an_answer_between_two_texts():
         Reading()({"prompt": "a", "suffix": "c", "response": " "})
 
 
-def test_such_pairs_are_prepared_and_are_no_questions(tmp_path):
+def test_such_pairs_are_prepared_and_are_no_questions(tmp_path, monkeypatch):
     rows = [{"prompt": f"{i} + ", "response": f"{i}", "suffix": f" = {2 * i}"} for i in range(40)]
     source = jsonl(tmp_path / "a.jsonl", rows)
     folder = prepare_pairs(source, tmp_path / "d", tokenizer="characters", validation=0.3).folder
@@ -96,6 +96,11 @@ def test_such_pairs_are_prepared_and_are_no_questions(tmp_path):
     assert Tokenizer.load(folder).decode(first[first != Tokenizer.load(folder).end].tolist()).count("=") == 1
     with pytest.raises(ValueError, match=r"a.jsonl, line 1: .*unmask sample --templates fills blanks"):
         questions_of(source)
+    # where blanks have another room, the folder is another's
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="holds something else"):
+        patch.setattr("unmask.data.pairs.preparing.ROOM", 0)
+        prepare_pairs(source, folder, tokenizer="characters", validation=0.3)
+    assert prepare_pairs(source, folder, tokenizer="characters", validation=0.3).folder == folder
 
 
 def test_each_source_has_a_share_of_its_own(tmp_path):
