@@ -210,7 +210,7 @@ def test_the_variance_of_the_steps_that_are_used():
         (lambda: Caching(factors=()), "factors: give one at least"),
         (lambda: Tradeoff(batch=0), "batch 0: give at least 1"),
         (lambda: Understanding(limit=0), "limit 0: give at least 1"),
-        (lambda: Guidance(limit=3).corpus("tiny", "builtin", Path()), "limit 3: 3 to ask, of which two halves"),
+        (lambda: Guidance(limit=3).corpus("tiny", "builtin", Path()), "limit 3, scale tiny: 3 to ask, of which"),
         (lambda: Temporal(period=0), "period 0: give at least 1"),
         (lambda: Temporal(until="1980"), "until 1980 is no date"),
     ],
