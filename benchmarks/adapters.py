@@ -54,13 +54,13 @@ def main() -> None:
         config = replace(common, lora=rank, optimiser=optimiser, seed=seed)
         run = train(config, options.out / f"{Path(options.init).name}-{options.steps}-{rank}-{rate:g}-{seed}")
         rows = read_lines(run / "metrics.jsonl")
-        row = next(row for row in rows[::-1] if row["kind"] == "validation")
+        row, last = (next(row for row in rows[::-1] if row["kind"] == kind) for kind in ("validation", "train"))
         size = max(file.stat().st_size for file in (run / "checkpoints").rglob("*.safetensors"))
         trained = config.adapters() or sum(weight.numel() for weight in model.network.parameters())
         print(
             f"{f'rank {rank}' if rank else 'all weights'}, rate {rate:g}, seed {seed}: {row['nats_per_token']:.4f} "
             f"± {row['stderr_texts']:.4f} nats a position (maskings ± {row['stderr']:.4f}), {trained:,} parameters "
-            f"trained, {rows[-1]['seconds']:.0f} s, a checkpoint's largest file {size / 1e6:.2f} MB",
+            f"trained, {last['seconds']:.0f} s, a checkpoint's largest file {size / 1e6:.2f} MB",
             flush=True,
         )
 

@@ -118,9 +118,8 @@ def fine_tuned(name: str, model: Model, out: Path, steps: int) -> Model:
     if not rows.exists():
         with atomic(rows) as file:
             file.writelines(json.dumps({"text": each}) + "\n" for each in sentences(held_out=False))
-        (out / "tokenizer").mkdir(exist_ok=True)
-        model.tokenizer.save(out / "tokenizer")
-    data = prepare_pairs(str(rows), out / "data", tokenizer=str(out / "tokenizer" / "tokenizer.json")).folder
+        model.tokenizer.save(out / "tokenizer.json")
+    data = prepare_pairs(str(rows), out / "data", tokenizer=str(out / "tokenizer.json")).folder
     network = model.network.config
     assert isinstance(network, TransformerConfig)
     config = TrainConfig(
@@ -191,6 +190,7 @@ def main() -> None:
     for way, lengths in ways.items():
         told(f"number of tokens {way}", np.abs(lengths - sizes), "off")
         told(f"number of tokens {way}: right", lengths == sizes, "of 1")
+        told(f"number of tokens {way}: mean", lengths, f"tokens, {sizes.mean():.1f} hidden")
     uniform = np.abs(np.arange(1, MOST + 1)[:, None] - sizes).mean(0)
     told("number of tokens drawn uniformly", uniform, f"off; right {1 / MOST:.3f}")
 
