@@ -68,10 +68,9 @@ def test_a_question_of_both_parts_is_refused():
 
 
 def test_a_tradeoff_has_a_row_a_way_with_its_cost():
-    ways = {"echo": [ASKING, Asking(policy=Tweedie(steps=1), block=4), Asking(policy=LeftToRight(), block=4)]}
-    rows = tradeoff_rows({"other": MODEL, "echo": MODEL}, questions("0123456789"), {"other": [ASKING], **ways})
-    assert [row["turn"] for row in rows] == [0, 0, 1, 1, 2, 2]
-    assert {row["policy"] for row in rows[::2]} == {repr(ASKING.policy)}  # who has fewer ways begins anew
-    assert [row["policy"].partition("(")[0] for row in rows[1::2]] == ["Confidence", "Tweedie", "LeftToRight"]
-    assert rows[3]["nfe"] == 1
-    assert all(row["seconds_per_answer"] > 0 and row["questions"] == 10 for row in rows)
+    for policy, nfe in ((Tweedie(steps=1), 1), (LeftToRight(), 4)):
+        ways = {"other": ASKING, "echo": Asking(policy=policy, block=4)}
+        rows = tradeoff_rows({"other": MODEL, "echo": MODEL}, questions("0123456789"), ways)
+        assert [row["policy"] for row in rows] == [repr(ASKING.policy), repr(policy)]
+        assert rows[1]["nfe"] <= nfe
+        assert all(row["seconds_per_answer"] > 0 and row["questions"] == 10 for row in rows)

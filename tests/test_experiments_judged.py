@@ -183,11 +183,10 @@ def test_an_arm_whose_answers_are_empty_is_no_accident(monkeypatch):
     for name, value in (("load_judge", None), ("varied", 3.0)):
         monkeypatch.setattr(f"unmask.experiments.judged.{name}", lambda *_, value=value: value)
     monkeypatch.setattr("unmask.experiments.judged.judged", lambda *given: {**bare, "model": given[5]})
-    ways = {"ARM": [ASKING], "MDM": [ASKING, ASKING]}
     rows = [
         {**row, "together": 1}
         for row in judged_rows(
-            dict.fromkeys(ways, MODEL), questions("01"), ways, "j", print, lambda _, measure: measure()
+            {"ARM": MODEL, "MDM": MODEL}, questions("01"), ASKING, [ASKING] * 2, "j", print, lambda _, each: each()
         )
     ]
     assert [(row["model"], row["turn"]) for row in rows] == [("ARM", 0), ("MDM", 0), ("ARM", 1), ("MDM", 1)]
@@ -243,6 +242,7 @@ def test_a_measurement_goes_on_where_it_was_cut_off(tmp_path: Path, monkeypatch)
         assert any(row.items() <= each.items() for each in found if each.get("turn") == 0 and each.get("judged"))
     for turn in turns:
         for row in kept[turn]:
-            same = [each for each in found if (each.get("turn"), each["model"]) == (row["turn"], row["model"])]
+            number = int(turn.removeprefix("turn-"))
+            same = [each for each in found if (each.get("turn"), each["model"]) == (number, row["model"])]
             assert any(each.get("nfe") == row["nfe"] for each in same if not each.get("judged"))
     assert not parts.exists()

@@ -40,21 +40,16 @@ def by_weight(
 def tradeoff_rows(
     models: Mapping[str, Model],
     questions: Sequence[Question],
-    ways: Mapping[str, Sequence[Asking]],
+    ways: Mapping[str, Asking],
     progress: Callable[[int, int], None] | None = None,
-    first: int = 0,
 ) -> list[Row]:
-    """Exact match against NFE and seconds, of each model in each of its ways: one machine, one run, the same questions.
-
-    Models take turns, one that has fewer ways with them anew, so that the rows of a `turn` (counted from `first` on)
-    are of one time whatever else the machine does. Each is asked a few questions first, so that none of them pays for a
+    """Exact match against NFE and seconds, of each model in its way, one right behind the other: the same questions,
+    and one time, whatever else the machine does. Each is asked a few questions first, so that none of them pays for a
     start.
     """
     rows = []
-    for turn in range(max(map(len, ways.values()))):
-        for name, model in models.items():
-            asking = ways[name][turn % len(ways[name])]
-            for _ in answers(model, questions[: asking.batch], asking):
-                pass
-            rows.append({**measured(model, questions, asking, name, progress), "turn": first + turn})
+    for name, model in models.items():
+        for _ in answers(model, questions[: ways[name].batch], ways[name]):
+            pass
+        rows.append(measured(model, questions, ways[name], name, progress))
     return rows

@@ -29,13 +29,14 @@ PROBABLE = Measure(
 def judged_rows(
     models: Mapping[str, Model],
     questions: Sequence[Question],
-    ways: Mapping[str, Sequence[Asking]],
+    way: Asking,
+    ways: Sequence[Asking],
     judge: str,
     report: Report,
     keep: Keep,
 ) -> list[Row]:
-    """A row a way of answering of the MDM (see `unmask.evaluate.matched.judged`), each with one of the ARM's beside it,
-    which answers again so that both are timed in one `turn`.
+    """A row for each of the MDM's `ways` of answering (see `unmask.evaluate.matched.judged`), each with one of the
+    ARM's `way` beside it, which answers again so that both are timed in one `turn`.
     """
     referee = load_judge(judge)
     target = varied(referee, questions)
@@ -50,12 +51,11 @@ def judged_rows(
             beside = {**arm, "values": {**arm["values"], "seconds": seconds}}
         return [_kept(each) for each in (beside, mdm)]
 
-    (way,) = ways["ARM"]
     (arm,) = keep("judged-arm", lambda: [row("ARM", way)])
     again = replace(way, draw=replace(way.draw, temperature=arm["temperature"]))
     return [
         {"judged": True, "turn": turn, **each}
-        for turn, asking in enumerate(ways["MDM"])
+        for turn, asking in enumerate(ways)
         for each in keep(f"judged-{turn}", partial(pair, asking))
     ]
 

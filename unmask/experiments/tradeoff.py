@@ -116,21 +116,22 @@ class Tradeoff:
         template = load_template(data, Tokenizer.load(data))
         asking = Asking(draw=Draw(0), block=setting.length, seed=seed, batch=self.batch, template=template)
         models = {"ARM": load(folder.with_name(f"arm-{count}-{seed}")), "MDM": load(folder)}
-        ways = {"ARM": [LeftToRight()], "MDM": policies(setting.length)}
-        asked = {name: [replace(asking, policy=policy) for policy in each] for name, each in ways.items()}
-        keep = keeping(self, folder, source)
+        arm, keep = replace(asking, policy=LeftToRight()), keeping(self, folder, source)
+        every, few = (
+            [replace(asking, policy=policy) for policy in policies(setting.length, every=each)] for each in (1, 2)
+        )
 
-        def turns(each: Sequence[Asking], questions: Sequence[Question], first: int = 0) -> list[Row]:
+        def turns(ways: Sequence[Asking], questions: Sequence[Question], first: int = 0) -> list[Row]:
+            """Rows of a `turn` are of one time: the ARM is asked anew beside each way of the MDM."""
             rows = []
-            for turn, asking in enumerate(each, first):
-                pair = {**asked, "MDM": [asking]}
-                rows += keep(f"turn-{turn}", partial(tradeoff_rows, models, questions, pair, told, turn))
+            for turn, way in enumerate(ways, first):
+                pair = partial(tradeoff_rows, models, questions, {"ARM": arm, "MDM": way}, told)
+                rows += [{**row, "turn": turn} for row in keep(f"turn-{turn}", pair)]
             return rows
 
-        rows = turns(asked["MDM"], questions)
-        later = turns(near(rows, asked["MDM"]) * TURNS, questions[-TIMED:], len(asked["MDM"]))
-        few = {**asked, "MDM": [replace(asking, policy=policy) for policy in policies(setting.length, every=2)]}
-        texts = [] if self.judge is None else judged_rows(models, questions, few, self.judge, told, keep)
+        rows = turns(every, questions)
+        later = turns(near(rows, every) * TURNS, questions[-TIMED:], len(every))
+        texts = [] if self.judge is None else judged_rows(models, questions, arm, few, self.judge, told, keep)
         rows = [{**timed(row), "right": packed(row["values"]["right"])} for row in rows]
         return [{"model": "MDM", **cost}, *rows, *map(timed, later), *texts]
 
