@@ -25,7 +25,7 @@ from unmask.checkpoint import Model
 from unmask.data import Tokenizer, prepare, prepare_pairs
 from unmask.data.pairs.encoding import ROOM
 from unmask.draws import keyed_generator
-from unmask.evaluate.infilling import between, likely_lengths
+from unmask.evaluate.infilling import likely_lengths
 from unmask.evaluate.writing import write
 from unmask.files import Row, atomic
 from unmask.objectives import AnyOrder, NextToken
@@ -94,6 +94,11 @@ def settings(data: Path, steps: int, seed: int, *, causal: bool = False, init: P
     )
 
 
+def templates(rows: list[Row], length: str = "") -> list[str]:
+    """Blanks of `length`, else as long as what is hidden."""
+    return [f"{row['prompt']}{{{{{length or len(row['response'])}}}}}{row['suffix']}" for row in rows]
+
+
 def filled(
     model: Model, rows: list[Row], templates: list[str], policy: Policy, *, until_end: bool = False
 ) -> list[str]:
@@ -108,20 +113,22 @@ def filled(
 
 
 def ways(text: Model, blanks: Model, arm: Model, rows: list[Row]) -> dict[str, list[str]]:
-    """What stands in the blanks, by each way of knowing how long they are."""
-    given = [between(row["prompt"], row["suffix"], len(row["response"])) for row in rows]
-    ranges = [f"{row['prompt']}{{{{1..{MOST}}}}}{row['suffix']}" for row in rows]
-    longest = [between(row["prompt"], row["suffix"], MOST) for row in rows]
-    alone = [between(row["prompt"], length=len(row["response"])) for row in rows]
-    by_text = [likely_lengths(text, each)[0] for each in ranges]
-    by_end = [likely_lengths(blanks, each, by="end")[0] for each in ranges]
+    """What stands in the blanks, by each way of knowing how long they are.
+
+    Models of running text see the line's end before: a text that begins without it is taken up in mid-word.
+    """
+    lines = [{**row, "prompt": f"\n{row['prompt']}"} for row in rows]
+    by_text = [likely_lengths(text, each)[0] for each in templates(lines, f"1..{MOST}")]
+    by_end = [likely_lengths(blanks, each, by="end")[0] for each in templates(rows, f"1..{MOST}")]
+    longest = templates(rows, str(MOST))
+    alone = templates([{**line, "suffix": ""} for line in lines])
     return {
-        "MDM, told how many": filled(text, rows, given, Confidence()),
-        "MDM, by the text behind": filled(text, rows, by_text, Confidence()),
-        "fine-tuned, told how many": filled(blanks, rows, given, Confidence()),
+        "MDM, told how many": filled(text, lines, templates(lines), Confidence()),
+        "MDM, by the text behind": filled(text, lines, by_text, Confidence()),
+        "fine-tuned, told how many": filled(blanks, rows, templates(rows), Confidence()),
         "fine-tuned, by the end token": filled(blanks, rows, by_end, Confidence()),
         "fine-tuned, up to the first end token": filled(blanks, rows, longest, Confidence(), until_end=True),
-        "ARM, prefix alone, told how many": filled(arm, rows, alone, LeftToRight()),
+        "ARM, prefix alone, told how many": filled(arm, lines, alone, LeftToRight()),
     }
 
 
