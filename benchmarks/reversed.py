@@ -115,16 +115,19 @@ def filled(
 def ways(text: Model, blanks: Model, arm: Model, rows: list[Row]) -> dict[str, list[str]]:
     """What stands in the blanks, by each way of knowing how long they are.
 
-    Models of running text see the line's end before: a text that begins without it is taken up in mid-word.
+    Models of running text see the line's end before: a text that begins without it is taken up in mid-word, which one
+    way shows.
     """
     lines = [{**row, "prompt": f"\n{row['prompt']}"} for row in rows]
     by_text = [likely_lengths(text, each)[0] for each in templates(lines, f"1..{MOST}")]
+    in_word = [likely_lengths(text, each)[0] for each in templates(rows, f"1..{MOST}")]
     by_end = [likely_lengths(blanks, each, by="end")[0] for each in templates(rows, f"1..{MOST}")]
     longest = templates(rows, str(MOST))
     alone = templates([{**line, "suffix": ""} for line in lines])
     return {
         "MDM, told how many": filled(text, lines, templates(lines), Confidence()),
         "MDM, by the text behind": filled(text, lines, by_text, Confidence()),
+        "MDM, by the text behind, no line before": filled(text, rows, in_word, Confidence()),
         "fine-tuned, told how many": filled(blanks, rows, templates(rows), Confidence()),
         "fine-tuned, by the end token": filled(blanks, rows, by_end, Confidence()),
         "fine-tuned, up to the first end token": filled(blanks, rows, longest, Confidence(), until_end=True),
@@ -152,12 +155,12 @@ def main() -> None:
             right = np.mean([each == row["response"] for each, row in zip(texts, asked, strict=True)])
             long = np.mean([len(each) == len(row["response"]) for each, row in zip(texts, asked, strict=True)])
             hits.setdefault(way, []).append([float(right), float(long)])
-            print(f"seed {seed}: {way:<38} right {right:6.1%}, as long as what is hidden {long:6.1%}", flush=True)
+            print(f"seed {seed}: {way:<39} right {right:6.1%}, as long as what is hidden {long:6.1%}", flush=True)
     if len(options.seeds) > 1:
         for way, values in hits.items():
             mean, error = np.mean(values, 0), np.std(values, 0, ddof=1) / len(values) ** 0.5
             told = (f"{name} {m:6.1%} ± {e:.1%}" for name, m, e in zip(("right", "as long"), mean, error, strict=True))
-            print(f"{way:<38} {', '.join(told)}")
+            print(f"{way:<39} {', '.join(told)}")
 
 
 if __name__ == "__main__":
