@@ -203,11 +203,25 @@ def test_a_file_that_was_cut_off_goes_on(tmp_path):
     assert counts == sorted(counts)
     assert set(counts) >= {5, 6, 7}, "while the group is written, before any answer is there"
     assert done[-1] == (11, 11)
-    assert len(out.read_text().splitlines()) == 11
+    assert [json.loads(line) for line in out.read_text().splitlines()] == again, "in the questions' order"
     with pytest.raises(ValueError, match="another asking"):
         answer_file(net, QUESTIONS, Asking(block=21), out, name="small")
     with pytest.raises(ValueError, match="another model_id"):
         answer_file(net, QUESTIONS, asking, out, name="other")
+
+
+def test_a_file_says_which_answers_are_right(tmp_path):
+    """By the references of now; where there is none, nothing is said of it."""
+    net, asking, out = model(), Asking(block=20), tmp_path / "a.jsonl"
+    text = answer_file(net, QUESTIONS[:3], asking, out, name="small")[0]["choices"][0]["turns"][-1]
+    asked = [replace(question, references=()) for question in QUESTIONS[:3]]
+    for references, right in (((), None), ((text + "?",), False), ((text,), True)):
+        asked[0] = replace(asked[0], references=references, as_text=True)
+        rows = answer_file(net, asked, asking, out, name="small")
+        assert [json.loads(line) for line in out.read_text().splitlines()] == rows
+        assert [(row["reference"], row["right"]) for row in rows] == [
+            (references[0] if references else None, right), (None, None), (None, None)
+        ]  # fmt: skip
 
 
 def test_a_file_of_answers_belongs_to_its_questions_and_weights(tmp_path):

@@ -88,19 +88,24 @@ def test_sample_json_is_one_record_a_line(capsys, checkpoint, tmp_path):
 
 
 def test_template_from_a_file(capsys, checkpoint, tmp_path):
-    (tmp_path / "form.txt").write_text("name: {{3}}, age: {{1..2}}.", encoding="utf-8")
+    (tmp_path / "form.txt").write_text("name: {{3}}, age: {{1..2}}.\n", encoding="utf-8")
     main(["sample", "--checkpoint", str(checkpoint), "--template", f"@{tmp_path / 'form.txt'}", "--json"])
     record = json.loads(capsys.readouterr().out)
     assert record["text"].startswith("name: ")
+    assert record["text"].endswith("."), "the end of the file's last line is no text"
     assert 4 <= record["nfe"] <= 5
 
 
 def test_likely_lengths_and_the_end_token(capsys, checkpoint):
-    """Blanks settled by the end token hold none, unless that is asked for."""
-    words = ["sample", "--checkpoint", str(checkpoint), "--template", "a{{2..4}}b", "--json", "--likely-lengths"]
+    """Blanks settled by the end token hold none, unless that is asked for; what was chosen is said."""
+    words = ["sample", "--checkpoint", str(checkpoint), "--template", "a{{2..4}}bbbbbbbb", "--json", "--likely-lengths"]
     for more, biased in ((["text"], False), (["end"], True), (["end", "--until-end"], False)):
         main([*words, *more])
-        record = json.loads(capsys.readouterr().out)
+        said = capsys.readouterr()
+        record = json.loads(said.out)
+        error = " ± " if more == ["text"] else ""
+        told = rf"a\{{\{{([234])\}}\}}bbbbbbbb: likeliest lengths \(nats\) \d \(\d+\.\d\d{error}.*\), \d .*, \d .*\)$"
+        assert re.search(told, said.err, re.MULTILINE), said.err
         assert ("with a bias on tokens" in record["exact_for"]) == biased
         assert record["nfe"] in (2, 3, 4)
 

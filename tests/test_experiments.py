@@ -15,6 +15,7 @@ import pytest
 
 from unmask.cli.experiment import Experiment as ExperimentCommand
 from unmask.cli.parsing import parse
+from unmask.data import prepare
 from unmask.experiments import (
     Caching,
     Guidance,
@@ -550,10 +551,21 @@ def test_a_published_start_is_found_whatever_its_budgets_digits():
     assert Starting().find(rounded(rows)) == Starting().find(rows)
 
 
-def test_a_dry_run_trains_nothing(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert experiment(Losses(), "tiny", tmp_path, source=str(text), dry_run=True) is None
-    assert not list(tmp_path.rglob("*.safetensors"))
-    assert "10 of 10 runs to do" in capsys.readouterr().err
+@pytest.mark.parametrize(("which", "runs"), [(Losses(), 10), (Caching(), 2), (Starting(shares=(1.0,)), 10)], ids=str)
+def test_a_dry_run_leaves_nothing_and_tells_all_runs(which, runs, text: Path, tmp_path: Path, capsys):
+    """Those that wait for others too: nothing of what is found decides whether they are."""
+    assert experiment(which, "tiny", tmp_path / "out", source=str(text), dry_run=True) is None
+    assert not (tmp_path / "out").exists()
+    assert f"{runs} of {runs} runs to do" in capsys.readouterr().err
+
+
+def test_a_cell_waits_for_what_it_needs(text: Path, tmp_path: Path):
+    which = Caching()
+    data = str(prepare(str(text), tmp_path / "data", tokenizer="characters"))
+    _, mdm = which.plan("tiny", data, [{}])
+    assert mdm.needs == "judge"
+    assert not running._advance(which, "tiny", mdm, tmp_path / "out", str(text))
+    assert not (tmp_path / "out").exists()
 
 
 def _work(text: str, out: str) -> None:

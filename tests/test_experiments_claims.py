@@ -264,10 +264,11 @@ def test_understanding_runs_at_its_tiny_scale(tmp_path: Path):
 def test_budgets_are_equal_with_the_arm_left_out_and_counted():
     """What begins as an ARM waits for it; each has a twin from scratch of its FLOPs, and one of both runs' FLOPs."""
     which = Starting(arm=0.25, shares=(0.25, 0.75), seeds=2)
-    assert {cell.labels["start"] for cell in which.plan("laptop", "x/data", [])} == {ARM, SCRATCH}
-    cells = which.plan("laptop", "x/data", [{"start": ARM, "seed": 1}])
-    begun = [cell for cell in cells if cell.labels["start"] in (SHIFTED, IN_PLACE)]
-    assert [cell.labels["seed"] for cell in begun] == [1, 1, 1]
+    cells = which.plan("laptop", "x/data", [])
+    assert {cell.needs for cell in cells if cell.labels["start"] in (ARM, SCRATCH)} == {None}
+    both = [cell for cell in cells if cell.labels["start"] in (SHIFTED, IN_PLACE)]
+    assert [cell.needs for cell in both] == ["arm-0.25-0"] * 3 + ["arm-0.25-1"] * 3
+    begun = [cell for cell in both if cell.labels["seed"] == 1]
     spent = {
         (cell.labels["start"], cell.labels["share"]): cell.config.cost()["flops_true"]
         for cell in cells

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from unmask.checkpoint import convert, load
+from unmask.cli import main
 from unmask.data import Tokenizer, byte_tokenizer, load_split, prepare_pairs, sequences
 from unmask.data.pairs import (
     CHAT_TEMPLATE,
@@ -656,6 +658,22 @@ def test_the_one_trainer_learns_from_the_same_files(sums, tmp_path, causal, chan
     assert losses[-1] < 0.8 * losses[0]
     assert next(row for row in rows if row["kind"] == "validation")["nats_per_token"] < losses[0]
     assert load(run).causal == causal
+
+
+def test_training_says_what_is_left_out_and_what_it_came_to(sums, tmp_path, capsys):
+    longest = int(load_pairs(sums, "train").lengths.max())
+    many, out = len(load_pairs(sums, "train").lengths), tmp_path / "run"
+    words = "--steps 2 --batch 4 --layers 1 --heads 2 --width 32 --neighbours 1 --device cpu"
+    main(["train", "tiny", "--data", str(sums), "--out", str(out), "--length", str(longest - 1), *words.split()])
+    said = capsys.readouterr().err
+    longer = int((load_pairs(sums, "train").lengths == longest).sum())
+    assert f"{longer} of {many} train examples are longer than {longest - 1} tokens" in said
+    assert f"left out: --length {longest} takes them all" in said
+    number = r"\d\.\d{3}"
+    assert re.search(
+        rf"^step 2: {number} nats/token learnt from, {number} ± {number} held out \(upper bound\)$", said, re.MULTILINE
+    )
+    assert f"next: unmask evaluate answers --checkpoint {out} --questions FILE --out answers.jsonl" in said
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -49,7 +49,7 @@ def different(first: Row, second: Row) -> list[tuple[str, str | None, str | None
 def vacant(folder: Path, *, hidden: bool = False) -> None:
     """Raises ValueError where files of ours would come to lie in a folder among others; `hidden` ones may be there."""
     if folder.is_file() or any(folder.glob("[!.]*" if hidden else "*")):
-        raise ValueError(f"{folder} exists and holds something else: choose another folder or remove it")
+        raise ValueError(f"{folder} exists and holds something else: choose another folder (--out) or remove it")
 
 
 def writable(path: Path | None) -> None:

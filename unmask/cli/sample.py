@@ -14,7 +14,7 @@ from unmask import ranks
 from unmask.checkpoint import Model, Told
 from unmask.cli.policies import Chosen
 from unmask.evaluate import write
-from unmask.evaluate.infilling import By, between, likely_lengths, templates_of
+from unmask.evaluate.infilling import By, Candidate, between, likely_lengths, templates_of
 from unmask.files import Row, writable, write_json
 from unmask.grammar import Form
 from unmask.log import console, progress, say
@@ -42,7 +42,7 @@ class Sample:
     suffix: str = ""
     """Text behind what is written."""
     template: str | None = None
-    """Text with blanks, {{8}} or {{2..12}}; @FILE reads it from a file."""
+    """Text with blanks, {{8}} or {{2..12}}; @FILE reads it from a file, without the end of its last line."""
     templates: Path | None = None
     """A .jsonl with a template each row: {"template": …}, {"text": …}, or {"prompt": …, "suffix": …, "length": …}."""
     likely_lengths: By | None = None
@@ -99,6 +99,8 @@ class Sample:
             if self.likely_lengths == "end" and not self.until_end:
                 bias[model.tokenizer.end] = -math.inf
             asked = [text for text, _ in settled]
+            if self.template is not None:
+                console.print(_told_of(*settled[0]), markup=False, soft_wrap=True)
         canvases = [model.canvas(text, seed=self.seed) for text in asked]
         self._caution(model, canvases)
         constraint = self._constraint(model, canvases)
@@ -177,9 +179,19 @@ class Sample:
         if not path.is_file():
             raise ValueError(f"--template @{path}: no such file")
         try:
-            return path.read_text(encoding="utf-8")
+            return path.read_text(encoding="utf-8").removesuffix("\n")
         except UnicodeDecodeError:
             raise ValueError(f"--template @{path}: not UTF-8; save it as UTF-8") from None
+
+
+def _told_of(text: str, found: Sequence[Sequence[Candidate]]) -> str:
+    """The lengths that were chosen, and the likeliest ones of each blank: a shorter or longer one may be as good."""
+    likeliest = (sorted(candidates, key=lambda each: each.nats)[:3] for candidates in found)
+    shown = (
+        ", ".join(f"{n} ({nats:.2f}{f' ± {stderr:.2f}' if stderr else ''})" for n, nats, stderr in candidates)
+        for candidates in likeliest
+    )
+    return f"{text}: likeliest lengths (nats) {'; '.join(shown)}"
 
 
 def _single(model: Model, text: str) -> int:

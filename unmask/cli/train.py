@@ -13,11 +13,12 @@ from unmask.checkpoint import CONFIG, load, network_config, network_from, same_t
 from unmask.cli.parsing import nearest
 from unmask.cli.recipes import rate_here, row
 from unmask.data import Tokenizer
-from unmask.files import Row, read_json
+from unmask.data.pairs import is_pairs
+from unmask.files import Row, finite, read_json
 from unmask.log import console, say
 from unmask.recipes import RECIPES, on_its_data
 from unmask.report.read import find
-from unmask.report.runs import progress_of
+from unmask.report.runs import Progress, progress_of
 from unmask.train import TrainConfig, ready, train
 from unmask.train.budget import memory, saved, state, steps_for
 from unmask.train.mirror import Mirror
@@ -108,11 +109,27 @@ class Train:
             console.print(f"about {duration(record['seconds'])} on this machine")
             return say(record) if options.json else None
         train(config, out, begun=lambda: tell(config))
-        if options.json and ranks.rank() == 0:
-            return say({"run": str(out), **asdict(progress_of(find([out]).runs[0]))})
+        if ranks.rank():
+            return None
+        done = progress_of(find([out]).runs[0])
+        if options.json:
+            return say({"run": str(out), **asdict(done)})
+        console.print(_came_to(done))
         plain = type(config.network) is TransformerConfig
         us = "unmask" if plain else f"python {sys.argv[0]}"  # the script that has its class
-        console.print(f"next: {us} sample --checkpoint {out}", soft_wrap=True)
+        asks = f"evaluate answers --checkpoint {out} --questions FILE --out answers.jsonl"
+        console.print(f"next: {us} {asks if is_pairs(config.data) else f'sample --checkpoint {out}'}", soft_wrap=True)
+        return None
+
+
+def _came_to(run: Progress) -> str:
+    """The losses at the end, those of training as a mean of the last steps."""
+    said = [] if run.loss is None else [f"{run.loss:.3f} nats/token learnt from"]
+    if run.validation is not None:
+        error = finite(run.validation.get("stderr_texts"))
+        held_out = f"{run.validation['nats_per_token']:.3f}" + ("" if error is None else f" ± {error:.3f}")
+        said.append(f"{held_out} held out ({run.validation['bound']})")
+    return f"step {run.step:,}: {', '.join(said)}"
 
 
 def begun(config: TrainConfig, out: Path) -> TrainConfig:

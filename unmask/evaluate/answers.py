@@ -71,7 +71,7 @@ class Asking:
     final: int = 16
     """Tokens of the second pass's answer at most."""
     seed: int = 0
-    batch: int = 16
+    batch: int = field(default=16, repr=False)
     template: Template = field(default_factory=Template)
     form: Form = field(default_factory=Form, repr=False)
     """What an answer must fit; of two passes the second's."""
@@ -141,7 +141,8 @@ def _question(number: int, row: Row) -> Question:
         roles = ("system", "user", "assistant")
         system, asked, answered = (tuple(text for role, text in example.messages if role == who) for who in roles)
         return Question(name, asked, True, answered, as_text=as_text, system="".join(system))
-    raise ValueError("a text without a question, or one behind its answer: unmask sample --templates fills blanks")
+    what = "a text without a question, or one behind its answer"
+    raise ValueError(f"{what}: unmask sample --templates fills blanks, of rows without their answers")
 
 
 def answers(
@@ -306,10 +307,12 @@ def answer_file(
 ) -> list[Row]:
     """Write a .jsonl of answers, a line each, and return it in the questions' order; goes on where it was cut off.
 
-    Raises ValueError where the file holds answers of another model or settings, or to other questions.
+    Once all are there, the file is in that order too, and says of each last answer whether it is right, and the
+    reference, where there is one. Raises ValueError where the file holds answers of another model or settings, or to
+    other questions.
     """
     weights = fingerprint(model.network.state_dict(), repr(model.network.config))
-    asked = " ".join([repr(replace(asking, batch=1)), *map(str, asking.form.given().items())])
+    asked = " ".join([repr(asking), *map(str, asking.form.given().items())])
     law = {"model_id": name, "asking": asked, "weights": weights}
     done: dict[str, Row] = ranks.agreed(lambda: _begun(out, law, questions))
     missing = [i for i, question in enumerate(questions) if str(question.id) not in done]
@@ -322,9 +325,29 @@ def answer_file(
     for i, row in answers(model, questions, asking, missing, told):
         done[str(questions[i].id)] = {**law, **row}
         if ranks.rank() == 0:
+            out.parent.mkdir(parents=True, exist_ok=True)
             with out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(done[str(questions[i].id)], ensure_ascii=False) + "\n")
+                file.write(_line(done[str(questions[i].id)]))
+    done |= {str(question.id): _compared(done.pop(str(question.id)), question) for question in questions}
+    if ranks.rank() == 0:
+        with atomic(out) as file:
+            file.writelines(map(_line, done.values()))
     return [done[str(question.id)] for question in questions]
+
+
+def _line(row: Row) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _compared(record: Row, question: Question) -> Row:
+    """With what the answer should be, and whether it is."""
+    reference = question.reference
+    right = None if reference is None else _right(record, question, reference)
+    return {**record, "reference": reference, "right": right}
+
+
+def _right(record: Row, question: Question, reference: str) -> bool:
+    return same(record["choices"][0]["turns"][-1], reference, as_text=question.as_text)
 
 
 def _digest(question: Question) -> str:
@@ -343,7 +366,7 @@ def _begun(out: Path, law: Row, questions: Sequence[Question]) -> dict[str, Row]
             raise ValueError(f"{out}: question_id {question.id} is another question: choose another file or remove it")
     if out.exists():
         with atomic(out) as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in done.values())
+            file.writelines(map(_line, done.values()))
     return done
 
 
@@ -382,7 +405,7 @@ def exact_match(questions: Sequence[Question], records: Sequence[Row], name: str
     Raises ValueError where a question has no reference.
     """
     right = [
-        same(record["choices"][0]["turns"][-1], reference, as_text=question.as_text)
+        _right(record, question, reference)
         for question, reference, record in zip(questions, references(questions), records, strict=True)
     ]
     share = statistics.fmean(right)

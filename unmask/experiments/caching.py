@@ -50,8 +50,8 @@ class Caching:
         setting = SETTINGS[scale]
         if not rows:
             reference_texts(Path(data), Tokenizer.load(data), count=setting.texts, length=setting.length)
-        cells = [Cell(JUDGE, setting.config(data, NextToken(), seed=1))]
-        return cells + ([Cell("mdm", setting.config(data, AnyOrder(0.5)))] if rows else [])
+        judge = Cell(JUDGE, setting.config(data, NextToken(), seed=1))
+        return [judge, Cell("mdm", setting.config(data, AnyOrder(0.5)), needs=JUDGE)]
 
     def run(self, scale: Scale, cell: Cell, folder: Path, source: str, told: Report) -> list[Row]:
         if cell.name == JUDGE:

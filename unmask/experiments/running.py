@@ -6,6 +6,7 @@ An experiment is data and four pure functions; everything that takes time, or ca
 import math
 import shlex
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -49,6 +50,8 @@ class Cell:
     """What tells its rows apart from those of other cells."""
     diverged: Row | None = None
     """Its one row where training comes to a loss that is no number, which otherwise ends the experiment."""
+    needs: str | None = None
+    """The cell that must be done before this one is begun."""
 
 
 @dataclass(frozen=True)
@@ -135,9 +138,12 @@ def experiment(
 
     Each cell is an ordinary run folder with a result.json of its own. Start the same command in several processes, on
     one machine or on several that share the folder, and each takes the next cell that nobody owns. With `dry_run` the
-    cells are told, with `json` for machines too. Raises ValueError where a run's settings differ from those in its
-    folder, or it was measured in another way than is asked for.
+    cells are told, with `json` for machines too, and no folder is made. Raises ValueError where a run's settings differ
+    from those in its folder, or it was measured in another way than is asked for.
     """
+    if dry_run and not out.exists():
+        with tempfile.TemporaryDirectory() as spare:
+            return experiment(which, scale, Path(spare), source=source, dry_run=True, json=json)
     with _when_free(out, "data"):
         corpus = which.corpus(scale, source, out)
         data = corpus if isinstance(corpus, Path) else prepare(corpus[0], out / "data", tokenizer=corpus[1])
@@ -194,8 +200,10 @@ def _known(which: Experiment, scale: Scale, data: str, out: Path, source: str) -
 
 
 def _advance(which: Experiment, scale: Scale, cell: Cell, out: Path, source: str) -> bool:
-    """Train and measure a cell, unless another process does; whether it was this one."""
+    """Train and measure a cell, unless it waits for another or another process does; whether it was this one."""
     folder = out / cell.name
+    if cell.needs is not None and not (out / cell.needs / RESULT).exists():
+        return False
     with ExitStack() as held:
         try:
             held.enter_context(_hold(out, cell.name))
@@ -247,7 +255,10 @@ def _announce(which: Experiment, scale: Scale, cells: Sequence[Cell], out: Path)
         table.add_row(cell.name, *numbers, power(size["flops_true"]), "done" if _done(cell, out) else "to do")
     console.print(table)
     said = f"{name_of(which)}, {scale}: {len(todo)} of {len(cells)} runs to do, {total:.1e} FLOPs"
-    console.print(said + (f", about {duration(total / rate(todo))} of training on this machine" if total else ""))
+    if total:
+        said += f", about {duration(total / rate(todo))} of training on this machine"
+        said += "; what is measured on them, and runs that follow from it, are not counted"
+    console.print(said, soft_wrap=True)
 
 
 def trained(result: Row) -> str | None:

@@ -48,19 +48,18 @@ class Starting:
         return source, SETTINGS[scale].tokenizer
 
     def plan(self, scale: Scale, data: str, rows: Sequence[Row]) -> list[Cell]:
-        """ARMs and MDMs from scratch, then of each ARM that is there the MDMs that begin as it.
+        """ARMs and MDMs from scratch, then of each ARM the MDMs that begin as it.
 
         An ARM's seed is one of its own: what begins as it meets the texts in another order.
         """
         own = sorted({*self.shares, *(round(self.arm + share, 6) for share in self.shares)})
-        ready = {row["seed"] for row in rows if row["start"] == ARM}
         cells = []
         for seed in range(2 if scale == "tiny" else self.seeds):
             arm = self._cell(scale, data, ARM, self.arm, seed)
             cells += [arm, *(self._cell(scale, data, SCRATCH, share, seed) for share in own)]
-            if seed in ready:
-                begun = [(SHIFTED, share) for share in self.shares] + [(IN_PLACE, min(self.shares))]
-                cells += [self._cell(scale, data, *each, seed, str(Path(data).with_name(arm.name))) for each in begun]
+            begun = [(SHIFTED, share) for share in self.shares] + [(IN_PLACE, min(self.shares))]
+            init = str(Path(data).with_name(arm.name))
+            cells += [replace(self._cell(scale, data, *each, seed, init), needs=arm.name) for each in begun]
         return cells
 
     def _cell(self, scale: Scale, data: str, start: str, share: float, seed: int, init: str | None = None) -> Cell:

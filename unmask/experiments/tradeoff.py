@@ -94,16 +94,15 @@ class Tradeoff:
 
     def plan(self, scale: Scale, data: str, rows: Sequence[Row]) -> list[Cell]:
         """The ARMs, then of each length and seed the MDM, which is measured beside its ARM in one run."""
-        trained = {(row["together"], row["seed"]) for row in rows}
         cells = []
         for kind, objective in reversed(KINDS.items()):
             for count in self.together:
                 folder = Path(data).with_name(f"pairs-{count}")
                 for seed in self.beginning.seeds(scale, self.seeds):
-                    if kind == "ARM" or (count, seed) in trained:
-                        config = sized(folder, SIZES[scale]).config(str(folder), objective, seed=seed)
-                        cell = Cell(f"{kind.lower()}-{count}-{seed}", config, {"together": count, "seed": seed})
-                        cells.append(self.beginning(cell))
+                    config = sized(folder, SIZES[scale]).config(str(folder), objective, seed=seed)
+                    name, labels = f"{kind.lower()}-{count}-{seed}", {"together": count, "seed": seed}
+                    needs = None if kind == "ARM" else f"arm-{count}-{seed}"
+                    cells.append(self.beginning(Cell(name, config, labels, needs=needs)))
         return cells
 
     def run(self, scale: Scale, cell: Cell, folder: Path, source: str, told: Report) -> list[Row]:

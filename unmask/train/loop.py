@@ -123,7 +123,8 @@ def _train(run: "_Run", out: Path) -> Path:
                     run.validate()
                 if saves:
                     run.save()
-                report(run.step, config.steps, f"{run.loss:.3f} nats/token")
+                held_out = f", {run.measured[1]:.3f} held out" if run.measured else ""
+                report(run.step, config.steps, f"{run.loss:.3f} nats/token{held_out}")
                 stopped = ranks.largest(signum() or run.overtime())
             run.save()
     finally:
@@ -173,8 +174,11 @@ class _Run:
         self.device = torch.device(self.config.device)
         for name, side in (("train", self.train), ("validation", self.held_out)):
             if isinstance(side, Pairs) and side.left_out:
-                what = f"{side.left_out:,} {name} examples are longer than {config.length} tokens"
-                console.print(f"{what} and left out: --length says how long they may be")
+                what = (
+                    f"{side.left_out:,} of {len(side.pairs.lengths):,} {name} examples are longer than {config.length}"
+                )
+                most = f"--length {int(side.pairs.lengths.max())} takes them all"
+                console.print(f"{what} tokens and left out: {most}", soft_wrap=True)
         self.absent = tokenizer.begin if config.network.causal else config.network.mask
         self.state = State(self.config, self.device, initial)
         self.step = self.state.restore(checkpoints.checkpoints(out)[0]) if begun else 0
