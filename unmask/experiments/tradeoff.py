@@ -46,7 +46,7 @@ NEAR = 0.05
 TURNS = 10
 TIMED = 256
 """... of so many questions."""
-NATS = "nats a judge's token"
+NATS, SHARE = "nats a judge's token", "exact match (share)"
 RIGHT = Measure(
     "as often right as the ARM (to 2 points)", 0.02,
     lambda way: f"is right in {way.quality.value:.1%} of the second ({way.gained * 100} points against the ARM)",
@@ -177,7 +177,7 @@ class Tradeoff:
     def figure(self, rows: Sequence[Row]) -> Figure:
         panels = [
             (f"{count} at once", name, [way for way in ways if way.together == count])
-            for name, ways in (("exact match (share)", exact_ways(rows)), (NATS, judged_ways(rows)))
+            for name, ways in ((SHARE, exact_ways(rows)), (NATS, judged_ways(rows)))
             for count in dict.fromkeys(way.together for way in ways)
         ]
         figure = Figure(figsize=(8, 3 * len(panels)), layout="constrained")
@@ -195,6 +195,8 @@ class Tradeoff:
                     )  # fmt: skip
                 label = {"nfe": "evaluations an answer", "seconds": "seconds an answer"}[axis]
                 panel.set(xlabel=label, ylabel=name, title=title)
+                if name == SHARE:
+                    panel.set_ylim(0, 1.02)
                 costs = [getattr(way, axis) for way in ways]
                 log_axis(panel.xaxis, "{:.3g}".format, max(costs) / min(costs))
         figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
