@@ -212,7 +212,7 @@ def test_a_file_that_was_cut_off_goes_on(tmp_path):
 
 def test_a_file_says_which_answers_are_right(tmp_path):
     """By the references of now; where there is none, nothing is said of it."""
-    net, asking, out = model(), Asking(block=20), tmp_path / "a.jsonl"
+    net, asking, out = model(), Asking(block=20), tmp_path / "new" / "a.jsonl"
     text = answer_file(net, QUESTIONS[:3], asking, out, name="small")[0]["choices"][0]["turns"][-1]
     asked = [replace(question, references=()) for question in QUESTIONS[:3]]
     for references, right in (((), None), ((text + "?",), False), ((text,), True)):
