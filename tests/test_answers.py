@@ -229,6 +229,7 @@ def test_a_file_of_answers_belongs_to_its_questions_and_weights(tmp_path):
     net, asking, out = model(), Asking(block=20, batch=2), tmp_path / "a.jsonl"
     whole = answer_file(net, QUESTIONS[:3], asking, out, name="small")
     assert answer_file(net, QUESTIONS[:2], replace(asking, batch=7), out, name="small") == whole[:2]
+    assert [json.loads(line)["question_id"] for line in out.read_text().splitlines()] == [0, 1, 2]
     with pytest.raises(ValueError, match="holds answers to other questions: choose another file"):
         answer_file(net, QUESTIONS[5:], asking, out, name="small")
     with pytest.raises(ValueError, match="question_id 1 is another question: choose another file"):

@@ -554,8 +554,11 @@ def test_a_published_start_is_found_whatever_its_budgets_digits():
 @pytest.mark.parametrize(("which", "runs"), [(Losses(), 10), (Caching(), 2), (Starting(shares=(1.0,)), 10)], ids=str)
 def test_a_dry_run_leaves_nothing_and_tells_all_runs(which, runs, text: Path, tmp_path: Path, capsys):
     """Those that wait for others too: nothing of what is found decides whether they are."""
-    assert experiment(which, "tiny", tmp_path / "out", source=str(text), dry_run=True) is None
-    assert not (tmp_path / "out").exists()
+    (tmp_path / "there").mkdir()
+    for out in (tmp_path / "out", tmp_path / "there"):
+        assert experiment(which, "tiny", out, source=str(text), dry_run=True) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    assert not any((tmp_path / "there").iterdir())
     assert f"{runs} of {runs} runs to do" in capsys.readouterr().err
 
 

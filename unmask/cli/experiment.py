@@ -30,7 +30,8 @@ class Experiment:
     """What to train on: the built-in corpus or any source of `unmask prepare`; a file of prompts and answers for claims
     that ask questions."""
     dry_run: bool = False
-    """Say which runs it takes and what they cost, and stop."""
+    """Say which runs it takes and what training them costs, and stop; where no run is there yet, what is prepared to
+    know that is not kept."""
     json: bool = False
     """Print records for machines."""
 

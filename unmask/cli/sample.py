@@ -100,7 +100,7 @@ class Sample:
                 bias[model.tokenizer.end] = -math.inf
             asked = [text for text, _ in settled]
             if self.template is not None:
-                console.print(_told_of(*settled[0]), markup=False, soft_wrap=True)
+                console.print(_told_of(*settled[0], self.likely_lengths), markup=False, soft_wrap=True)
         canvases = [model.canvas(text, seed=self.seed) for text in asked]
         self._caution(model, canvases)
         constraint = self._constraint(model, canvases)
@@ -184,14 +184,15 @@ class Sample:
             raise ValueError(f"--template @{path}: not UTF-8; save it as UTF-8") from None
 
 
-def _told_of(text: str, found: Sequence[Sequence[Candidate]]) -> str:
-    """The lengths that were chosen, and the likeliest ones of each blank: a shorter or longer one may be as good."""
-    likeliest = (sorted(candidates, key=lambda each: each.nats)[:3] for candidates in found)
-    shown = (
-        ", ".join(f"{n} ({nats:.2f}{f' ± {stderr:.2f}' if stderr else ''})" for n, nats, stderr in candidates)
-        for candidates in likeliest
-    )
-    return f"{text}: likeliest lengths (nats) {'; '.join(shown)}"
+def _told_of(text: str, found: Sequence[Sequence[Candidate]], by: By) -> str:
+    """The lengths that were chosen, and the likeliest of each range: others may be as likely."""
+    told = []
+    for candidates in found:
+        best = sorted(candidates, key=lambda each: each.nats)[:3]
+        shown = (f"{n} {nats:.2f}{f' ± {stderr:.2f}' if stderr else ''}" for n, nats, stderr in best)
+        told.append(f"{{{{{candidates[0].length}..{candidates[-1].length}}}}}: {', '.join(shown)}")
+    how = "the median; likeliest, in nats, of" if by == "end" else "likeliest, in nats, of"
+    return f"{text} ({how} {'; '.join(told)})"
 
 
 def _single(model: Model, text: str) -> int:

@@ -1,5 +1,6 @@
 """`unmask train`."""
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
@@ -14,16 +15,16 @@ from unmask.cli.parsing import nearest
 from unmask.cli.recipes import rate_here, row
 from unmask.data import Tokenizer
 from unmask.data.pairs import is_pairs
-from unmask.files import Row, finite, read_json
+from unmask.files import Row, read_json
 from unmask.log import console, say
 from unmask.recipes import RECIPES, on_its_data
-from unmask.report.read import find
-from unmask.report.runs import Progress, progress_of
+from unmask.report.read import Run, find
+from unmask.report.runs import progress_of
 from unmask.train import TrainConfig, ready, train
 from unmask.train.budget import memory, saved, state, steps_for
 from unmask.train.mirror import Mirror
 from unmask.transformer import TransformerConfig
-from unmask.units import duration
+from unmask.units import duration, finite
 
 SHOWN = ("tiny", "tiny-ar", "radd-small", "radd-medium", "smdm-113", "ar-113")
 BUDGETS = ("--steps", "--tokens", "--flops", "--true-flops", "--minutes")
@@ -111,25 +112,28 @@ class Train:
         train(config, out, begun=lambda: tell(config))
         if ranks.rank():
             return None
-        done = progress_of(find([out]).runs[0])
+        done = find([out]).runs[0]
         if options.json:
-            return say({"run": str(out), **asdict(done)})
-        console.print(_came_to(done))
+            return say({"run": str(out), **asdict(progress_of(done))})
+        if (held_out := _came_to(done)) is not None:
+            console.print(held_out)
         plain = type(config.network) is TransformerConfig
         us = "unmask" if plain else f"python {sys.argv[0]}"  # the script that has its class
-        asks = f"evaluate answers --checkpoint {out} --questions FILE --out answers.jsonl"
-        console.print(f"next: {us} {asks if is_pairs(config.data) else f'sample --checkpoint {out}'}", soft_wrap=True)
+        after = f"{us} sample --checkpoint {out}"
+        if is_pairs(config.data):
+            asks = f"{us} evaluate answers --checkpoint {out} --questions FILE --out answers.jsonl"
+            after += f" --template TEXT, or {asks}"
+        console.print(f"next: {after}", soft_wrap=True)
         return None
 
 
-def _came_to(run: Progress) -> str:
-    """The losses at the end, those of training as a mean of the last steps."""
-    said = [] if run.loss is None else [f"{run.loss:.3f} nats/token learnt from"]
-    if run.validation is not None:
-        error = finite(run.validation.get("stderr_texts"))
-        held_out = f"{run.validation['nats_per_token']:.3f}" + ("" if error is None else f" ± {error:.3f}")
-        said.append(f"{held_out} held out ({run.validation['bound']})")
-    return f"step {run.step:,}: {', '.join(said)}"
+def _came_to(run: Run) -> str | None:
+    """The last held-out loss, with both its errors together; None where none was measured."""
+    last = run.validation[-1] if run.validation else {}
+    if (nats := finite(last.get("nats_per_token"))) is None:
+        return None
+    error = math.hypot(*(finite(last.get(name)) or 0.0 for name in ("stderr", "stderr_texts")))
+    return f"held out, step {last['step']:,}: {nats:.3f} ± {error:.3f} nats/token ({last.get('bound')})"
 
 
 def begun(config: TrainConfig, out: Path) -> TrainConfig:

@@ -328,11 +328,12 @@ def answer_file(
             out.parent.mkdir(parents=True, exist_ok=True)
             with out.open("a", encoding="utf-8") as file:
                 file.write(_line(done[str(questions[i].id)]))
-    done |= {str(question.id): _compared(done.pop(str(question.id)), question) for question in questions}
+    asked_of = {str(question.id): _compared(done[str(question.id)], question) for question in questions}
+    done = asked_of | {name: row for name, row in done.items() if name not in asked_of}
     if ranks.rank() == 0:
         with atomic(out) as file:
             file.writelines(map(_line, done.values()))
-    return [done[str(question.id)] for question in questions]
+    return list(asked_of.values())
 
 
 def _line(row: Row) -> str:

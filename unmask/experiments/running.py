@@ -138,26 +138,38 @@ def experiment(
 
     Each cell is an ordinary run folder with a result.json of its own. Start the same command in several processes, on
     one machine or on several that share the folder, and each takes the next cell that nobody owns. With `dry_run` the
-    cells are told, with `json` for machines too, and no folder is made. Raises ValueError where a run's settings differ
-    from those in its folder, or it was measured in another way than is asked for.
+    cells are told, with `json` for machines too, and where nothing is there yet nothing is left. Raises ValueError
+    where a run's settings differ from those in its folder, or it was measured in another way than is asked for.
     """
-    if dry_run and not out.exists():
-        with tempfile.TemporaryDirectory() as spare:
-            return experiment(which, scale, Path(spare), source=source, dry_run=True, json=json)
+    if not dry_run:
+        return _finish(which, scale, out, source)
+    with ExitStack() as spare:
+        if not (out.is_dir() and any(out.iterdir())):
+            out = Path(spare.enter_context(tempfile.TemporaryDirectory()))
+        _, cells, _ = _plan(which, scale, out, source)
+        for cell in cells if json else ():
+            say({"run": cell.name, **_sizes(cell), "done": _done(cell, out)})
+    return None
+
+
+def _plan(which: Experiment, scale: Scale, out: Path, source: str) -> tuple[str, list[Cell], list[Row]]:
+    """Its data, prepared, with what is known of its cells, which are told."""
     with _when_free(out, "data"):
         corpus = which.corpus(scale, source, out)
         data = corpus if isinstance(corpus, Path) else prepare(corpus[0], out / "data", tokenizer=corpus[1])
     cells, rows = _known(which, scale, str(data), out, source)
     _announce(which, scale, cells, out)
-    if dry_run:
-        for cell in cells if json else ():
-            say({"run": cell.name, **_sizes(cell), "done": _done(cell, out)})
-        return None
+    return str(data), cells, rows
+
+
+def _finish(which: Experiment, scale: Scale, out: Path, source: str) -> Path | None:
+    """All that is still to do, as far as no other process does it."""
+    data, cells, rows = _plan(which, scale, out, source)
     while todo := [cell for cell in cells if not _done(cell, out)]:
         if not any(_advance(which, scale, cell, out, source) for cell in todo):
             console.print(f"{len(todo)} cells are other processes' work: run this again when they are done")
             return None
-        cells, rows = _known(which, scale, str(data), out, source)
+        cells, rows = _known(which, scale, data, out, source)
     return _conclude(which, scale, cells, rows, out, source)
 
 
@@ -257,7 +269,7 @@ def _announce(which: Experiment, scale: Scale, cells: Sequence[Cell], out: Path)
     said = f"{name_of(which)}, {scale}: {len(todo)} of {len(cells)} runs to do, {total:.1e} FLOPs"
     if total:
         said += f", about {duration(total / rate(todo))} of training on this machine"
-        said += "; what is measured on them, and runs that follow from it, are not counted"
+        said += "; what is measured on them, and runs that may follow from it, are not counted"
     console.print(said, soft_wrap=True)
 
 
